@@ -1,0 +1,84 @@
+"""Stage two on FERPlus (8 classes), with the paper's hyper-parameters for ViT-B/16 and ViT-L/16, or on a small machine.
+
+  python -m mimic_jax.main --config configs/finetune_ferplus.py:vitb16 --config.data.root=/data/ferplus --config.init=W
+
+W is where the encoder's weights are from: the folder of a `pretrain_imagenet1k` run or a checkpoint in it; '' = scratch
+(then set finetune.optim.layer_decay=1). Paper, ViT-B / ViT-L: 89.74 / 91.14 % overall accuracy; not measured here.
+Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.
+
+  python -m mimic_jax.main --config configs/finetune_ferplus.py:small --config.data.root=/data/ferplus \
+      --config.data.general=/data/some_general_photos
+
+`small` has both stages: pre-trains a small ViT at 48 × 48 on the training faces and general photos, then fine-tunes it.
+Cost and result on two cores: README.md.
+
+A second word picks what the loss is made of: mscl (the paper's, default), ce, ce_two_views, mixed_ce, sscl, scl,
+scl_dominant (mimic_jax/defaults.py METHODS), as in finetune_ferplus.py:vitb16,scl.
+Data: the official layout (FER2013Train/label.csv + PNGs, …) or fer2013.csv with fer2013new.csv.
+"""
+
+from ml_collections import ConfigDict
+
+from mimic_jax import defaults
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  """Returns the config; `variant` is a size and a method, as in 'vitb16,mscl'."""
+  size, method = defaults.words(variant, ('vitb16', 'vitl16', 'small'), tuple(defaults.METHODS))
+  c = defaults.base()
+  f = defaults.mimic()
+  f.data.source = 'ferplus'
+  f.data.root = c.data.get_oneway_ref('root')
+  f.data.cache = True
+  f.head.projection_dim = 512
+  f.eval.splits = 'valid,test'
+  f.eval.without_duplicates = True
+  defaults.use_method(f, method)
+  if size == 'small':
+    _small(c, f)
+    return c
+  c.stages = 'finetune'
+  c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
+  f.init = c.get_ref('init')
+  f.drop_path = {'vitb16': 0.1, 'vitl16': 0.2}[size]
+  c.finetune = f
+  return c
+
+
+def _small(c: ConfigDict, f: ConfigDict) -> None:
+  """A ViT of 1.9 M parameters at 48 × 48, pre-trained on the same faces and on general photos."""
+  c.stages = 'pretrain,finetune'
+  c.data.general = ''  # folder of general photos for pre-training
+  m = c.model
+  m.preset = 'vit_ti16'
+  m.image_size, m.patch_size = 48, 8
+  m.dim, m.depth, m.heads = 192, 4, 6
+  m.dtype = 'float32'
+
+  p = defaults.masked_autoencoding()
+  p.init = c.get_ref('init')
+  p.data.source = 'ferplus,folder'
+  p.data.root = c.data.get_oneway_ref('root') + ',' + c.data.get_oneway_ref('general')
+  p.data.cache = True
+  p.batch_images = 256
+  p.epochs = 20.0
+  p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 96, 2, 4
+  p.augment.scale = (0.4, 1.0)
+  p.optim.blr = 1e-3
+  p.optim.warmup_epochs = 2.0
+  p.eval.splits = 'valid'
+  p.eval.every_epochs = 2.0
+  p.checkpoint.every_epochs = 2.0
+  c.pretrain = p
+
+  f.init = 'pretrain'
+  f.epochs = 12.0
+  f.drop_path = 0.0
+  f.head.projection_dim = 128
+  f.optim.name = 'adamw'
+  f.optim.lr = 1e-3
+  f.optim.weight_decay = 0.05
+  f.optim.layer_decay = 0.75
+  f.optim.warmup_epochs = 1.0
+  f.eval.splits = 'valid'
+  c.finetune = f

@@ -1,0 +1,155 @@
+"""Checkpoints with orbax: the state, and beside it the step, the config and the data's fingerprint, saved as one.
+
+A stage's checkpoints are in <workdir>/<stage>/checkpoints/<step>; `state` holds the arrays as nested dicts, `meta` is
+JSON. Restoring takes the shardings of the state it is given, so a run may go on with other devices than it began on.
+"""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from mimic_jax.errors import UserError
+
+FOLDER = 'checkpoints'
+
+
+def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+  """Returns {'a/b/c': leaf} of a pytree of dicts, tuples and named tuples."""
+  flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {
+    prefix + '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path): leaf
+    for path, leaf in flat
+  }
+
+
+def _manager(
+  folder: epath.Path, *, keep: int | None = None, read_only: bool = False
+) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, read_only=read_only, create=not read_only, enable_async_checkpointing=not read_only
+  )
+  # orbax reports every file it touches at info level and warns of its own defaults; errors are raised in any case.
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  return ocp.CheckpointManager(folder, options=options, item_names=('state', 'meta'))
+
+
+class Checkpoints:
+  """A stage's checkpoints: written in the background, the newest `keep` kept."""
+
+  def __init__(self, stage_folder: epath.Path, keep: int):
+    self.folder = epath.Path(stage_folder).resolve() / FOLDER
+    self._orbax = _manager(self.folder, keep=keep)
+
+  def latest(self) -> int | None:
+    """Returns the newest complete checkpoint's step, None when there is none."""
+    return self._orbax.latest_step()
+
+  def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    """Starts writing; the arrays are copied before this returns, so the state may be donated.
+
+    Args:
+      step: names the checkpoint.
+      state: pytree of jax.Array.
+      meta: JSON-able; the state's shapes are added to it.
+    """
+    if step in self._orbax.all_steps():
+      return
+    meta = {**meta, 'step': step, 'shapes': {k: list(v.shape) for k, v in flatten(state).items()}}
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+    self._orbax.save(step, args=args, force=True)
+
+  def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    """Restores a checkpoint onto the devices.
+
+    Args:
+      step: which.
+      like: pytree of jax.ShapeDtypeStruct with shardings, of the state's structure.
+
+    Returns:
+      The state and the meta data it was saved with.
+
+    Raises:
+      UserError: when it is of another architecture; names the first array that differs.
+    """
+    meta = self._orbax.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+    want = {k: list(v.shape) for k, v in flatten(like).items()}
+    for name in sorted({*want, *meta['shapes']}):
+      if want.get(name) != meta['shapes'].get(name):
+        raise UserError(
+          f"{self.folder}/{step} is of another architecture: '{name}' is {meta['shapes'].get(name, 'absent')} there; "
+          f'expected {want.get(name, "no such array")}'
+        )
+    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
+    args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
+    return self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'], meta
+
+  def wait(self) -> None:
+    """Returns when everything handed to `save` is on disk."""
+    self._orbax.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits for writes under way and lets go of the folder."""
+    self._orbax.wait_until_finished()
+    self._orbax.close()
+
+
+@contextlib.contextmanager
+def opened(stage_folder: epath.Path, keep: int) -> Iterator[Checkpoints]:
+  """Opens a stage's checkpoints and closes them whatever happens, so that a write under way is finished."""
+  checkpoints = Checkpoints(stage_folder, keep)
+  try:
+    yield checkpoints
+  finally:
+    checkpoints.close()
+
+
+def _steps(folder: epath.Path) -> list[int]:
+  if not folder.is_dir():
+    return []
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / 'state').exists())
+
+
+def find(path: epath.Path) -> tuple[epath.Path, int] | None:
+  """Returns the folder of checkpoints and the step that `path` means; None when it holds none.
+
+  Args:
+    path: a run's folder (its last stage that has checkpoints, in the order of its config), a stage's folder, its
+      'checkpoints', or one checkpoint.
+  """
+  path = epath.Path(path).resolve()
+  if path.name.isdigit() and (path / 'state').exists():
+    return path.parent, int(path.name)
+  candidates = [path, path / FOLDER]
+  if (path / 'config.json').exists():
+    stages = json.loads((path / 'config.json').read_text())['stages'].split(',')
+    candidates += [path / stage.strip() / FOLDER for stage in reversed(stages)]
+  for folder in candidates:
+    steps = _steps(folder)
+    if steps:
+      return folder, steps[-1]
+  return None
+
+
+def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
+  """Reads only the arrays whose flat names begin with one of `prefixes`, as NumPy, whatever devices wrote them."""
+  manager = _manager(folder, read_only=True)
+  with contextlib.closing(manager):
+    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+    wanted: dict[str, Any] = {}
+    for name in meta['shapes']:
+      if any(name.startswith(p + '/') for p in prefixes):
+        *parents, leaf = name.split('/')
+        node = wanted
+        for p in parents:
+          node = node.setdefault(p, {})
+        node[leaf] = np.zeros(0)
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    return flatten(manager.restore(step, args=ocp.args.Composite(state=args))['state'])

@@ -1,0 +1,314 @@
+"""Finds, loads, overrides and checks a config; everything wrong with it is one line that names the field."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
+
+from mimic_jax.errors import UserError, nearest, one_of
+
+# What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes.
+RESUMABLE = re.compile(
+  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|prefetch|cache)$|^model\.(scan|remat|attention)$'
+)
+
+# Values that are one of a few words; the field's last two parts (or one) decide.
+CHOICES = {
+  'model.preset': ('vit_ti16', 'vit_s16', 'vit_b16', 'vit_l16', 'vit_h14'),
+  'model.pos_embed': ('sincos2d', 'sincos2d_moco'),
+  'model.dtype': ('bfloat16', 'float32'),
+  'model.attention': ('auto', 'xla', 'cudnn'),
+  'data.on_bad_image': ('error', 'skip'),
+  'data.label_rule': ('majority', 'argmax10', 'argmax8', 'soft', 'soft_argmax10', 'soft_argmax8'),
+  'augment.interpolation': ('bilinear', 'bicubic'),
+  'optim.name': ('adam', 'adamw'),
+  'head.pool': ('gap', 'cls'),
+  'head.projection': ('dense', 'linear', 'none'),
+  'ce.on': ('mixed', 'clean', 'both'),
+  'contrast.labels': ('mixed', 'class', 'instance', 'dominant'),
+  'contrast.distance': ('tv', 'l1', 'l2', 'linf'),
+  'contrast.positives': ('hard', 'soft', 'argmax'),
+  'contrast.anchors': ('mixed', 'clean'),
+  'contrast.candidates': ('mixed', 'all'),
+  'contrast.reduction': ('mean', 'sum', 'mean_with_positives'),
+  'mix.partner': ('shift', 'flip', 'permutation', 'random'),
+  'mix.coefficient': ('batch', 'sample'),
+  'mix.box': ('batch', 'sample'),
+  'mix.cutmix_label': ('area', 'raw'),
+}
+
+# Numbers with bounds: (lowest, highest), both allowed.
+INF = float('inf')
+RANGES = {
+  'batch_images': (1, INF),
+  'epochs': (0, INF),
+  'steps': (0, INF),
+  'views': (1, 2),
+  'drop_path': (0, 0.99),
+  'max_bad_steps': (0, INF),
+  'model.image_size': (1, INF),
+  'mae.mask_ratio': (0.01, 0.99),
+  'data.size': (1, INF),
+  'data.max_pixels': (1, INF),
+  'data.threads': (1, INF),
+  'data.workers': (0, INF),
+  'data.prefetch': (1, INF),
+  'eval.batch_images': (1, INF),
+  'eval.every_epochs': (0, INF),
+  'eval.size': (1, INF),
+  'checkpoint.every_epochs': (0.001, INF),
+  'checkpoint.keep': (1, INF),
+  'optim.lr': (0, INF),
+  'optim.blr': (0, INF),
+  'optim.b1': (0, 0.9999),
+  'optim.b2': (0, 0.999999),
+  'optim.eps': (1e-16, 1),
+  'optim.weight_decay': (0, INF),
+  'optim.layer_decay': (0.01, 1),
+  'optim.warmup_epochs': (0, INF),
+  'optim.min_lr': (0, INF),
+  'optim.clip_norm': (0, INF),
+  'contrast.weight': (0, INF),
+  'contrast.temperature': (1e-4, INF),
+  'contrast.base_temperature': (0, INF),
+  'contrast.threshold': (0, INF),
+  'contrast.feature_margin': (-1, 1),
+  'mix.probability': (0, 1),
+  'mix.switch_probability': (0, 1),
+  'mix.mixup_alpha': (1e-3, INF),
+  'mix.cutmix_alpha': (1e-3, INF),
+  'head.projection_dim': (1, INF),
+  'augment.flip': (0, 1),
+  'log.every': (1, INF),
+  'mesh.fsdp': (1, INF),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """What the command line asked for."""
+
+  config: FrozenConfigDict
+  workdir: str
+
+
+def config_folders() -> list[pathlib.Path]:
+  """Returns where configs are looked for by name: beside the package in a checkout, inside it when installed."""
+  package = pathlib.Path(__file__).parent
+  return [package.parent / 'configs', package / 'configs']
+
+
+def config_names() -> list[str]:
+  """Returns the names of the configs that come with mimic_jax."""
+  files = (f for folder in config_folders() if folder.is_dir() for f in folder.glob('*.py'))
+  return sorted({f.stem for f in files if not f.stem.startswith('_')})
+
+
+def find_config(given: str) -> tuple[pathlib.Path, str]:
+  """Returns the file and the variant that `--config=given` means: 'configs/x.py', 'configs/x.py:small', 'x', 'x:small'.
+
+  Raises:
+    UserError: when there is no such file.
+  """
+  name, _, variant = given.partition(':')
+  path = pathlib.Path(name)
+  if path.is_file():
+    return path.resolve(), variant
+  stem = path.stem if path.suffix == '.py' else path.name
+  for folder in config_folders():
+    if (folder / f'{stem}.py').is_file() and path.parent.name in ('', 'configs'):
+      return folder / f'{stem}.py', variant
+  raise UserError(
+    f"--config: no file '{name}'{nearest(stem, config_names())}; expected a path or one of {', '.join(config_names())}"
+  )
+
+
+def load(path: pathlib.Path, variant: str) -> ConfigDict:
+  """Runs `get_config` of a config file.
+
+  Args:
+    path: the file.
+    variant: what stood behind the colon; passed when not empty.
+
+  Raises:
+    UserError: when the file can't be run or has no `get_config`.
+  """
+  spec = importlib.util.spec_from_file_location(f'mimic_jax_config_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+  except (SyntaxError, ImportError, NameError, AttributeError) as e:
+    raise UserError(f'{path}: {type(e).__name__}: {e}') from e
+  if not hasattr(module, 'get_config'):
+    raise UserError(
+      f'{path}: has no function get_config; expected one that returns an ml_collections.ConfigDict'
+    )
+  config = module.get_config(variant) if variant else module.get_config()
+  if not config.get('name'):
+    config.name = f'{path.stem}_{variant}' if variant else path.stem
+  return config
+
+
+def fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  """Yields (dotted name, value) of every field, sorted by name."""
+  for key in sorted(config):
+    value = config[key]
+    if isinstance(value, (ConfigDict, FrozenConfigDict, dict)):
+      yield from fields(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+  """Returns the fields that differ between two configs and must not when a run is resumed, as 'field: old → new'."""
+  a, b = dict(fields(old)), dict(fields(new))
+
+  def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+  return [
+    f'{name}: {plain(a.get(name, "(absent)"))} → {plain(b.get(name, "(absent)"))}'
+    for name in sorted({*a, *b})
+    if not RESUMABLE.search(name) and plain(a.get(name)) != plain(b.get(name))
+  ]
+
+
+def stages(config: Mapping[str, Any]) -> list[str]:
+  """Returns the names of the stages to run, in order.
+
+  Raises:
+    UserError: when none is named, or one has no section.
+  """
+  names = [s.strip() for s in config['stages'].split(',') if s.strip()]
+  sections = [k for k, v in config.items() if hasattr(v, 'get') and 'objective' in v]
+  if not names:
+    raise UserError(f"config.stages is ''; expected one or more of {', '.join(sections)}, comma-separated")
+  for name in names:
+    one_of('config.stages', name, sections)
+  return names
+
+
+def check(config: Mapping[str, Any]) -> None:
+  """Checks every value that can be judged without looking at data or devices.
+
+  Raises:
+    UserError: naming the first field that is wrong and what was expected.
+  """
+  for name, value in fields(config):
+    last_two = '.'.join(name.split('.')[-2:])
+    last = name.rsplit('.', 1)[-1]
+    if last_two in CHOICES:
+      one_of(f'config.{name}', value, CHOICES[last_two])
+    for key in (last_two, last):
+      if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
+        low, high = RANGES[key]
+        expected = f'at least {low}' if high == INF else f'from {low} to {high}'
+        raise UserError(f'config.{name} is {value}; expected {expected}')
+  for stage in stages(config):
+    s = config[stage]
+    for key in ('scale', 'ratio'):
+      pair = s['augment'][key]
+      if len(pair) != 2 or not 0 < pair[0] <= pair[1] or (key == 'scale' and pair[1] > 1):
+        raise UserError(
+          f'config.{stage}.augment.{key} is {tuple(pair)}; expected (low, high) with 0 < low ≤ high'
+          + (' ≤ 1' if key == 'scale' else '')
+        )
+
+
+def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
+  """Raises UserError when `--config.a.b=…` names a field that the config does not have."""
+  known = [name for name, _ in fields(config)]
+  for arg in argv:
+    match = re.match(r'--?config\.([^=]+)(=.*)?$', arg)
+    if not match:
+      continue
+    name = match[1]
+    node = config
+    for i, part in enumerate(name.split('.')):
+      if not isinstance(node, ConfigDict) or part not in node:
+        where = '.'.join(name.split('.')[:i])
+        here = list(node.keys()) if isinstance(node, ConfigDict) else []
+        same_leaf = [k for k in known if k.rsplit('.', 1)[-1] == name.rsplit('.', 1)[-1]]
+        hint = nearest(part, here) or (
+          f" (did you mean '{same_leaf[0]}'?)" if same_leaf else nearest(name, known)
+        )
+        raise UserError(
+          f"--config.{name}: there is no field '{part}' in config{'.' + where if where else ''}{hint}; "
+          f'its fields: {", ".join(sorted(here)) or "none, it is a value"}'
+        )
+      node = node[part]
+
+
+def parse(argv: Sequence[str]) -> Command:
+  """Reads the command line of `mimic_jax.main`.
+
+  Args:
+    argv: as sys.argv, the program's name first.
+
+  Returns:
+    The config with its overrides, frozen and checked, and the working folder.
+
+  Raises:
+    UserError: for everything that is wrong with either.
+  """
+  argv = list(argv)
+  given = [i for i, a in enumerate(argv) if re.match(r'--?config(=.*)?$', a)]
+  helping = any(re.match(r'--?help(full|short|xml)?$', a) for a in argv)
+  if not given and not helping:
+    raise UserError(f'--config is missing; expected a config file or one of {", ".join(config_names())}')
+  if given:
+    i = given[-1]
+    value = argv[i].partition('=')[2] if '=' in argv[i] else ''.join(argv[i + 1 : i + 2])
+    path, variant = find_config(value)
+    base = load(path, variant)
+    _check_overrides(argv, base)
+    argv[i : i + (1 if '=' in argv[i] else 2)] = [
+      '--config=' + str(path) + (f':{variant}' if variant else '')
+    ]
+  values = flags.FlagValues()
+  holder = config_flags.DEFINE_config_file(
+    'config', None, 'Config file or name, with :variant.', flag_values=values
+  )
+  flags.DEFINE_string('workdir', '', 'Folder of the run; default runs/<config name>.', flag_values=values)
+  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')
+  try:
+    rest = values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(_one_line(e)) from e
+  if values.help:
+    print(_usage(), flush=True)
+    sys.exit(0)
+  if len(rest) > 1:
+    raise UserError(
+      f"'{rest[1]}' is not understood; expected flags such as --config, --workdir or --config.field=value"
+    )
+  config = holder.value
+  config.name = config.name or base.name
+  check(config)
+  return Command(FrozenConfigDict(config), values.workdir or f'runs/{config.name}')
+
+
+def _one_line(error: Exception) -> str:
+  text = ' '.join(str(error).split())
+  match = re.match(r'flag --config\.(\S+?)=(.*?): (.*)', text)
+  if match:
+    return f"--config.{match[1]} is '{match[2]}'; expected a value of the field's own type ({match[3]})"
+  match = re.match(r"Unknown command line flag '(.*?)'", text)
+  if match:
+    return f'--{match[1]} is no flag{nearest(match[1], ["config", "workdir", "help"])}; expected --config, --workdir, --config.field=value'
+  return text
+
+
+def _usage() -> str:
+  return (
+    'usage: python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]\n\n'
+    f'CONFIG is a file or one of: {", ".join(config_names())}; NAME:VARIANT picks a variant.\n'
+    'FOLDER holds the run (default runs/<config name>); the same command on it resumes.\n'
+    'Fields and their defaults: mimic_jax/defaults.py.'
+  )

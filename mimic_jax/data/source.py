@@ -1,0 +1,336 @@
+"""What a source of pictures is (DESIGN §3), and what its kinds share: decoding, joining, caching, hashing."""
+
+import contextlib
+import hashlib
+import io
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mimic_jax.errors import UserError
+
+# What Pillow's readers raise on damaged files; FileNotFoundError and UnidentifiedImageError are OSErrors too.
+_READ_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  LookupError,
+  EOFError,
+  ArithmeticError,
+  RuntimeError,
+  struct.error,
+  zlib.error,
+  Image.DecompressionBombError,
+)
+_ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
+
+# `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.
+warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
+
+
+class BadImage(UserError):
+  """A picture that can't be read: `path` names it, `why` says in a few words what is wrong."""
+
+  def __init__(self, path: str, why: str) -> None:
+    super().__init__(str(path), why)  # both arguments, so that it survives pickling
+    self.path = str(path)
+    self.why = why
+
+  def __str__(self) -> str:
+    return f'{self.path}: {self.why}'
+
+
+@runtime_checkable
+class Source(Protocol):
+  """Random access to labelled pictures: picklable and without state.
+
+  A source may also have `open(i) -> PIL.Image.Image`, a picture whose header is read but whose pixels are not, so that
+  no more of a big picture is decoded than its crop needs; and `file_bytes(i) -> bytes` with it, for `Cached`.
+
+  Attributes:
+    class_names: the K classes in the order of the labels; () where there are no labels.
+    image_shape: (H, W, 3) where all pictures have one size, else None.
+  """
+
+  class_names: tuple[str, ...]
+  image_shape: tuple[int, int, int] | None
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    """Returns {'image': uint8 [H, W, 3], 'label': as `label`, 'id': str}; raises BadImage."""
+
+  def id(self, i: int) -> str:
+    """Returns a stable name of the picture, without decoding it."""
+
+  def label(self, i: int) -> int | np.ndarray:
+    """Returns the class 0..K−1 (−1: none) or float32 [K] adding up to 1, without decoding the picture."""
+
+  def content_hash(self, i: int) -> str:
+    """Returns the SHA-256 of the file's bytes or of the drawn pixels; raises nothing for a bad picture."""
+
+  def record(self) -> dict[str, Any]:
+    """Returns what the source is, for a run's record: root, split, label rule, counts, split hash."""
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[None]:
+  """Turns whatever Pillow or the system raises on a file that can't be read into BadImage."""
+  try:
+    yield
+  except FileNotFoundError:
+    raise BadImage(path, 'does not exist') from None
+  except UnidentifiedImageError:
+    raise BadImage(path, 'is not a picture that Pillow can read') from None
+  except _READ_ERRORS as e:
+    why = (str(e).splitlines() or [''])[0] or type(e).__name__
+    raise BadImage(path, f'is damaged or of an unknown kind ({why})') from None
+
+
+def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.Image:
+  """Reads a picture's header only; its pixels are decoded when they are first asked for.
+
+  Args:
+    path: of the file.
+    max_pixels: a picture with more is refused before it is decoded (a decompression bomb).
+    data: the file's bytes, where they are in memory already.
+
+  Raises:
+    BadImage: on a missing, empty or unreadable file, and on one with too many pixels.
+  """
+  with reading(path):
+    size = os.path.getsize(path) if data is None else len(data)
+    if size == 0:
+      raise BadImage(path, 'is empty (0 bytes)')
+    image = Image.open(path if data is None else io.BytesIO(data))
+  width, height = image.size
+  if width * height > max_pixels:
+    image.close()
+    raise BadImage(path, f'has {width}x{height} pixels, more than max_pixels = {max_pixels}')
+  return image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+  """Returns (height, width) as the picture is meant to be seen, from its header."""
+  width, height = image.size
+  return (width, height) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (height, width)
+
+
+def upright(image: Image.Image) -> Image.Image:
+  """Decodes a picture, in any mode, and turns it as its Exif orientation says."""
+  return ImageOps.exif_transpose(image)
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+  """Returns a decoded picture of any mode as RGB with 8 bits.
+
+  Transparent parts show white, as on a page. 16-bit grey is divided by 257, so that white stays white; a wider integer is
+  clipped to 16 bits first. Grey is repeated, palettes and CMYK are converted.
+
+  Raises:
+    ValueError: on floating-point pixels, which have no agreed range, and on modes that Pillow can't convert.
+  """
+  if image.mode == 'RGB' and not image.has_transparency_data:
+    return image
+  if image.mode == 'F':
+    raise ValueError('floating-point pixels have no agreed range')
+  if image.mode == 'I' or image.mode.startswith('I;16'):
+    grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8)).convert('RGB')
+  if image.has_transparency_data:
+    seen = image.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', seen.size, 'white'), seen).convert('RGB')
+  return image.convert('RGB')
+
+
+def decode_image(path: str, max_pixels: int, data: bytes | None = None) -> np.ndarray:
+  """Reads a picture of any size and mode; of several frames the first.
+
+  Args:
+    path, max_pixels, data: as for open_image.
+
+  Returns:
+    uint8 [H, W, 3], upright; see to_rgb.
+
+  Raises:
+    BadImage: on whatever can't be read.
+  """
+  with open_image(path, max_pixels, data) as image, reading(path):
+    return np.array(to_rgb(upright(image)))
+
+
+def file_hash(path: str, name: str) -> str:
+  """Returns the SHA-256 of a file's bytes; of a file that can't be read, a value of its own made from `name`."""
+  try:
+    with open(path, 'rb') as f:
+      return hashlib.file_digest(f, 'sha256').hexdigest()
+  except OSError:
+    return f'unreadable:{name}'
+
+
+def array_hash(picture: np.ndarray) -> str:
+  """Returns the SHA-256 of a decoded picture's shape and pixels."""
+  return hashlib.sha256(repr(picture.shape).encode() + np.ascontiguousarray(picture).tobytes()).hexdigest()
+
+
+def split_hash(ids: Sequence[str], labels: Sequence[int] | np.ndarray) -> str:
+  """Returns the SHA-256 over all (id, label), sorted by id: the same for any order and any place on disk."""
+
+  def line(name: str, label: Any) -> str:
+    soft = np.ndim(label) > 0
+    return f'{name}\t{np.asarray(label, "<f4").tobytes().hex() if soft else int(label)}\n'
+
+  digest = hashlib.sha256()
+  for text in sorted(line(name, label) for name, label in zip(ids, labels, strict=True)):
+    digest.update(text.encode('utf-8', 'surrogateescape'))
+  return digest.hexdigest()
+
+
+def class_counts(classes: np.ndarray, class_names: Sequence[str]) -> dict[str, int]:
+  """Returns the number of pictures of each class from int labels [n]; unlabelled ones (−1) are left out."""
+  counts = np.bincount(classes[classes >= 0], minlength=len(class_names))
+  return {name: int(count) for name, count in zip(class_names, counts)}
+
+
+def duplicates(eval_source: Source, train_source: Source) -> np.ndarray:
+  """Returns bool [len(eval_source)]: which pictures are byte-identical to one of `train_source`."""
+  known = {train_source.content_hash(i) for i in range(len(train_source))}
+  return np.array([eval_source.content_hash(i) in known for i in range(len(eval_source))], bool)
+
+
+def fingerprint(source: Source) -> str:
+  """Returns a short name of the data for checkpoints: it changes when a picture comes, goes or gets another label."""
+  record = source.record()
+  return hashlib.sha256(f'{record["split_hash"]} {record["count"]}'.encode()).hexdigest()[:16]
+
+
+class Concat:
+  """Several sources one after the other, in the order given.
+
+  Where all have the same class names the labels are kept (as distributions, if any source has those), else there are
+  none. Ids get the source's number in front ('1:train/a.png'), since two sources may use the same names.
+  """
+
+  def __init__(self, sources: Sequence[Source]) -> None:
+    self.sources = tuple(sources)
+    self._ends = np.cumsum([len(s) for s in self.sources])
+    shapes = {s.image_shape for s in self.sources}
+    self.image_shape = shapes.pop() if len(shapes) == 1 else None
+    names = {tuple(s.class_names) for s in self.sources}
+    self.class_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
+    self._soft = any(len(s) and np.ndim(s.label(0)) > 0 for s in self.sources)
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def _locate(self, i: int) -> tuple[int, Source, int]:
+    if not 0 <= i < len(self):
+      raise IndexError(i)
+    part = int(np.searchsorted(self._ends, i, side='right'))
+    return part, self.sources[part], i - (int(self._ends[part - 1]) if part else 0)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    _, source, j = self._locate(i)
+    return {'image': source[j]['image'], 'label': self.label(i), 'id': self.id(i)}
+
+  def id(self, i: int) -> str:
+    part, source, j = self._locate(i)
+    return f'{part}:{source.id(j)}'
+
+  def label(self, i: int) -> int | np.ndarray:
+    _, source, j = self._locate(i)
+    label = source.label(j) if self.class_names else -1
+    if self.class_names and self._soft and np.ndim(label) == 0:
+      return np.eye(len(self.class_names), dtype=np.float32)[label]
+    return label
+
+  def content_hash(self, i: int) -> str:
+    _, source, j = self._locate(i)
+    return source.content_hash(j)
+
+  def open(self, i: int) -> Image.Image:
+    _, source, j = self._locate(i)
+    return open_picture(source, j)
+
+  def record(self) -> dict[str, Any]:
+    records = [s.record() for s in self.sources]
+    warned = [w for r in records for w in r.get('warnings', [])]
+    n = len(self)
+    return {
+      'source': ','.join(r['source'] for r in records),
+      'parts': records,
+      'count': n,
+      'class_names': list(self.class_names),
+      'split_hash': split_hash([self.id(i) for i in range(n)], [self.label(i) for i in range(n)]),
+      **({'warnings': warned} if warned else {}),
+    }
+
+
+def open_picture(source: Source, i: int) -> Image.Image:
+  """Returns picture i for lazy reading where the source can do so, else decoded; raises BadImage."""
+  if hasattr(source, 'open'):
+    return source.open(i)
+  return Image.fromarray(source[i]['image'])
+
+
+class Cached:
+  """A source held in memory: what comes out is the same to the bit, bad pictures included.
+
+  Pictures of one size are decoded once into one uint8 array [n, H, W, 3]. Of a source of many sizes that can be read
+  lazily the files' bytes are kept, since a JPEG's crop is decoded at reduced scale and so depends on the crop; of any
+  other the decoded pictures.
+  """
+
+  def __init__(self, source: Source) -> None:
+    self._source = source
+    self.class_names = source.class_names
+    self.image_shape = source.image_shape
+    self._bad: dict[int, BadImage] = {}
+    n = len(source)
+    self._lazy = source.image_shape is None and hasattr(source, 'file_bytes')
+    if source.image_shape is None:
+      self._pictures: Any = [None] * n
+    else:
+      self._pictures = np.zeros((n, *source.image_shape), np.uint8)
+    for i in range(n):
+      try:
+        self._pictures[i] = source.file_bytes(i) if self._lazy else source[i]['image']
+      except BadImage as e:
+        self._bad[i] = e
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def _picture(self, i: int) -> Any:
+    if i in self._bad:
+      raise BadImage(self._bad[i].path, self._bad[i].why)  # anew: a raised one collects tracebacks
+    return self._pictures[i]
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    picture = self._picture(i)
+    if self._lazy:
+      return self._source.read(i, picture)
+    return {'image': picture, 'label': self.label(i), 'id': self.id(i)}
+
+  def open(self, i: int) -> Image.Image:
+    picture = self._picture(i)
+    return self._source.open(i, picture) if self._lazy else Image.fromarray(picture)
+
+  def id(self, i: int) -> str:
+    return self._source.id(i)
+
+  def label(self, i: int) -> int | np.ndarray:
+    return self._source.label(i)
+
+  def content_hash(self, i: int) -> str:
+    return self._source.content_hash(i)
+
+  def record(self) -> dict[str, Any]:
+    return self._source.record()

@@ -1,0 +1,256 @@
+"""Every field of a config with its default, its unit and where it is from. The files in configs/ start here and change a few.
+
+P is the paper (arXiv 2401.07245), MAE is arXiv 2111.06377, [D] marks a reading of ours where P is silent
+(docs/method.md says why). Off is written '' or 0, never None: None can't be overridden on the command line.
+"""
+
+from ml_collections import ConfigDict
+
+from mimic_jax.errors import one_of
+
+
+def base() -> ConfigDict:
+  """Returns what belongs to a run as a whole; `stages` names its stages in order, each a section of its own."""
+  c = ConfigDict()
+  c.name = ''
+  c.seed = 0  # of everything: weights, order of the pictures, crops, masks, mixing
+  c.stages = ''  # sections to run, in order, comma-separated: 'pretrain,finetune'
+  c.init = (
+    ''  # initial weights of the first stage: a run's folder, a checkpoint, a weight file; '' = from scratch
+  )
+  c.data = ConfigDict({'root': ''})  # where the pictures are; several sources: one path each, comma-separated
+  c.model = encoder()
+  c.mesh = ConfigDict()  # how the devices are used; a resumed run may change it
+  c.mesh.data = -1  # devices that split the batch only; -1 = all that are left
+  c.mesh.fsdp = 1  # devices that split batch, parameters and optimiser state
+  c.log = ConfigDict()  # a resumed run may change it
+  c.log.every = 20  # steps between lines of metrics.jsonl
+  c.log.tensorboard = True
+  c.log.progress = True  # the bar on standard error
+  c.log.report_every = 60.0  # seconds between rewrites of report.html at the least
+  return c
+
+
+def encoder() -> ConfigDict:
+  """Returns the encoder's section, shared by all stages of a run so that one can hand its weights to the next."""
+  m = ConfigDict()
+  m.preset = (
+    'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14; the fields below, when not 0, override it
+  )
+  m.image_size = 224  # pixels (P §IV-B)
+  m.patch_size = 0  # pixels
+  m.dim = 0
+  m.depth = 0
+  m.heads = 0
+  m.mlp_ratio = 4.0
+  m.pos_embed = (
+    'sincos2d'  # sincos2d (MAE: first half encodes the column) | sincos2d_moco (first half the row)
+  )
+  m.dtype = 'bfloat16'  # of the arithmetic: bfloat16 | float32; parameters are float32 always
+  m.scan = True  # scan over the stacked blocks (compiles fast) or unroll them (may run faster); same result
+  m.remat = False  # recompute each block in the backward pass: less memory, more time
+  m.attention = 'auto'  # auto | xla | cudnn; auto takes cuDNN on GPUs that run in bfloat16
+  return m
+
+
+def data() -> ConfigDict:
+  """Returns the section of one stage's pictures."""
+  d = ConfigDict()
+  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | ferplus, or several: 'ferplus,folder'
+  d.root = ''  # one path per source, comma-separated
+  d.split = 'train'
+  d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
+  d.size = 2048  # synthetic sources: number of pictures drawn
+  d.draw_size = 64  # synthetic sources: side in pixels
+  d.draw_seed = 0  # synthetic sources: splits of one seed never share a picture
+  d.on_bad_image = 'error'  # error | skip: the deterministic next picture takes its place, skips are counted
+  d.max_pixels = 50_000_000  # a picture with more is refused as bad (a decompression bomb)
+  d.cache = False  # decode everything once into memory: for small sets
+  d.threads = 8  # reader threads
+  d.workers = 0  # reader processes; 0 = threads only
+  d.prefetch = 4  # batches read ahead
+  return d
+
+
+def evaluation() -> ConfigDict:
+  """Returns the section that says what a stage is measured on."""
+  e = ConfigDict()
+  e.splits = 'valid'  # comma-separated; '' = no evaluation
+  e.batch_images = 256
+  e.every_epochs = 1.0  # 0 = only at the end; the last epoch's result is the headline whatever this is
+  e.without_duplicates = (
+    False  # also report accuracy without the pictures that are byte-identical to a training one
+  )
+  e.source = ''  # '' = the same source as data.source (only its first, where there are several)
+  e.root = ''
+  e.size = 512  # synthetic sources: number of pictures drawn for each split
+  return e
+
+
+def optimiser() -> ConfigDict:
+  """Returns the optimiser's section with the fine-tuning defaults (P §IV-B)."""
+  o = ConfigDict()
+  o.name = 'adam'  # adam (weight decay as coupled L2, as torch.optim.Adam does [D]) | adamw (decoupled)
+  o.lr = 1e-4  # peak learning rate; not scaled by the batch [D]
+  o.blr = 0.0  # when not 0: lr = blr · batch_images / 256 (MAE)
+  o.b1 = 0.9
+  o.b2 = 0.999
+  o.eps = 1e-8
+  o.weight_decay = 5e-4  # none on biases, norms, class and mask tokens, position embeddings [D]
+  o.layer_decay = (
+    0.65  # lr of block i is lr · layer_decay^(depth − i); 1 = off, right when training from scratch [D]
+  )
+  o.warmup_epochs = 5.0  # linear from 0; a tenth of the epochs [D]
+  o.min_lr = 1e-6  # end of the cosine [D]
+  o.clip_norm = 0.0  # global gradient norm; 0 = off
+  return o
+
+
+def checkpoint() -> ConfigDict:
+  """Returns the checkpoint section of a stage; a resumed run may change it."""
+  c = ConfigDict()
+  c.every_epochs = 1.0
+  c.keep = 2
+  return c
+
+
+def stage() -> ConfigDict:
+  """Returns what every stage has, whatever its objective."""
+  s = ConfigDict()
+  s.objective = ''  # a module of mimic_jax/objectives
+  s.init = ''  # an earlier stage's name, a run's folder, a checkpoint, a weight file; '' = from scratch
+  s.epochs = 1.0
+  s.steps = 0  # when not 0: the number of steps, instead of epochs
+  s.batch_images = 64  # images per step over all devices, not crops
+  s.drop_path = 0.0  # of the last block; rises linearly from 0 at the first
+  s.max_bad_steps = 0  # steps with non-finite gradients that are left out before the run stops
+  s.data = data()
+  s.eval = evaluation()
+  s.optim = optimiser()
+  s.checkpoint = checkpoint()
+  s.augment = ConfigDict()
+  s.augment.scale = (0.67, 1.0)  # share of the picture's area (SimMIM's pre-training transform, P's [17])
+  s.augment.ratio = (3 / 4, 4 / 3)  # width to height
+  s.augment.interpolation = 'bilinear'  # bilinear | bicubic
+  s.augment.flip = 0.5  # probability
+  s.augment.mean = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in 0..1
+  s.augment.std = (0.229, 0.224, 0.225)
+  return s
+
+
+def masked_autoencoding() -> ConfigDict:
+  """Returns stage one with MAE's recipe for ImageNet-1K (P §III-A and §IV-B; MAE table 8)."""
+  s = stage()
+  s.objective = 'masked_autoencoding'
+  s.epochs = 1600.0
+  s.batch_images = 4096
+  s.mae = ConfigDict()
+  s.mae.mask_ratio = 0.75
+  s.mae.norm_pix = True  # targets are patches normalised by their own mean and unbiased variance
+  s.mae.decoder_dim = 512
+  s.mae.decoder_depth = 8
+  s.mae.decoder_heads = 16
+  s.augment.scale = (0.2, 1.0)
+  s.augment.interpolation = 'bicubic'
+  s.optim.name = 'adamw'
+  s.optim.lr = 0.0
+  s.optim.blr = 1.5e-4
+  s.optim.b2 = 0.95
+  s.optim.weight_decay = 0.05
+  s.optim.layer_decay = 1.0
+  s.optim.warmup_epochs = 40.0
+  s.optim.min_lr = 0.0
+  s.eval.splits = ''
+  s.checkpoint.every_epochs = 10.0
+  return s
+
+
+def mimic() -> ConfigDict:
+  """Returns stage two: cross-entropy + λ · mix-supervised contrast (P §III-B, eqs. 3–14, algorithm 1; §IV-B)."""
+  s = stage()
+  s.objective = 'mimic'
+  s.epochs = 50.0  # RAF-DB and FERPlus; 10 for AffectNet (P §IV-B)
+  s.batch_images = 64  # 128 crops
+  s.drop_path = 0.1
+  s.views = 2  # crops per image; 1 needs contrast.weight = 0
+  s.head = ConfigDict()
+  s.head.pool = 'gap'  # gap (mean of the patch tokens → fc_norm) | cls (P table IV)
+  s.head.projection = 'dense'  # dense (Linear–ReLU–Linear) | linear | none (P table III)
+  s.head.projection_dim = 128  # 128 for RAF-DB, 512 for FERPlus (P fig. 6)
+  s.ce = ConfigDict()
+  s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
+  s.contrast = ConfigDict()
+  s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
+  s.contrast.labels = (
+    'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max of the mixed label)
+  )
+  s.contrast.temperature = 0.07  # τ
+  s.contrast.base_temperature = (
+    0.0  # when not 0: the loss is multiplied by τ / base_temperature (SupContrast)
+  )
+  s.contrast.threshold = 0.5  # t of eq. 13
+  s.contrast.distance = 'tv'  # tv (½·L1 [D]) | l1 | l2 | linf, between labels
+  s.contrast.positives = (
+    'hard'  # hard (eq. 13) | soft (weight = overlap of the labels) | argmax (same dominant class)
+  )
+  s.contrast.feature_margin = -1.0  # when above −1: positives must also have cosine(z_i, z_a) ≥ this
+  s.contrast.anchors = (
+    'mixed'  # mixed (algorithm 1 line 10) | clean (eqs. 11–13 read literally: a second forward)
+  )
+  s.contrast.candidates = 'mixed'  # mixed (eq. 11) | all (mixed and clean together: a second forward)
+  s.contrast.reduction = (
+    'mean'  # over anchors: mean | sum | mean_with_positives (drops anchors without a positive)
+  )
+  s.mix = ConfigDict()
+  s.mix.probability = 1.0  # that a batch is mixed; 0 = never
+  s.mix.switch_probability = 0.5  # that a mixed batch gets CutMix rather than Mixup
+  s.mix.mixup_alpha = 2.0  # λ ~ Beta(α, α) (P §IV-B: Beta(2, 2))
+  s.mix.cutmix_alpha = 2.0
+  s.mix.partner = (
+    'shift'  # shift [D] | flip (timm's) | permutation (one, for both views) | random (over all 2B)
+  )
+  s.mix.coefficient = 'batch'  # one λ per batch ("we sample a coefficient") | sample
+  s.mix.box = 'batch'  # one CutMix box per batch | sample (its own place each)
+  s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)
+  return s
+
+
+# The fine-tunings that a study of the contrastive loss compares (P table II and method.md §2), as changes to `mimic()`.
+# 'mixed_ce' and 'scl_dominant' are the two controls: the cross-entropy changes, too, when mixing is switched on, and the
+# threshold on mixed labels mostly selects the dominant class.
+METHODS = {
+  'mscl': {},
+  'ce': {'views': 1, 'contrast.weight': 0.0, 'mix.probability': 0.0},
+  'ce_two_views': {'contrast.weight': 0.0, 'mix.probability': 0.0},
+  'mixed_ce': {'contrast.weight': 0.0},
+  'sscl': {'contrast.labels': 'instance', 'mix.probability': 0.0},
+  'scl': {'contrast.labels': 'class', 'mix.probability': 0.0},
+  'scl_dominant': {'contrast.labels': 'dominant'},
+}
+
+
+def use_method(s: ConfigDict, name: str) -> None:
+  """Changes a fine-tuning stage to one of METHODS."""
+  s.update_from_flattened_dict(METHODS[name])
+
+
+def words(variant: str, *groups: tuple[str, ...]) -> list[str]:
+  """Reads a config's variant: words after the colon, comma-separated, at most one of each group.
+
+  Args:
+    variant: what stood behind the colon.
+    groups: the words of each group, its default first.
+
+  Returns:
+    One word per group.
+
+  Raises:
+    UserError: for a word that is in no group.
+  """
+  chosen = [group[0] for group in groups]
+  for word in (w.strip() for w in variant.split(',') if w.strip()):
+    one_of("--config: the variant behind ':'", word, [w for group in groups for w in group])
+    for i, group in enumerate(groups):
+      if word in group:
+        chosen[i] = word
+  return chosen

@@ -1,0 +1,26 @@
+"""The one kind of error that is shown to a user as a single line, without a traceback."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """Something the user gave is wrong. The message names the file, field or value and what was expected."""
+
+
+def nearest(word: str, options: Iterable[str]) -> str:
+  """Returns " (did you mean 'x'?)" for the option most like `word`, or '' when none is near."""
+  close = difflib.get_close_matches(str(word), [str(o) for o in options], n=1, cutoff=0.5)
+  return f" (did you mean '{close[0]}'?)" if close else ''
+
+
+def one_of(field: str, value: str, options: Iterable[str]) -> str:
+  """Returns `value` if it is among `options`.
+
+  Raises:
+    UserError: naming `field`, the value, what was expected and the nearest option.
+  """
+  options = list(options)
+  if value not in options:
+    raise UserError(f"{field} is '{value}'{nearest(value, options)}; expected one of {', '.join(options)}")
+  return value

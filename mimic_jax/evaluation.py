@@ -1,0 +1,139 @@
+"""Exact evaluation: every example once, whatever the batch size and however many devices."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mimic_jax import data, metrics, models, sharding
+from mimic_jax.data import pipeline
+from mimic_jax.data import source as source_lib
+
+
+@dataclasses.dataclass(eq=False)
+class Split:
+  """A split to measure on.
+
+  Attributes:
+    name: 'valid', 'test', …
+    source: its pictures.
+    duplicates: bool [n], pictures that are byte-identical to a training one; None when not asked for.
+  """
+
+  name: str
+  source: Any
+  duplicates: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class Measured:
+  """What a split's evaluation found.
+
+  Attributes:
+    metrics: JSON-able figures.
+    index: int [n], the position of each row in its source, rising; pictures that could not be read are left out.
+    outputs: per example: 'logits' [n, K], 'features' [n, D], 'label' [n] or [n, K], …
+    skipped: pictures that could not be read, by id, and why.
+  """
+
+  metrics: dict[str, Any]
+  index: np.ndarray
+  outputs: dict[str, np.ndarray]
+  skipped: dict[str, str]
+
+
+def splits_of(stage: Mapping[str, Any], train: Any) -> list[Split]:
+  """Builds the splits that a stage's config names.
+
+  Args:
+    stage: a stage's section of the config.
+    train: its training source, to find duplicates of.
+  """
+  names = [s.strip() for s in stage['eval']['splits'].split(',') if s.strip()]
+  kind = stage['eval']['source'] or stage['data']['source'].split(',')[0]
+  root = stage['eval']['root'] or stage['data']['root'].split(',')[0]
+  options = {**stage['data'], 'size': stage['eval']['size']}
+  found = []
+  for name in names:
+    source = data.build(kind.strip(), root.strip(), name, options)
+    same = source_lib.duplicates(source, train) if stage['eval']['without_duplicates'] else None
+    found.append(Split(name, source, same))
+  return found
+
+
+def make_step(objective: Any, template: Any, mesh: Mesh) -> Callable[..., dict[str, Any]]:
+  """Returns the jitted evaluation step (params, rest, batch) → {'sums', 'outputs'}, both on every device whole."""
+
+  def step(params: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    found = objective.evaluate(models.merge(template, params, rest), batch)
+    outputs = {**found['outputs'], **{k: batch[k] for k in ('index', 'mask', 'label')}}
+    return {'sums': found['sums'], 'outputs': outputs}
+
+  return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+def measure(
+  step: Callable[..., dict[str, Any]],
+  params: Any,
+  rest: Any,
+  split: Split,
+  mesh: Mesh,
+  *,
+  class_names: tuple[str, ...],
+  batch_images: int,
+  image_size: int,
+  interpolation: str,
+  on_bad_image: str,
+) -> Measured:
+  """Runs a split through the model.
+
+  Args:
+    step: from `make_step`.
+    params: trained parameters.
+    rest: the model's other state.
+    split: what to measure on.
+    mesh: of the devices.
+    class_names: of the model's outputs.
+    batch_images: images per step over all devices.
+    image_size: side in pixels.
+    interpolation: of the resize.
+    on_bad_image: 'error' or 'skip'.
+
+  Returns:
+    Figures and per-example outputs.
+  """
+  batches = pipeline.eval_batches(
+    split.source,
+    batch_images=batch_images,
+    image_size=image_size,
+    interpolation=interpolation,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    on_bad_image=on_bad_image,
+  )
+  sums: dict[str, float] = {}
+  rows: list[dict[str, np.ndarray]] = []
+  for batch in batches:
+    found = jax.device_get(step(params, rest, sharding.to_devices(batch, mesh)))
+    for name, value in found['sums'].items():
+      sums[name] = sums.get(name, 0.0) + float(value)
+    mask = found['outputs'].pop('mask')
+    rows.append({k: v[mask] for k, v in found['outputs'].items()})
+  outputs = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  order = np.argsort(outputs['index'], kind='stable')
+  outputs = {k: v[order] for k, v in outputs.items()}
+  index = outputs.pop('index')
+  figures: dict[str, Any] = {'loss': sums['loss_sum'] / max(sums['count'], 1), 'count': int(sums['count'])}
+  if 'logits' in outputs:
+    figures |= metrics.classification(outputs['label'], outputs['logits'], class_names)
+    if split.duplicates is not None:
+      keep = ~split.duplicates[index]
+      fresh = metrics.classification(outputs['label'][keep], outputs['logits'][keep], class_names)
+      figures |= {
+        'accuracy_without_duplicates': fresh['accuracy'],
+        'count_without_duplicates': fresh['count'],
+      }
+  return Measured(figures, index, outputs, batches.skipped())

@@ -1,0 +1,205 @@
+"""The losses, as pure functions on arrays: one contrastive loss for eqs. 5, 6 and 11, MAE's and the soft cross-entropy.
+
+P is the paper (arXiv 2401.07245). Everything is computed in float32 whatever comes in, over the global batch, and works
+under jit with the string options static.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mimic_jax import errors
+
+DISTANCES = ('tv', 'l1', 'l2', 'linf')
+POSITIVES = ('hard', 'soft', 'argmax')
+REDUCTIONS = ('mean', 'sum', 'mean_with_positives')
+
+TOLERANCE = 1e-6  # on the threshold: λ = t must count as "at least" whatever the rounding of the labels
+
+
+def _are_ids(y: jax.Array) -> bool:
+  return jnp.issubdtype(y.dtype, jnp.integer)
+
+
+def label_distance(a: jax.Array, b: jax.Array, kind: str) -> jax.Array:
+  """Returns |y_a − y_i| of P eq. 13 for every pair; P leaves the norm open, ours is total variation.
+
+  Args:
+    a: float [A, K] soft labels, or int [A] ids (of classes or of instances).
+    b: float [C, K] or int [C], of the same sort as `a`.
+    kind: 'tv' (half of L1: the share of label mass that differs), 'l1', 'l2' or 'linf'.
+
+  Returns:
+    float32 [A, C]; between ids 0 where they are equal and 1 elsewhere, whatever `kind`.
+
+  Raises:
+    errors.UserError: on another kind.
+    ValueError: if one side is ids and the other soft labels.
+  """
+  errors.one_of('contrast.distance', kind, DISTANCES)
+  if _are_ids(a) != _are_ids(b):
+    raise ValueError(f'labels are {a.dtype} and {b.dtype}: both must be ids or both soft labels')
+  if _are_ids(a):
+    return (a[:, None] != b[None, :]).astype(jnp.float32)
+  # XLA fuses the difference into the reduction: [A, C, K] is never stored.
+  gap = jnp.abs(a.astype(jnp.float32)[:, None, :] - b.astype(jnp.float32)[None, :, :])
+  if kind == 'l2':
+    return jnp.sqrt(jnp.square(gap).sum(axis=-1))
+  if kind == 'linf':
+    return gap.max(axis=-1)
+  return gap.sum(axis=-1) * (0.5 if kind == 'tv' else 1.0)
+
+
+def _dominant(y: jax.Array) -> jax.Array:
+  """Returns the ids [N] themselves, or the arg max of soft labels (ties to the first)."""
+  return y if _are_ids(y) else jnp.argmax(y, axis=-1)
+
+
+def _overlap(a: jax.Array, b: jax.Array) -> jax.Array:
+  """Returns Σ_k min(y_a, y_i) [A, C], 1 for equal labels and 0 for disjoint ones; for ids whether they are equal."""
+  if _are_ids(a):
+    return 1.0 - label_distance(a, b, 'tv')
+  a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+  return jnp.minimum(a[:, None, :], b[None, :, :]).sum(axis=-1)
+
+
+def _positive_weights(
+  anchor_y: jax.Array, contrast_y: jax.Array, threshold: float, distance: str, positives: str
+) -> jax.Array:
+  """Returns float32 [A, C]: how much of a positive each candidate is by its label, self included."""
+  if positives == 'soft':
+    return _overlap(anchor_y, contrast_y)
+  if positives == 'argmax':
+    same = _dominant(anchor_y)[:, None] == _dominant(contrast_y)[None, :]
+    return same.astype(jnp.float32)
+  near = label_distance(anchor_y, contrast_y, distance) <= threshold + TOLERANCE
+  return near.astype(jnp.float32)
+
+
+def _log_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
+  """Returns the log-softmax of each row over its allowed entries; finite everywhere, 0 where not allowed.
+
+  What isn't allowed is replaced before the exponential and again after it, so that no gradient ever meets an infinity,
+  not even in a row that allows nothing.
+  """
+  largest = lax.stop_gradient(jnp.where(allowed, logits, -jnp.inf).max(axis=-1, keepdims=True))
+  shifted = jnp.where(allowed, logits - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
+  total = jnp.where(allowed, jnp.exp(shifted), 0.0).sum(axis=-1, keepdims=True)
+  log_total = jnp.log(jnp.where(allowed.any(axis=-1, keepdims=True), total, 1.0))
+  return jnp.where(allowed, shifted - log_total, 0.0)
+
+
+def contrastive_loss(
+  anchor_z: jax.Array,
+  anchor_y: jax.Array,
+  contrast_z: jax.Array,
+  contrast_y: jax.Array,
+  self_mask: jax.Array,
+  *,
+  temperature: float = 0.07,
+  threshold: float = 0.5,
+  distance: str = 'tv',
+  positives: str = 'hard',
+  feature_margin: float = -1.0,
+  base_temperature: float = 0.0,
+  reduction: str = 'mean',
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Contrasts every anchor with the candidates: P eqs. 5, 6 and 11 by what is given as labels (algorithm 1 line 13).
+
+  For anchor i with positives P(i) and all candidates a but itself:
+
+    ℓ_i = −1/|P(i)| Σ_{p ∈ P(i)} log( exp(z_i·z_p/τ) / Σ_{a ≠ i} exp(z_i·z_a/τ) )
+
+  With instance ids as labels it is L_sscl (eq. 5), with class ids L_scl (eq. 6), with mixed soft labels L_mscl (eq. 11),
+  whose positives have |y_a − y_i| ≤ t (eq. 13). Readings taken where P is silent: the norm is total variation, compared
+  with t + 1e-6; label distance alone decides; the loss is the mean over anchors, without a base temperature; an anchor
+  without a positive adds 0 and stays in the mean.
+
+  Args:
+    anchor_z: float [A, D] unit vectors.
+    anchor_y: float [A, K] soft labels that sum to 1, or int [A] ids.
+    contrast_z: float [C, D] unit vectors.
+    contrast_y: float [C, K] or int [C], of the same sort as `anchor_y`.
+    self_mask: bool [A, C], True where the candidate is the anchor itself: neither positive nor in the denominator.
+    temperature: τ > 0.
+    threshold: t of eq. 13, in units of `distance`; used by 'hard' only.
+    distance: 'tv', 'l1', 'l2' or 'linf'; used by 'hard' only.
+    positives: 'hard' (by threshold), 'soft' (every candidate, weighted by Σ_k min(y_a, y_i) over the sum of these
+      weights) or 'argmax' (same dominant class, ties to the first).
+    feature_margin: when above −1, positives must also have cosine(z_i, z_a) ≥ this (the "r_ab ≈ r_i" of P's cases 1–3).
+    base_temperature: when not 0, the loss is multiplied by τ / base_temperature (SupContrast).
+    reduction: over anchors: 'mean', 'sum', or 'mean_with_positives', the mean of those that have one.
+
+  Returns:
+    The loss, float32 [], and float32 scalars: 'anchors_without_positive' (share of the anchors), 'mean_positives' (per
+    anchor; soft ones count by weight), 'cross_class_positives' (share of the positive pairs, by weight, whose dominant
+    labels differ; 0 when there are none).
+
+  Raises:
+    errors.UserError: on another distance, positives or reduction.
+    ValueError: if one side is ids and the other soft labels.
+  """
+  errors.one_of('contrast.distance', distance, DISTANCES)
+  errors.one_of('contrast.positives', positives, POSITIVES)
+  errors.one_of('contrast.reduction', reduction, REDUCTIONS)
+  candidate = ~self_mask
+  # τ multiplies the rounding of the product by 14: TF32 or bfloat16 passes would show.
+  cosine = jnp.matmul(
+    anchor_z.astype(jnp.float32), contrast_z.astype(jnp.float32).T, precision=lax.Precision.HIGHEST
+  )
+  log_probability = _log_softmax(cosine / temperature, candidate)
+
+  weight = _positive_weights(anchor_y, contrast_y, threshold, distance, positives)
+  weight = lax.stop_gradient(jnp.where(candidate, weight, 0.0))
+  if feature_margin > -1.0:
+    weight = jnp.where(cosine >= feature_margin, weight, 0.0)
+  total = weight.sum(axis=-1)
+  has_positive = total > 0
+  per_anchor = -(weight * log_probability).sum(axis=-1) / jnp.where(has_positive, total, 1.0)
+
+  loss = per_anchor.sum()
+  if reduction == 'mean':
+    loss = loss / per_anchor.size
+  elif reduction == 'mean_with_positives':
+    loss = loss / jnp.maximum(has_positive.sum(), 1)
+  if base_temperature:
+    loss = loss * (temperature / base_temperature)
+
+  crosses = _dominant(anchor_y)[:, None] != _dominant(contrast_y)[None, :]
+  pairs = total.sum()
+  stats = {
+    'anchors_without_positive': 1.0 - has_positive.mean(dtype=jnp.float32),
+    'mean_positives': total.mean(),
+    'cross_class_positives': jnp.where(crosses, weight, 0.0).sum() / jnp.where(pairs > 0, pairs, 1.0),
+  }
+  return loss, stats
+
+
+def masked_mse(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
+  """MAE's loss (P eq. 2, read without its stray minus): squared error per patch, averaged over the removed patches.
+
+  Args:
+    pred: float [B, L, P].
+    target: float [B, L, P].
+    mask: bool or float [B, L], 1 where the patch was removed.
+
+  Returns:
+    float32 []; 0 if nothing was removed.
+  """
+  error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
+  mask = mask.astype(jnp.float32)
+  return (error * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+
+
+def soft_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
+  """Cross-entropy of soft labels, −Σ_k y_k log softmax(logits)_k, averaged over N (algorithm 1 line 12).
+
+  Args:
+    logits: float [N, K].
+    y: float [N, K], rows sum to 1; no smoothing is added.
+
+  Returns:
+    float32 [].
+  """
+  log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  return -(y.astype(jnp.float32) * log_probability).sum(axis=-1).mean()

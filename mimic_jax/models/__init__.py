@@ -1,0 +1,58 @@
+"""Models: the ViT encoder, MAE's decoder, heads; and what turns them into plain dicts of arrays and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mimic_jax import errors
+from mimic_jax.models import vit
+from mimic_jax.models.state import Template, merge, rest_of, split
+
+__all__ = ['Template', 'check_dim', 'encoder_config', 'merge', 'rest_of', 'split']
+
+DTYPES = ('bfloat16', 'float32')
+
+
+def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Config:
+  """Resolves a config's model section: the preset's sizes, overridden by the fields that are not 0.
+
+  Args:
+    model: the fields of defaults.encoder().
+    drop_path: of the last block, in [0, 1).
+
+  Raises:
+    UserError: a value is unknown or the sizes do not fit each other.
+  """
+  preset = errors.one_of('model.preset', model['preset'], vit.PRESETS)
+  names = ('patch_size', 'dim', 'depth', 'heads')
+  sizes = {name: model[name] or default for name, default in zip(names, vit.PRESETS[preset], strict=True)}
+  sizes['image_size'] = model['image_size']
+  for name, value in sizes.items():
+    if value < 1:
+      raise errors.UserError(f'model.{name} is {value}; expected a positive number')
+  if sizes['image_size'] % sizes['patch_size']:
+    raise errors.UserError(
+      f'model.image_size is {sizes["image_size"]}; expected a multiple of the patch size {sizes["patch_size"]}'
+    )
+  check_dim('model.dim', sizes['dim'], 'heads', sizes['heads'])
+  if int(sizes['dim'] * model['mlp_ratio']) < 1:
+    raise errors.UserError(f'model.mlp_ratio is {model["mlp_ratio"]}; expected a positive number, such as 4.0')
+  if not 0.0 <= drop_path < 1.0:
+    raise errors.UserError(f'drop_path is {drop_path}; expected a rate from 0 to below 1')
+  return vit.Config(
+    **sizes,
+    mlp_ratio=model['mlp_ratio'],
+    pos_embed=errors.one_of('model.pos_embed', model['pos_embed'], vit.POS_EMBEDS),
+    dtype=errors.one_of('model.dtype', model['dtype'], DTYPES),
+    scan=model['scan'],
+    remat=model['remat'],
+    attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
+    drop_path=drop_path,
+  )
+
+
+def check_dim(field: str, dim: int, heads_name: str, heads: int) -> None:
+  """Raises a UserError unless `dim` splits evenly over the heads and into the four parts of the sin-cos table."""
+  if dim < 1 or heads < 1 or dim % heads:
+    raise errors.UserError(f'{field} is {dim}; expected a positive multiple of {heads_name}, {heads}')
+  if dim % 4:
+    raise errors.UserError(f'{field} is {dim}; expected a multiple of 4 (sin and cos of row and column)')

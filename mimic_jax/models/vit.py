@@ -1,0 +1,257 @@
+"""The Vision Transformer encoder: patches, fixed sin-cos positions, a stack of pre-norm blocks. Arithmetic only.
+
+The blocks are one module whose parameters carry a leading axis [depth, ...]; they are scanned or unrolled, as an option of
+execution with equal results. Shapes: B images, L patches, N = 1 + L tokens, D width, p patch side.
+Architecture and initialisation are MAE's (arXiv 2111.06377; method.md §1).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+EPSILON = 1e-6  # of every LayerNorm
+TOKEN_STD = 0.02  # of the class and mask tokens at the start
+
+# name: (patch side, width, blocks, heads). MAE's sizes; Ti is DeiT's.
+PRESETS = {
+  'vit_ti16': (16, 192, 12, 3),
+  'vit_s16': (16, 384, 12, 6),
+  'vit_b16': (16, 768, 12, 12),
+  'vit_l16': (16, 1024, 24, 16),
+  'vit_h14': (14, 1280, 32, 16),
+}
+POS_EMBEDS = ('sincos2d', 'sincos2d_moco')
+ATTENTIONS = ('auto', 'xla', 'cudnn')
+
+
+class Config(NamedTuple):
+  """A stack of blocks over the patches of a square image. Hashable; `models.encoder_config` checks the values."""
+
+  image_size: int = 224
+  patch_size: int = 16
+  dim: int = 768
+  depth: int = 12
+  heads: int = 12
+  mlp_ratio: float = 4.0
+  pos_embed: str = 'sincos2d'
+  dtype: str = 'bfloat16'  # of the arithmetic; parameters, LayerNorm and softmax are float32
+  scan: bool = True
+  remat: bool = False
+  attention: str = 'auto'
+  drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+
+  @property
+  def grid(self) -> int:
+    """Patches along one side."""
+    return self.image_size // self.patch_size
+
+
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+  """Cuts images [B, H, W, 3] into patches [B, L, p·p·3], row by row; the values of a patch are ordered (row, column, colour)."""
+  B, H, W, C = images.shape
+  h, w, p = H // patch_size, W // patch_size, patch_size
+  x = images.reshape(B, h, p, w, p, C).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(B, h * w, p * p * C)
+
+
+def unpatchify(patches: jax.Array, patch_size: int, grid: tuple[int, int]) -> jax.Array:
+  """Puts patches [B, h·w, p·p·C] back into images [B, h·p, w·p, C] with `grid` = (h, w); the inverse of `patchify`."""
+  (h, w), p = grid, patch_size
+  x = patches.reshape(patches.shape[0], h, w, p, p, -1).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(patches.shape[0], h * p, w * p, -1)
+
+
+def sincos_2d(dim: int, grid_h: int, grid_w: int, kind: str = 'sincos2d') -> np.ndarray:
+  """Returns the fixed position table, float32 [1 + L, dim]; row 0 (the class token) is zero.
+
+  ω_k = 10000^(−k/(dim/4)); each half of a row is [sin(ω·position), cos(ω·position)]. With 'sincos2d' (MAE) the first half
+  takes the column of the patch and the second its row; with 'sincos2d_moco' (MoCo v3) it is the other way round.
+  """
+  omega = 10000.0 ** -(np.arange(dim // 4, dtype=np.float64) / (dim / 4))
+  row, column = np.meshgrid(np.arange(grid_h), np.arange(grid_w), indexing='ij')
+  first, second = (column, row) if kind == 'sincos2d' else (row, column)
+  angles = [axis.reshape(-1, 1) * omega[None, :] for axis in (first, second)]
+  table = np.concatenate([f(a) for a in angles for f in (np.sin, np.cos)], axis=1)
+  return np.concatenate([np.zeros((1, dim)), table]).astype(np.float32)
+
+
+def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  """Resizes the patch rows of pos_embed [1, 1 + s·s, D] to [1, 1 + h·w, D] with `grid` = (h, w); the class row stays.
+
+  Bicubic without antialiasing, as torch.nn.functional.interpolate(mode='bicubic', align_corners=False) does it, so that
+  converted weights agree.
+  """
+  side = round((pos_embed.shape[1] - 1) ** 0.5)
+  if grid == (side, side):
+    return pos_embed
+  table = pos_embed[:, 1:].reshape(1, side, side, -1)
+  shape = (1, *grid, table.shape[-1])
+  # lowering through jax.image keeps the cubic with a = −0.75 that PyTorch has; 'cubic' would be −0.5.
+  resized = jax.image.resize(table, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=False)
+  return jnp.concatenate([pos_embed[:, :1], resized.reshape(1, grid[0] * grid[1], -1)], axis=1)
+
+
+def linear(in_features: int, out_features: int, dtype: str, rngs: nnx.Rngs) -> nnx.Linear:
+  """Returns a Linear with a Xavier-uniform kernel [in, out] and zero bias (MAE's initialisation)."""
+  init = nnx.initializers.xavier_uniform()
+  return nnx.Linear(in_features, out_features, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
+
+
+def layer_norm(dim: int, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """Returns a LayerNorm over `dim`: statistics in float32, output in `dtype`."""
+  # the fast variance, E[x²] − E[x]², cancels when the mean is large beside the spread.
+  return nnx.LayerNorm(
+    dim, epsilon=EPSILON, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs
+  )
+
+
+def gather_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
+  """Returns tokens `ids` [B, M] of x [B, N, D] as [B, M, D]; the ids must lie within 0..N−1."""
+  return jnp.take_along_axis(x, ids[:, :, None], axis=1, mode='promise_in_bounds')
+
+
+def attention_implementation(choice: str, dtype: str) -> str:
+  """Resolves 'auto' for the default device: cuDNN on NVIDIA GPUs from Ampere on when computing in bfloat16, else XLA."""
+  if choice != 'auto':
+    return choice
+  device = jax.devices()[0]
+  capability = str(getattr(device, 'compute_capability', '')).split('.')[0]
+  flash = device.platform == 'gpu' and capability.isdigit() and int(capability) >= 8
+  return 'cudnn' if flash and dtype == 'bfloat16' else 'xla'
+
+
+class Block(nnx.Module):
+  """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)); GELU is the exact one."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    D, dtype = config.dim, config.dtype
+    hidden = int(D * config.mlp_ratio)
+    self.heads = config.heads
+    self.attention = attention_implementation(config.attention, dtype)
+    self.norm1 = layer_norm(D, dtype, rngs)
+    self.qkv = linear(D, 3 * D, dtype, rngs)
+    self.proj = linear(D, D, dtype, rngs)
+    self.norm2 = layer_norm(D, dtype, rngs)
+    self.fc1 = linear(D, hidden, dtype, rngs)
+    self.fc2 = linear(hidden, D, dtype, rngs)
+
+  def __call__(self, x: jax.Array, path_scale: jax.Array | None = None) -> jax.Array:
+    """Maps tokens [B, N, D] to [B, N, D]; `path_scale` [2, B] multiplies the two residual branches (drop-path)."""
+    B, N, D = x.shape
+    qkv = self.qkv(self.norm1(x)).reshape(B, N, 3, self.heads, D // self.heads)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    attended = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
+    x = x + _scaled(self.proj(attended.reshape(B, N, D)), path_scale, 0)
+    hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
+    return x + _scaled(self.fc2(hidden), path_scale, 1)
+
+
+def _scaled(branch: jax.Array, path_scale: jax.Array | None, i: int) -> jax.Array:
+  return branch if path_scale is None else branch * path_scale[i][:, None, None].astype(branch.dtype)
+
+
+def stacked_blocks(config: Config, rngs: nnx.Rngs) -> Block:
+  """Returns `config.depth` blocks as one module with parameters [depth, ...], each block initialised by its own key."""
+
+  @nnx.vmap
+  def create(key: jax.Array) -> Block:
+    return Block(config, nnx.Rngs(key))
+
+  return create(jax.random.split(rngs.params(), config.depth))
+
+
+def drop_path_scales(key: jax.Array, config: Config, batch: int) -> jax.Array:
+  """Draws the factors of drop-path (stochastic depth), float32 [depth, 2, B]: 0 or 1/(1 − rate), per sample and branch.
+
+  The rate rises linearly from 0 at the first block to `config.drop_path` at the last.
+  """
+  kept = 1.0 - jnp.linspace(0.0, config.drop_path, config.depth)[:, None, None]
+  u = jax.random.uniform(key, (config.depth, 2, batch))
+  return jnp.where(u < kept, 1.0 / kept, 0.0)
+
+
+def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | None = None) -> jax.Array:
+  """Applies stacked `blocks` to tokens [B, N, D]; `key` draws drop-path, None (or a rate of 0) leaves it out."""
+  graphdef, stack = nnx.split(blocks)
+  scales = None if key is None or not config.drop_path else drop_path_scales(key, config, x.shape[0])
+
+  def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
+    parameters, scale = layer
+    return nnx.merge(graphdef, parameters)(x, scale), None
+
+  if config.remat:
+    # inside a scan nothing can be merged across the barrier, so XLA needn't be kept from trying
+    body = jax.checkpoint(body, prevent_cse=not config.scan)
+  if config.scan:
+    return jax.lax.scan(body, x, (stack, scales))[0]
+  for layer in _unstack((stack, scales), config.depth):
+    x, _ = body(x, layer)
+  return x
+
+
+def _unstack(tree: tuple, depth: int) -> list[tuple]:
+  # lax.split's transpose is one concatenation; that of indexing would add `depth` arrays of the full size.
+  parts, structure = jax.tree.flatten(tree)
+  columns = [[a[0] for a in jax.lax.split(part, (1,) * depth)] for part in parts]
+  return [jax.tree.unflatten(structure, layer) for layer in zip(*columns, strict=True)]
+
+
+class Encoder(nnx.Module):
+  """The ViT encoder of MAE: tokens of an image's patches and a class token.
+
+  Parameters: patch_embed (Linear over p·p·3 values), cls_token [1, 1, D], pos_embed [1, 1 + L, D], blocks [depth, ...], norm.
+  """
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    D, p = config.dim, config.patch_size
+    self.config = config
+    self.patch_embed = linear(p * p * 3, D, config.dtype, rngs)
+    self.cls_token = nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, 1, D)))
+    table = sincos_2d(D, config.grid, config.grid, config.pos_embed)
+    self.pos_embed = nnx.Param(jnp.asarray(table[None]))
+    self.blocks = stacked_blocks(config, rngs)
+    self.norm = layer_norm(D, config.dtype, rngs)
+
+  def __call__(
+    self,
+    images: jax.Array,
+    *,
+    key: jax.Array | None = None,
+    keep: jax.Array | None = None,
+    norm: bool = True,
+  ) -> jax.Array:
+    """Encodes images.
+
+    Args:
+      images: float [B, S, S, 3], normalised, with S = config.image_size.
+      key: draws drop-path; None = deterministic.
+      keep: int [B, K] ids of the patches to encode, in this order; None = all. Positions are added before, the class
+        token joins after, as MAE masks.
+      norm: whether the final LayerNorm is applied (global average pooling does without it and has its own).
+
+    Returns:
+      Tokens [B, 1 + L (or K), D] in the compute dtype; token 0 is the class token.
+    """
+    config = self.config
+    patches = patchify(images.astype(config.dtype), config.patch_size)
+    pos_embed = self.pos_embed[...]
+    pos_cls, pos_patch = pos_embed[:, :1], pos_embed[:, 1:]
+    if keep is not None:
+      # a patch's embedding depends on that patch alone: the removed ones need not be embedded
+      patches = gather_tokens(patches, keep)
+      pos_patch = jnp.take(pos_patch[0], keep, axis=0, mode='clip')
+    x = self.patch_embed(patches) + pos_patch.astype(config.dtype)
+    cls = (self.cls_token[...] + pos_cls).astype(config.dtype)
+    x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
+    x = run_blocks(self.blocks, x, config, key)
+    return self.norm(x) if norm else x
+
+
+def parameter_count(create: Callable[[nnx.Rngs], nnx.Module]) -> int:
+  """Counts the parameters of the module that `create` would make, allocating none of them."""
+  state = nnx.state(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param)
+  return sum(leaf.size for leaf in jax.tree.leaves(state))

@@ -1,0 +1,44 @@
+"""What can be learned, one module each. A new objective is a new module with a class `Objective`; nothing else changes.
+
+The contract (`Objective(stage, model, class_names)`; stage and model are sections of the config):
+
+  views: int                                    crops per image
+  pair_loss: bool                               whether the loss compares images, so that a batch must not be cut up
+  init(key) -> nnx.Module                       with `.encoder`, so that one stage can hand over to the next
+  augment(batch, key) -> batch                  {'image': uint8, 'label', 'index'} → 'image': float32 [B, V, S, S, 3]
+  loss(model, batch, key, step, total_steps) -> (float32 [], {name: scalar})
+  evaluate(model, batch) -> {'sums': {name: scalar}, 'outputs': {name: [B, …]}}; batch has 'mask', False on padding
+  trainable(path) -> bool                       whether the parameter at this path of names is trained
+  draw(model, batch, key) -> {name: Drawing}    what the report shows
+
+`augment`, `loss` and `evaluate` are traced inside jax.jit over global, sharded arrays; they see no optimiser, no mesh
+and no file system.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from typing import Any
+
+from mimic_jax.errors import one_of
+
+
+def names() -> list[str]:
+  """Returns the names of all objectives."""
+  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+
+
+def make(stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...], field: str) -> Any:
+  """Returns the objective that `stage.objective` names.
+
+  Args:
+    stage: a stage's section of the config.
+    model: the encoder's section.
+    class_names: of the training source; () when it has no labels.
+    field: the field that holds the name, for the error.
+
+  Raises:
+    UserError: when there is no such objective.
+  """
+  name = one_of(field, stage['objective'], names())
+  return importlib.import_module(f'{__name__}.{name}').Objective(stage, model, class_names)

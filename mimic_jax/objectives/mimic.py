@@ -1,0 +1,253 @@
+"""Stage two: soft cross-entropy + λ · (mix-supervised) contrastive loss (paper §III-B, eqs. 3–14, algorithm 1).
+
+Plain CE, CE on two views, mixed CE without contrast, SCL (eq. 6), self-supervised contrast (eq. 5) and SCL by the
+dominant label of mixed images are settings of this one objective (configs/ shows them); docs/method.md maps the lines.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from flax import nnx
+
+from mimic_jax import augment, losses, mixing, models
+from mimic_jax.errors import UserError
+from mimic_jax.models import heads, vit
+from mimic_jax.report.drawing import Drawing
+
+Batch = dict[str, jax.Array]
+
+
+class Model(nnx.Module):
+  """Encoder with a classifier and, when contrasting, a projection head: r = pool(Enc(x)), Cls(r), z = Proj(r)."""
+
+  def __init__(
+    self,
+    config: vit.Config,
+    *,
+    classes: int,
+    pool: str,
+    projection: str,
+    projection_dim: int,
+    rngs: nnx.Rngs,
+  ):
+    self.encoder = vit.Encoder(config, rngs=rngs)
+    self.pool = pool
+    self.fc_norm = vit.layer_norm(config.dim, 'float32', rngs) if pool == 'gap' else None
+    self.projection = (
+      heads.ProjectionHead(projection, config.dim, projection_dim, rngs=rngs) if projection else None
+    )
+    self.classifier = heads.Classifier(config.dim, classes, rngs=rngs)
+
+  def features(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Returns the pooled representation r, float32 [N, D], of images float32 [N, S, S, 3]; drop-path needs a key."""
+    # Global pooling has a norm of its own; the encoder's is for the class token (method.md §1).
+    tokens = self.encoder(images, key=key, norm=self.pool == 'cls')
+    return heads.pool(tokens.astype(jnp.float32), self.pool, self.fc_norm)
+
+  def embed(self, features: jax.Array) -> jax.Array:
+    """Returns z = Proj(r), L2-normalised, float32 [N, k]."""
+    return heads.l2_normalise(self.projection(features))
+
+
+class Objective:
+  """Cross-entropy and mix-supervised contrast; see mimic_jax/objectives for the contract."""
+
+  def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
+    if not class_names:
+      raise UserError(f'objective mimic needs labels; {stage["data"]["source"]} of this stage has none')
+    self.stage = stage
+    self.class_names = class_names
+    self.config = models.encoder_config(model, stage['drop_path'])
+    self.views = stage['views']
+    self.contrast = dict(stage['contrast'])
+    self.weight = self.contrast.pop('weight')
+    self.pair_loss = self.weight > 0 or stage['mix']['probability'] > 0
+    if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
+      raise UserError(
+        'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
+      )
+    if self.pair_loss and stage['batch_images'] < 2:
+      raise UserError('batch_images is 1; expected at least 2 for mixing or contrast')
+
+  def init(self, key: jax.Array) -> Model:
+    """Returns a fresh model."""
+    head = self.stage['head']
+    return Model(
+      self.config,
+      classes=len(self.class_names),
+      pool=head['pool'],
+      projection=head['projection'] if self.weight > 0 else '',
+      projection_dim=head['projection_dim'],
+      rngs=nnx.Rngs(key),
+    )
+
+  def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    """Two crops per image (P §IV-B), flips, normalisation; labels become distributions.
+
+    Args:
+      batch: 'image' uint8 [B, H, W, 3], or [B, V, S, S, 3] cropped on the host; 'label' int32 [B] or float32 [B, K].
+      key: of this step.
+
+    Returns:
+      'image' float32 [B, V, S, S, 3] and 'label' float32 [B, K].
+    """
+    images = augment.training_views(
+      key, batch['image'], views=self.views, size=self.config.image_size, **self.stage['augment']
+    )
+    return {'image': images, 'label': self._distribution(batch['label'])}
+
+  def loss(
+    self, model: Model, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Algorithm 1: mix, one forward of 2B, CE + λ · L (eq. 14).
+
+    Args:
+      model: of this objective.
+      batch: from `augment`.
+      key: of this step.
+      step: unused, the loss does not change over time.
+      total_steps: unused likewise.
+
+    Returns:
+      The loss, float32 [], and its parts and statistics.
+    """
+    del step, total_steps
+    mix_key, drop_key, clean_key = jax.random.split(key, 3)
+    x, y = batch['image'], batch['label']
+    mixed = mixing.mix(mix_key, x, y, **self.stage['mix'])
+    features = model.features(rearrange(mixed.x, 'b v h w c -> (b v) h w c'), drop_key)
+    mixed_y = rearrange(mixed.y, 'b v k -> (b v) k')
+    clean_y = jnp.repeat(y, self.views, axis=0)
+    clean = None
+    if self._needs_clean:
+      clean = model.features(rearrange(x, 'b v h w c -> (b v) h w c'), clean_key)
+
+    ce, logits = self._cross_entropy(model, features, mixed_y, clean, clean_y)
+    right = jnp.argmax(logits, axis=-1) == jnp.argmax(mixed_y, axis=-1)
+    metrics = {'ce': ce, 'accuracy': jnp.mean(right.astype(jnp.float32))}
+    if self.stage['mix']['probability'] > 0:
+      metrics['same_crop_pairs'] = mixed.same_crop_pairs
+    if self.weight <= 0:
+      return ce, metrics
+    contrast, stats = self._contrast(model, features, mixed_y, clean, clean_y)
+    return ce + self.weight * contrast, {**metrics, 'contrast': contrast, **stats}
+
+  @property
+  def _needs_clean(self) -> bool:
+    contrast = self.weight > 0 and (
+      self.contrast['anchors'] == 'clean' or self.contrast['candidates'] == 'all'
+    )
+    return self.stage['mix']['probability'] > 0 and (contrast or self.stage['ce']['on'] != 'mixed')
+
+  def _distribution(self, label: jax.Array) -> jax.Array:
+    if label.ndim == 2:
+      return label.astype(jnp.float32)
+    return jax.nn.one_hot(label, len(self.class_names), dtype=jnp.float32)
+
+  def _cross_entropy(
+    self, model: Model, mixed: jax.Array, mixed_y: jax.Array, clean: jax.Array | None, clean_y: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the cross-entropy and the logits of the mixed samples (algorithm 1 line 12)."""
+    logits = model.classifier(mixed)
+    ce = losses.soft_cross_entropy(logits, mixed_y)
+    if clean is None or self.stage['ce']['on'] == 'mixed':
+      return ce, logits
+    on_clean = losses.soft_cross_entropy(model.classifier(clean), clean_y)
+    return (on_clean if self.stage['ce']['on'] == 'clean' else 0.5 * (ce + on_clean)), logits
+
+  def _contrast(
+    self, model: Model, mixed: jax.Array, mixed_y: jax.Array, clean: jax.Array | None, clean_y: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Chooses anchors, candidates and labels for the one contrastive function (eqs. 5, 6, 11)."""
+    options = dict(self.contrast)
+    kind, anchors, candidates = (options.pop(k) for k in ('labels', 'anchors', 'candidates'))
+    n = mixed.shape[0]
+    mixed_y, clean_y = self._contrast_labels(kind, mixed_y, clean_y)
+    mixed_z = model.embed(mixed)
+    clean_z = model.embed(clean) if clean is not None else mixed_z
+    anchor_z, anchor_y = (mixed_z, mixed_y) if anchors == 'mixed' else (clean_z, clean_y)
+    own = jnp.eye(n, dtype=bool)
+    if candidates == 'mixed' or clean is None:
+      return losses.contrastive_loss(anchor_z, anchor_y, mixed_z, mixed_y, own, **options)
+    # Neither form of a sample may stand among its own candidates: the two share their pixels.
+    return losses.contrastive_loss(
+      anchor_z,
+      anchor_y,
+      jnp.concatenate([mixed_z, clean_z]),
+      jnp.concatenate([mixed_y, clean_y]),
+      jnp.concatenate([own, own], axis=1),
+      **options,
+    )
+
+  def _contrast_labels(
+    self, kind: str, mixed_y: jax.Array, clean_y: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the labels by which positives of (mixed, clean) samples are chosen: ỹ, y, arg max ỹ or instance ids."""
+    if kind == 'mixed':
+      return mixed_y, clean_y
+    if kind == 'class':
+      return clean_y, clean_y
+    if kind == 'dominant':
+      return jnp.argmax(mixed_y, axis=-1), jnp.argmax(clean_y, axis=-1)
+    ids = jnp.arange(clean_y.shape[0]) // self.views
+    return ids, ids
+
+  def evaluate(self, model: Model, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+    """Returns sums over the unmasked examples and, per example, logits and the encoder's pooled features.
+
+    Args:
+      model: of this objective.
+      batch: 'image' uint8 [B, H, W, 3], 'label' as in training, 'mask' bool [B].
+    """
+    a = self.stage['augment']
+    x = augment.evaluation_view(
+      batch['image'], self.config.image_size, a['interpolation'], a['mean'], a['std']
+    )
+    features = model.features(x)
+    logits = model.classifier(features).astype(jnp.float32)
+    y = self._distribution(batch['label'])
+    ce = -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
+    sums = {'loss_sum': jnp.sum(jnp.where(batch['mask'], ce, 0.0)), 'count': jnp.sum(batch['mask'])}
+    return {'sums': sums, 'outputs': {'logits': logits, 'features': features}}
+
+  def trainable(self, path: tuple[str, ...]) -> bool:
+    """Everything is trained, the position embeddings too (method.md §1)."""
+    del path
+    return True
+
+  def draw(self, model: Model, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
+    """Returns the two crops of a few images, what they become when mixed, and the mixed labels."""
+    del model
+    if self.stage['mix']['probability'] == 0 and self.views == 1:
+      return {}
+    rows = 6
+
+    def views(batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
+      crop_key, mix_key = jax.random.split(key)
+      seen = self.augment(batch, crop_key)
+      return seen['image'], mixing.mix(mix_key, seen['image'], seen['label'], **self.stage['mix'])
+
+    crops, mixed = jax.device_get(jax.jit(views)(batch, key))
+    a = self.stage['augment']
+    pictures = np.concatenate([crops[:rows], mixed.x[:rows]], axis=1)
+    captions = [[''] * self.views + [self._caption(y) for y in ys] for ys in mixed.y[:rows]]
+    titles = [f'{what} {v + 1}' for what in ('crop', 'mixed') for v in range(self.views)]
+    how = 'CutMix' if mixed.is_cutmix else 'Mixup'
+    return {
+      'mixed': Drawing(
+        'Mixed samples',
+        f'The crops of each image and what {how} makes of them in this batch; below, the mixed label that decides '
+        'which other samples count as positives.',
+        augment.to_uint8(pictures, a['mean'], a['std']),
+        tuple(titles),
+        captions,
+      )
+    }
+
+  def _caption(self, y: np.ndarray) -> str:
+    order = [k for k in np.argsort(-y, kind='stable') if y[k] >= 0.005][:2]
+    return ' + '.join(f'{y[k]:.2f} {self.class_names[k]}' for k in order)

@@ -1,0 +1,110 @@
+"""Reads a run's folder as far as it has come: what is not there yet is left empty, what can't be read is said."""
+
+import io
+import json
+import zipfile
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from mimic_jax.errors import UserError
+from mimic_jax.metrics import read_jsonl
+
+
+class Picture(NamedTuple):
+  """A montage: its PNG, and what to say about it."""
+
+  png: bytes
+  title: str
+  caption: str
+
+
+class Stage(NamedTuple):
+  """One stage; `lines` are those of metrics.jsonl, `result` is {} until it has ended."""
+
+  name: str
+  folder: epath.Path
+  config: dict[str, Any]
+  lines: list[dict[str, Any]]
+  result: dict[str, Any]
+  pictures: list[Picture]
+
+
+class Run(NamedTuple):
+  """A run; `problems` are sentences about files that can't be read."""
+
+  name: str
+  config: dict[str, Any]
+  record: dict[str, Any]
+  stages: list[Stage]
+  problems: list[str]
+
+
+def read(workdir: epath.Path) -> Run:
+  """Returns what stands in the folder `workdir`, stages in the order of the config."""
+  problems: list[str] = []
+  config = _json(workdir / 'config.json', problems)
+  stages = []
+  for name in stage_names(config):
+    folder, section = workdir / name, config.get(name)
+    try:
+      lines = read_jsonl(folder / 'metrics.jsonl')
+    except UserError as error:
+      lines = []
+      problems.append(str(error))
+    stages.append(
+      Stage(
+        name=name,
+        folder=folder,
+        config=section if isinstance(section, dict) else {},
+        lines=lines,
+        result=_json(folder / 'result.json', problems),
+        pictures=_pictures(folder / 'pictures', problems),
+      )
+    )
+  title = str(config.get('name') or workdir.name)
+  return Run(title, config, _json(workdir / 'record.json', problems), stages, problems)
+
+
+def stage_names(config: dict[str, Any]) -> list[str]:
+  """Returns the names in the comma-separated field `stages`, each once."""
+  names = [name.strip() for name in str(config.get('stages') or '').split(',')]
+  return list(dict.fromkeys(name for name in names if name))
+
+
+def arrays(path: epath.Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | None:
+  """Returns the named arrays of an .npz, or None when the file is missing, unreadable or lacks one of them."""
+  if not path.exists():
+    return None
+  try:
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+      return {name: held[name] for name in names}
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    return None
+
+
+def _json(path: epath.Path, problems: list[str]) -> dict[str, Any]:
+  if not path.exists():
+    return {}
+  try:
+    value = json.loads(path.read_bytes())
+  except ValueError:  # not JSON, or not UTF-8
+    value = None
+  if not isinstance(value, dict):
+    problems.append(f'{path} is not a JSON object')
+    return {}
+  return value
+
+
+def _pictures(folder: epath.Path, problems: list[str]) -> list[Picture]:
+  if not folder.exists():
+    return []
+  pictures = []
+  for path in sorted((p for p in folder.iterdir() if p.name.endswith('.png')), key=lambda p: p.name):
+    name = path.name.removesuffix('.png')
+    about = _json(folder / f'{name}.json', problems)
+    pictures.append(
+      Picture(path.read_bytes(), str(about.get('title') or name), str(about.get('caption') or ''))
+    )
+  return pictures

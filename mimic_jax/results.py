@@ -1,0 +1,272 @@
+"""What a stage leaves behind: metrics.jsonl and TensorBoard, pictures, predictions.npz, result.json, the report."""
+
+import io
+import sys
+import time
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+from etils import epath
+from PIL import Image
+from tqdm import tqdm
+
+from mimic_jax import evaluation, metrics, models, workdir
+from mimic_jax.data import pipeline
+from mimic_jax.data.source import BadImage
+from mimic_jax.report import page
+from mimic_jax.report.drawing import Drawing, save_drawing
+
+if TYPE_CHECKING:
+  from mimic_jax.train import Stage
+
+MOST_FEATURES = 2000  # rows kept for the t-SNE
+
+
+def say(text: str) -> None:
+  """Prints to standard error without breaking the progress bar, on the main process only."""
+  if workdir.is_main():
+    tqdm.write(text, file=sys.stderr)
+
+
+def number_of(name: str) -> int:
+  """Returns a stage name's own number for its random keys."""
+  return zlib.crc32(name.encode())
+
+
+class Log:
+  """Lines of metrics.jsonl, TensorBoard and the progress bar; averages what is added between lines.
+
+  Use as a context manager around the loop.
+  """
+
+  def __init__(self, folder: epath.Path, step: int, options: Mapping[str, Any], stage: str, total_steps: int):
+    self._every, self._total, self._stage = options['every'], total_steps, stage
+    self._main = workdir.is_main()
+    self._pending: list[dict[str, float]] = []
+    self._start, self._began, self._done = step, time.monotonic(), step
+    self._bar_wanted = options['progress'] and self._main
+    self._bar = None
+    self._writers: list[Any] = []
+    if self._main:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writers.append(metrics.JsonlWriter(folder / 'metrics.jsonl', step))
+      if options['tensorboard']:
+        self._writers.append(metrics.TensorBoardWriter(folder / 'tensorboard', step))
+
+  def __enter__(self) -> 'Log':
+    self._began = time.monotonic()
+    if self._bar_wanted:
+      self._bar = tqdm(
+        total=self._total,
+        initial=self._start,
+        desc=self._stage,
+        unit='step',
+        file=sys.stderr,
+        mininterval=1.0,
+      )
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    for writer in self._writers:
+      writer.close()
+
+  def add(self, step: int, measured: dict[str, jax.Array]) -> None:
+    """Takes the figures of a step that has finished."""
+    self._pending.append({k: float(v) for k, v in jax.device_get(measured).items()})
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def train_line(self, step: int, epoch: float, batch_images: int, force: bool = False) -> None:
+    """Writes a line of the means since the last one, when it is due."""
+    if not self._pending or not (force or step % self._every == 0):
+      return
+    mean = {k: float(np.mean([p[k] for p in self._pending])) for k in self._pending[0]}
+    mean |= {k: self._pending[-1][k] for k in ('lr', 'bad_steps')}
+    now = time.monotonic()
+    rate = (step - self._done) * batch_images / max(now - self._began, 1e-9)
+    if step > self._done:
+      mean['images_per_second'] = rate
+    self._began, self._done, self._pending = now, step, []
+    self._write({'step': step, 'epoch': epoch, 'split': 'train', 'total_steps': self._total, **mean})
+    if self._bar is not None:
+      self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}, {rate:.0f} img/s')
+
+  def evaluated(self, step: int, epoch: float, found: Mapping[str, evaluation.Measured]) -> None:
+    """Writes a line per split, and does not count the time it took as training."""
+    for name, measured in found.items():
+      scalars = {k: v for k, v in measured.metrics.items() if isinstance(v, (int, float))}
+      self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
+      accuracy = f', accuracy {100 * scalars["accuracy"]:.2f} %' if 'accuracy' in scalars else ''
+      say(f'{self._stage}: step {step}, epoch {epoch:.1f}, {name}: loss {scalars["loss"]:.4f}{accuracy}')
+    self._began = time.monotonic()
+
+  def _write(self, line: dict[str, Any]) -> None:
+    for writer in self._writers:
+      writer.write(line)
+
+
+def introduction(run: 'Stage', meta: Mapping[str, Any], step: int) -> str:
+  """Returns the lines that say what is about to run."""
+  program, stage = run.program, run.stage
+  parameters = sum(
+    int(np.prod(s.shape)) for t in ('params', 'rest') for s in jax.tree.leaves(program.abstract[t])
+  )
+  record = run.source.record()
+  sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
+  lines = [
+    f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '
+    f'{jax.devices()[0].device_kind}, {jax.default_backend()}',
+    f'  data   {record["source"]} {record.get("split", "")}: {len(run.source):,} pictures'
+    + (f', {len(run.class_names)} classes' if run.class_names else '')
+    + (f'; measured on {sizes}' if sizes else ''),
+    f'  steps  {program.total_steps:,} of {stage["batch_images"]} images × {run.objective.views} crop(s), '
+    f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
+    + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
+  ]
+  lines += [
+    f'  note   {w}'
+    for s in (run.source, *(x.source for x in run.splits))
+    for w in s.record().get('warnings', ())
+  ]
+  unused = meta['origin'].get('unused')
+  if unused and not step:
+    lines.append(f'  note   not used of these weights: {", ".join(unused)}')
+  return '\n'.join(lines)
+
+
+def sample_batch(
+  source: Any, config: Mapping[str, Any], stage: Mapping[str, Any], rows: int = 8
+) -> dict[str, np.ndarray]:
+  """Returns the first pictures of a source as an evaluation batch, for drawing."""
+  batches = pipeline.eval_batches(
+    source,
+    batch_images=rows,
+    image_size=models.encoder_config(config['model'], 0.0).image_size,
+    interpolation=stage['augment']['interpolation'],
+    process_index=0,
+    process_count=1,
+    on_bad_image='skip',
+  )
+  return next(iter(batches))
+
+
+def save_contact_sheet(
+  folder: epath.Path, source: Any, rows: int = 3, columns: int = 8, side: int = 96
+) -> None:
+  """Saves a sheet of a source's pictures, evenly spread over it, with their classes."""
+  cells, captions = [], []
+  picks = np.linspace(0, len(source) - 1, min(rows * columns, len(source))).astype(int)
+  for i in picks:
+    try:
+      item = source[int(i)]
+    except BadImage:
+      continue
+    image = Image.fromarray(item['image']).resize((side, side), Image.Resampling.BICUBIC)
+    cells.append(np.asarray(image))
+    label = item['label']
+    k = int(label) if np.ndim(label) == 0 else int(np.argmax(label))
+    captions.append(source.class_names[k] if source.class_names else '')
+  full = len(cells) // columns * columns or len(cells)
+  width = min(columns, full)
+  images = np.stack(cells[:full]).reshape(-1, width, side, side, 3)
+  texts = [captions[r * width : (r + 1) * width] for r in range(len(images))] if source.class_names else None
+  name = source.record()['source']
+  sheet = Drawing(
+    'Training pictures', f'{len(cells)} of the {len(source):,} pictures of {name}.', images, (), texts
+  )
+  save_drawing(folder / 'pictures', 'data_train', sheet)
+
+
+def show(run: 'Stage', state: dict[str, Any], *, final: bool, every: float = 0.0) -> None:
+  """Draws what the objective shows and rewrites the report, unless it was rewritten less than `every` seconds ago."""
+  path = run.run_folder / 'report.html'
+  if not final and path.exists() and time.time() - path.stat().mtime < every:
+    return
+  drawings = run.draw(state)
+  if workdir.is_main():
+    for name, drawing in drawings.items():
+      save_drawing(run.folder / 'pictures', name, drawing)
+    page.write(run.run_folder, final=final)
+
+
+def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
+  """Returns the epoch with the highest accuracy on a split, over all lines of metrics.jsonl."""
+  lines = [x for x in metrics.read_jsonl(folder / 'metrics.jsonl') if x['split'] == split and 'accuracy' in x]
+  if not lines:
+    return None
+  best = max(lines, key=lambda x: x['accuracy'])
+  return {k: best[k] for k in ('epoch', 'step', 'accuracy')}
+
+
+def finish(
+  run: 'Stage', state: dict[str, Any], meta: Mapping[str, Any], found: Mapping[str, evaluation.Measured]
+) -> dict[str, Any]:
+  """Writes predictions.npz, features.npz, result.json and the report of a stage that has run to its end.
+
+  Args:
+    run: the stage.
+    state: its last.
+    meta: what its checkpoints carry.
+    found: the last evaluation; the headline is this one, never the best epoch's.
+
+  Returns:
+    What result.json holds.
+  """
+  steps = run.program.total_steps
+  result = {
+    'stage': run.name,
+    'objective': run.stage['objective'],
+    'init': meta['origin']['origin'],
+    'steps': steps,
+    'total_steps': steps,
+    'epochs': steps / run.program.steps_per_epoch,
+    'seconds': meta['seconds'],
+    'images_per_second': steps * run.stage['batch_images'] / max(meta['seconds'], 1e-9),
+    'metrics': {name: m.metrics for name, m in found.items()},
+  }
+  for split in ('valid', 'test'):
+    best = _best(run.folder, split)
+    if best:
+      result[f'best_on_{split}'] = best
+  if workdir.is_main():
+    _save_outputs(run, found)
+    skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
+    workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
+    workdir.write_json(run.folder / 'result.json', result)
+  show(run, state, final=True)
+  return result
+
+
+def _save_outputs(run: 'Stage', found: Mapping[str, evaluation.Measured]) -> None:
+  with_logits = {s: found[s.name] for s in run.splits if 'logits' in found[s.name].outputs}
+  if not with_logits:
+    return
+  ids = [s.source.id(int(i)) for s, m in with_logits.items() for i in m.index]
+  save_npz(
+    run.folder / 'predictions.npz',
+    id=np.array(ids),
+    split=np.repeat([s.name for s in with_logits], [len(m.index) for m in with_logits.values()]),
+    label=np.concatenate([m.outputs['label'] for m in with_logits.values()]),
+    logits=np.concatenate([m.outputs['logits'] for m in with_logits.values()]),
+    class_names=np.array(run.class_names),
+  )
+  first = next(iter(with_logits.values()))
+  if 'features' in first.outputs:
+    label = first.outputs['label']
+    save_npz(
+      run.folder / 'features.npz',
+      features=first.outputs['features'][:MOST_FEATURES],
+      label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
+    )
+
+
+def save_npz(path: epath.Path, **arrays: np.ndarray) -> None:
+  """Writes a compressed .npz to any path that epath knows."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  path.write_bytes(buffer.getvalue())

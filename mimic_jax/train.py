@@ -1,0 +1,348 @@
+"""The one loop, for every objective: state, step, log, checkpoint, evaluate."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+
+from mimic_jax import (
+  checkpoint,
+  data,
+  evaluation,
+  models,
+  objectives,
+  optim,
+  results,
+  sharding,
+  weights,
+  workdir,
+)
+from mimic_jax.data import pipeline
+from mimic_jax.data import source as source_lib
+from mimic_jax.errors import UserError
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a stage compiles: everything but the numbers.
+
+  Attributes:
+    objective: what is learned.
+    template: the model without its arrays.
+    abstract: the state as jax.ShapeDtypeStruct with shardings.
+    init: key → state.
+    step: (state, batch, key) → (state, metrics); donates the state.
+    total_steps: of the stage.
+    steps_per_epoch: not rounded.
+  """
+
+  objective: Any
+  template: Any
+  abstract: State
+  init: Callable[[jax.Array], State]
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  total_steps: int
+  steps_per_epoch: float
+
+
+def make_program(
+  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Any, images: int, mesh: Mesh
+) -> Program:
+  """Builds a stage's state and step.
+
+  Args:
+    stage: its section of the config.
+    model: the encoder's section.
+    objective: from `objectives.make`.
+    images: in the training source.
+    mesh: of the devices.
+  """
+  o = stage['optim']
+  per_epoch = images / stage['batch_images']
+  total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
+  peak = o['blr'] * stage['batch_images'] / 256 if o['blr'] else o['lr']
+  example = nnx.eval_shape(objective.init, jax.random.key(0))
+  template, params, _ = models.split(example, objective.trainable)
+  tx = optim.make_optimiser(
+    params,
+    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'clip_norm')},
+  )
+  depth = models.encoder_config(model, 0.0).depth
+
+  def init(key: jax.Array) -> State:
+    _, params, rest = models.split(objective.init(key), objective.trainable)
+    zero = jnp.zeros((), jnp.int32)
+    return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
+
+  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
+    batch = objective.augment(batch, augment_key)
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+      model = models.merge(template, params, state['rest'])
+      loss, parts = objective.loss(model, batch, loss_key, state['step'], total)
+      return loss, (parts, models.rest_of(template, model))
+
+    (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
+    norm = optax.global_norm(grads)
+    lr = optim.learning_rate(
+      state['step'],
+      peak=peak,
+      warmup_steps=o['warmup_epochs'] * per_epoch,
+      total_steps=total,
+      min_lr=min(o['min_lr'], peak),
+    )
+    updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
+    scales = optim.layer_scales(state['params'], depth, o['layer_decay'])
+    params = jax.tree.map(lambda p, u, s: p - lr * s * u, state['params'], updates, scales)
+    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = {'params': params, 'rest': rest, 'opt_state': opt_state}
+    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
+    bad = state['bad_steps'] + jnp.where(fine, 0, 1)
+    measured = {'loss': loss, **parts, 'grad_norm': norm, 'lr': lr, 'bad_steps': bad}
+    return {'step': state['step'] + 1, 'bad_steps': bad, **kept}, measured
+
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  shardings = sharding.state_shardings(shapes, mesh)
+  whole = sharding.replicated(mesh)
+  return Program(
+    objective=objective,
+    template=template,
+    abstract=jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings),
+    init=jax.jit(init, out_shardings=shardings),
+    step=jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(shardings, sharding.over_batch(mesh), whole),
+      out_shardings=(shardings, whole),
+    ),
+    total_steps=total,
+    steps_per_epoch=per_epoch,
+  )
+
+
+def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tuple[State, dict[str, Any]]:
+  """Makes a stage's first state: fresh, with the encoder's weights from `init` when it is not ''.
+
+  Args:
+    program: of the stage.
+    key: for the fresh weights.
+    init: a run's folder, a checkpoint or a weight file; '' = from scratch.
+    field: the config's field that holds it, for errors.
+
+  Returns:
+    The state, and where the weights are from: {'origin', 'loaded', 'resized', 'unused'}.
+
+  Raises:
+    UserError: when the weights do not fit.
+  """
+  if not init:
+    return program.init(key), {'origin': 'scratch'}
+  read = weights.read(init, field)
+  trees = ('params', 'rest')
+  target = {}
+  for tree in trees:
+    target |= checkpoint.flatten(program.abstract[tree].get('encoder', {}))
+  fitted, account = weights.fit(read, target, field)
+  state = program.init(key)
+
+  def replace(path: tuple, leaf: jax.Array) -> jax.Array:
+    names = tuple(str(k.key) for k in path)
+    if names[0] != 'encoder':
+      return leaf
+    return jax.device_put(fitted['/'.join(names[1:])], leaf.sharding)
+
+  for tree in trees:
+    state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
+  return state, {'origin': read.origin, **account}
+
+
+def _ahead(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
+  """Yields batches on the devices, one transfer ahead of the step that needs it."""
+  waiting = sharding.to_devices(next(batches), mesh)
+  for batch in batches:
+    ready, waiting = waiting, sharding.to_devices(batch, mesh)
+    yield ready
+
+
+def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
+  """Returns whether an interval of `every_epochs` ends with `step` steps done; never when it is 0."""
+  interval = every_epochs * steps_per_epoch
+  return interval > 0 and int(step / interval) > int((step - 1) / interval)
+
+
+class Stage:
+  """A stage being run: what the loop needs at hand, and what happens between steps."""
+
+  def __init__(self, config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh):
+    self.config, self.name, self.mesh = config, name, mesh
+    self.stage = config[name]
+    self.run_folder, self.folder = folder, folder / name
+    sharding.check_divides(f'config.{name}.batch_images', self.stage['batch_images'], mesh)
+    sharding.check_divides(f'config.{name}.eval.batch_images', self.stage['eval']['batch_images'], mesh)
+    d = self.stage['data']
+    self.source = data.build(d['source'], d['root'], d['split'], d)
+    self.splits = evaluation.splits_of(self.stage, self.source)
+    self.class_names = tuple(self.source.class_names)
+    self.objective = objectives.make(
+      self.stage, config['model'], self.class_names, f'config.{name}.objective'
+    )
+    self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    self.eval_step = evaluation.make_step(self.objective, self.program.template, mesh)
+    self.key = jax.random.fold_in(jax.random.key(config['seed']), results.number_of(name))
+    self.sample = results.sample_batch(
+      self.splits[0].source if self.splits else self.source, config, self.stage
+    )
+
+  def batches(self, start: int) -> Any:
+    """Returns the training batches from step `start` on."""
+    d, a = self.stage['data'], self.stage['augment']
+    return pipeline.train_batches(
+      self.source,
+      batch_images=self.stage['batch_images'],
+      seed=self.config['seed'],
+      start_step=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      views=self.objective.views,
+      image_size=models.encoder_config(self.config['model'], 0.0).image_size,
+      scale=a['scale'],
+      ratio=a['ratio'],
+      interpolation=a['interpolation'],
+      **{k: d[k] for k in ('on_bad_image', 'threads', 'workers', 'prefetch')},
+    )
+
+  def measure(self, state: State) -> dict[str, evaluation.Measured]:
+    """Evaluates every split."""
+    return {
+      split.name: evaluation.measure(
+        self.eval_step,
+        state['params'],
+        state['rest'],
+        split,
+        self.mesh,
+        class_names=self.class_names,
+        batch_images=self.stage['eval']['batch_images'],
+        image_size=models.encoder_config(self.config['model'], 0.0).image_size,
+        interpolation=self.stage['augment']['interpolation'],
+        on_bad_image=self.stage['data']['on_bad_image'],
+      )
+      for split in self.splits
+    }
+
+  def draw(self, state: State) -> dict[str, Any]:
+    """Returns what the objective shows of its model."""
+    model = models.merge(self.program.template, state['params'], state['rest'])
+    return self.objective.draw(model, self.sample, jax.random.fold_in(self.key, 1))
+
+
+def run_stage(
+  config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh, init: str
+) -> dict[str, Any]:
+  """Runs one stage from its latest checkpoint, or its beginning, to its end.
+
+  Args:
+    config: of the run.
+    name: of the stage.
+    folder: the run's.
+    mesh: of the devices.
+    init: where the encoder's first weights are from; '' = from scratch.
+
+  Returns:
+    What result.json holds.
+
+  Raises:
+    UserError: for bad data, weights that do not fit, or too many steps with non-finite gradients.
+  """
+  run = Stage(config, name, folder, mesh)
+  with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
+    fingerprint = source_lib.fingerprint(run.source)
+    step = checkpoints.latest()
+    if step is None:
+      state, origin = initial_state(run.program, jax.random.fold_in(run.key, 0), init, f'config.{name}.init')
+      meta = {
+        'stage': name,
+        'config': workdir.as_dict(config),
+        'data': fingerprint,
+        'origin': origin,
+        'seconds': 0.0,
+      }
+      step = 0
+    else:
+      state, meta = checkpoints.restore(step, run.program.abstract)
+      if meta['data'] != fingerprint:
+        raise UserError(
+          f"config.{name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
+          f'(fingerprint {fingerprint}; expected {meta["data"]})'
+        )
+    log = results.Log(run.folder, step, config['log'], name, run.program.total_steps)
+    results.say(results.introduction(run, meta, step))
+    if workdir.is_main():
+      record = {'train': run.source.record(), **{s.name: s.source.record() for s in run.splits}}
+      workdir.update_record(folder, data={name: record})
+      results.save_contact_sheet(run.folder, run.source)
+    with log:
+      state, meta = _loop(run, state, meta, step, checkpoints, log)
+    return results.finish(run, state, meta, run.measure(state))
+
+
+def _loop(
+  run: Stage,
+  state: State,
+  meta: dict[str, Any],
+  start: int,
+  checkpoints: checkpoint.Checkpoints,
+  log: results.Log,
+) -> tuple[State, dict[str, Any]]:
+  """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
+  stage, program = run.stage, run.program
+  batches = run.batches(start)
+  stream = _ahead(batches, run.mesh)
+  before, began = meta['seconds'], time.monotonic()
+  late: dict[str, jax.Array] | None = None
+  for step in range(start + 1, program.total_steps + 1):
+    state, measured = program.step(state, next(stream), run.key)
+    if late is not None:
+      log.add(step - 1, late)
+      _stop_if_bad(run, late, step - 1, checkpoints)
+    late = measured
+    last = step == program.total_steps
+    meta['seconds'] = before + time.monotonic() - began
+    log.train_line(step, step / program.steps_per_epoch, stage['batch_images'])
+    if due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last:
+      checkpoints.save(step, state, meta)
+    if due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last:
+      log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
+      results.show(run, state, final=False, every=run.config['log']['report_every'])
+  if late is not None:
+    log.add(program.total_steps, late)
+    _stop_if_bad(run, late, program.total_steps, checkpoints)
+    log.train_line(
+      program.total_steps, program.total_steps / program.steps_per_epoch, stage['batch_images'], force=True
+    )
+  meta['skipped'] = batches.skipped()
+  return state, meta
+
+
+def _stop_if_bad(
+  run: Stage, measured: dict[str, jax.Array], step: int, checkpoints: checkpoint.Checkpoints
+) -> None:
+  """Raises UserError when more steps than allowed had a loss or gradient that is not finite."""
+  bad = int(measured['bad_steps'])
+  if bad > run.stage['max_bad_steps']:
+    raise UserError(
+      f'stage {run.name}, step {step}: loss {float(measured["loss"]):g}, gradient norm '
+      f'{float(measured["grad_norm"]):g}; expected finite numbers ({bad} such steps, config.{run.name}.max_bad_steps is '
+      f'{run.stage["max_bad_steps"]}). The weights were left as before; the last checkpoint is of step '
+      f'{checkpoints.latest() or 0}. A lower optim.lr, clip_norm or model.dtype=float32 may help'
+    )

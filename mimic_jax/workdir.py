@@ -1,0 +1,160 @@
+"""A run's folder: config.json, record.json and a folder per stage; local or remote (etils.epath)."""
+
+import importlib.metadata
+import json
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+
+from mimic_jax import config as config_lib
+from mimic_jax.errors import UserError
+
+PACKAGES = [
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'grain',
+  'tensorflow-datasets',
+  'ml_collections',
+  'einops',
+  'numpy',
+  'pillow',
+]
+
+
+def is_main() -> bool:
+  """Returns whether this process writes logs and reports."""
+  return jax.process_index() == 0
+
+
+def write_json(path: epath.Path, value: Any) -> None:
+  """Writes JSON so that a reader never sees half of it: beside the target first, then renamed."""
+  beside = path.parent / f'.{path.name}.tmp'
+  beside.write_text(json.dumps(value, indent=2, default=_plain) + '\n')
+  beside.replace(path)
+
+
+def read_json(path: epath.Path) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    UserError: when it is not JSON.
+  """
+  try:
+    return json.loads(path.read_text())
+  except json.JSONDecodeError as e:
+    raise UserError(f'{path}: not valid JSON (line {e.lineno}); expected what mimic_jax wrote') from e
+
+
+def _plain(value: Any) -> Any:
+  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+    return np.asarray(value).tolist()
+  if isinstance(value, Mapping):
+    return dict(value)
+  return str(value)
+
+
+def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a config as nested plain dicts and lists, as config.json holds it."""
+  return json.loads(config.to_json_best_effort())
+
+
+def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]:
+  """Opens a run's folder, or makes it.
+
+  Args:
+    workdir: path or address.
+    config: of the run; kept as config.json.
+
+  Returns:
+    The folder, and whether the run had begun before.
+
+  Raises:
+    UserError: when the folder holds a run with another config (names the fields that differ), holds something else, or
+      can't be written.
+  """
+  folder = epath.Path(workdir)
+  kept = folder / 'config.json'
+  if kept.exists():
+    old = read_json(kept)
+    differs = config_lib.differences(old, as_dict(config))
+    if differs:
+      shown = '; '.join(differs[:5]) + (f'; and {len(differs) - 5} more' if len(differs) > 5 else '')
+      raise UserError(
+        f'{folder} holds a run with another config ({shown}); expected the same config or another --workdir'
+      )
+    return folder, True
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f'--workdir {folder} is a file; expected a folder, or a new one')
+  if folder.exists() and any(folder.iterdir()):
+    raise UserError(
+      f'--workdir {folder} is not empty and holds no run; expected a new or empty folder, or a run to resume'
+    )
+  if is_main():
+    try:
+      folder.mkdir(parents=True, exist_ok=True)
+      write_json(kept, as_dict(config))
+    except OSError as e:
+      raise UserError(f'--workdir {folder}: can not be written ({e.strerror or e})') from e
+  return folder, False
+
+
+def environment() -> dict[str, Any]:
+  """Returns what a result depends on besides config and data: versions, devices, git revision, command."""
+  versions = {}
+  for name in PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  kinds: dict[str, int] = {}
+  for d in jax.devices():
+    kinds[d.device_kind] = kinds.get(d.device_kind, 0) + 1
+  return {
+    'python': platform.python_version(),
+    'platform': platform.platform(),
+    'versions': versions,
+    'devices': {'backend': jax.default_backend(), 'kinds': kinds, 'processes': jax.process_count()},
+    'git': _git(),
+    'command': sys.argv,
+  }
+
+
+def _git() -> dict[str, Any]:
+  """Returns the revision of the checkout that this package stands in, and whether it was changed since."""
+  here = pathlib.Path(__file__).parent
+
+  def run(*args: str) -> str | None:
+    try:
+      done = subprocess.run(
+        ('git', '-C', str(here), *args), capture_output=True, text=True, timeout=10, check=False
+      )
+    except (OSError, subprocess.TimeoutExpired):
+      return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  if run('ls-files', '--error-unmatch', str(here / 'workdir.py')) is None:
+    return {'revision': 'not a checkout'}
+  return {
+    'revision': run('rev-parse', 'HEAD'),
+    'changed': bool(run('status', '--porcelain', '--untracked-files=no')),
+  }
+
+
+def update_record(folder: epath.Path, **parts: Any) -> None:
+  """Adds to record.json: mappings are merged a level deep, anything else replaces what was there."""
+  path = folder / 'record.json'
+  record = read_json(path) if path.exists() else {}
+  for key, value in parts.items():
+    old = record.get(key)
+    record[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, Mapping) else value
+  write_json(path, record)

@@ -1,0 +1,30 @@
+"""Test set-up: CPU, 8 fake devices, a compilation cache kept between runs, and no silent broadcasting across ranks."""
+
+import os
+import pathlib
+import tempfile
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+).strip()
+
+import jax
+import numpy as np
+import pytest
+
+CACHE = pathlib.Path(
+  os.environ.get('MIMIC_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'mimic_jax_test_cache')
+)
+jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+@pytest.fixture
+def rng(request):
+  """Fresh random inputs, reproducible by the seed that a failure prints."""
+  seed = int(os.environ.get('MIMIC_TEST_SEED', np.random.SeedSequence().entropy % 2**32))
+  request.node.user_properties.append(('seed', seed))
+  print(f'MIMIC_TEST_SEED={seed}')
+  return np.random.default_rng(seed)

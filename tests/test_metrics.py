@@ -1,0 +1,196 @@
+"""Scores against scikit-learn, and the writers through crashes and resumes."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from etils import epath
+from sklearn import metrics as oracle
+from tensorboardX.proto import event_pb2
+
+from mimic_jax import metrics
+from mimic_jax.errors import UserError
+
+NAMES = tuple('abcdefg')
+
+
+def expected(truth, guess, names):
+  """Returns what scikit-learn says, plus the mean recall over the classes that have examples."""
+  every = list(range(len(names)))
+  precision, recall, f1, support = oracle.precision_recall_fscore_support(
+    truth, guess, labels=every, zero_division=0
+  )
+  return {
+    'accuracy': oracle.accuracy_score(truth, guess),
+    'mean_class_accuracy': np.mean([np.mean(guess[truth == k] == k) for k in np.unique(truth)]),
+    'macro_f1': oracle.f1_score(truth, guess, average='macro', zero_division=0),
+    'confusion': oracle.confusion_matrix(truth, guess, labels=every).tolist(),
+    'per_class': list(zip(recall, precision, f1, support)),
+  }
+
+
+def check(got, want, names):
+  for name in ('accuracy', 'mean_class_accuracy', 'macro_f1'):
+    assert got[name] == pytest.approx(want[name], abs=1e-14), name
+  assert got['confusion'] == want['confusion']
+  assert list(got['per_class']) == list(names)
+  for name, values in zip(names, want['per_class']):
+    row = got['per_class'][name]
+    np.testing.assert_allclose([row[k] for k in ('recall', 'precision', 'f1', 'support')], values, atol=1e-14)
+
+
+@pytest.mark.parametrize('absent', [(), (0,), (2, 5), (0, 1, 2, 3, 4)])
+def test_classification_agrees_with_scikit_learn(rng, absent):
+  present = [k for k in range(7) if k not in absent]
+  labels = rng.choice(present, 301)
+  logits = rng.normal(size=(301, 7)) + 1.5 * np.eye(7)[labels]
+  got = metrics.classification(labels, logits, NAMES)
+  check(got, expected(labels, logits.argmax(-1), NAMES), NAMES)
+  assert got['count'] == 301
+  assert got['largest_class'] == np.bincount(labels).max() / 301
+
+
+def test_classes_neither_present_nor_predicted_do_not_move_the_means(rng):
+  labels = rng.integers(0, 3, 50)
+  logits = rng.normal(size=(50, 7))
+  logits[:, 3:] = -100
+  check(metrics.classification(labels, logits, NAMES), expected(labels, logits.argmax(-1), NAMES), NAMES)
+
+
+def test_soft_labels_are_scored_by_their_dominant_class_and_ties_go_to_the_first(rng):
+  labels = rng.dirichlet(np.full(7, 0.5), 120).astype(np.float32)
+  labels[:3] = [[0, 0.5, 0, 0.5, 0, 0, 0], [0.25, 0, 0.25, 0.25, 0.25, 0, 0], [0, 0, 0, 0, 0, 0.5, 0.5]]
+  truth = np.array([max(range(7), key=lambda k: (row[k], -k)) for row in labels])
+  assert truth[:3].tolist() == [1, 0, 5]
+  logits = rng.normal(size=(120, 7)).astype(np.float32)
+  check(metrics.classification(labels, logits, NAMES), expected(truth, logits.argmax(-1), NAMES), NAMES)
+
+
+def test_classification_is_json_and_takes_bfloat16(rng):
+  logits = rng.normal(size=(20, 7)).astype(ml_dtypes.bfloat16)
+  got = metrics.classification(rng.integers(0, 7, 20), logits, NAMES)
+  assert json.loads(json.dumps(got)) == got
+
+
+def test_a_label_out_of_range_is_named():
+  with pytest.raises(UserError, match=r'label 7 of example 1 .* 0 to 6'):
+    metrics.classification(np.array([0, 7]), np.zeros((2, 7)), NAMES)
+  with pytest.raises(UserError, match='label -1 of example 0'):
+    metrics.classification(np.array([-1, 2]), np.zeros((2, 7)), NAMES)
+  with pytest.raises(UserError, match='no example'):
+    metrics.classification(np.zeros(0, int), np.zeros((0, 7)), NAMES)
+
+
+def test_jsonl_keeps_lines_up_to_the_step_it_resumes_from(tmp_path):
+  path = epath.Path(tmp_path) / 'deep' / 'metrics.jsonl'
+  writer = metrics.JsonlWriter(path)
+  for step in range(10):
+    writer.write({'step': step, 'loss': step / 2})
+    assert len(metrics.read_jsonl(path)) == step + 1  # on disk at once, before any close
+  writer.close()
+
+  writer = metrics.JsonlWriter(path, resume_step=6)
+  writer.write({'step': 7, 'loss': 70})
+  writer.close()
+  assert [line['loss'] for line in metrics.read_jsonl(path)] == [0, 0.5, 1, 1.5, 2, 2.5, 3, 70]
+  assert [p.name for p in path.parent.iterdir()] == ['metrics.jsonl']
+
+  metrics.JsonlWriter(path).close()
+  assert metrics.read_jsonl(path) == []
+
+
+@pytest.mark.parametrize(
+  'tail', [b'{"step": 3, "lo', b'{"step": 3, "loss": 1.0', b'\x00\x00\x00', b'{"a": "\xc3']
+)
+def test_a_torn_last_line_is_left_out_and_healed_on_resume(tmp_path, tail):
+  path = epath.Path(tmp_path) / 'metrics.jsonl'
+  path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
+  assert metrics.read_jsonl(path) == [{'step': 1}, {'step': 2}]
+  writer = metrics.JsonlWriter(path, resume_step=5)
+  writer.write({'step': 3})
+  writer.close()
+  assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path):
+  path = epath.Path(tmp_path) / 'metrics.jsonl'
+  path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
+  with pytest.raises(UserError, match=r'metrics\.jsonl: line 2'):
+    metrics.read_jsonl(path)
+
+
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
+  path = epath.Path(tmp_path) / 'metrics.jsonl'
+  writer = metrics.JsonlWriter(path)
+  writer.write(
+    {
+      'step': np.int64(1),
+      'a': float('nan'),
+      'b': np.float32('inf'),
+      'c': [float('-inf'), {'d': np.array([1.0, np.nan])}],
+      'e': ml_dtypes.bfloat16(0.5),
+      'f': True,
+    }
+  )
+  writer.close()
+  (line,) = path.read_text().splitlines()
+  refuse = pytest.fail
+  assert json.loads(line, parse_constant=refuse) == {
+    'step': 1,
+    'a': None,
+    'b': None,
+    'c': [None, {'d': [1.0, None]}],
+    'e': 0.5,
+    'f': True,
+  }
+
+
+def test_remote_lines_are_kept_and_the_whole_file_rewritten(tmp_path, monkeypatch):
+  monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
+  path = epath.Path(tmp_path) / 'metrics.jsonl'
+  path.write_text('{"step": 1}\n{"step": 2}\n')
+  writer = metrics.JsonlWriter(path, resume_step=1)
+  for step in (2, 3, 4):
+    writer.write({'step': step, 'new': True})
+  writer.flush()
+  assert [line['step'] for line in metrics.read_jsonl(path)] == [1, 2, 3, 4]
+  writer.write({'step': 5})
+  writer.close()
+  assert [line['step'] for line in metrics.read_jsonl(path)] == [1, 2, 3, 4, 5]
+
+
+def _events(directory):
+  """Reads the TFRecords of event files: length (8 bytes), its checksum (4), the event, its checksum (4)."""
+  for path in sorted(directory.iterdir()):
+    data, at = path.read_bytes(), 0
+    while at < len(data):
+      size = int.from_bytes(data[at : at + 8], 'little')
+      yield event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+      at += 16 + size
+
+
+def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
+  writer = metrics.TensorBoardWriter(epath.Path(tmp_path) / 'tb', purge_step=7)
+  writer.write(
+    {
+      'step': 8,
+      'split': 'valid',
+      'loss': np.float32(0.25),
+      'bad': float('nan'),
+      'note': 'x',
+      'total_steps': 9,
+    }
+  )
+  writer.close()
+  events = list(_events(tmp_path / 'tb'))
+  scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
+  assert scalars == [(8, 'valid/loss', 0.25)]
+  assert [e.step for e in events if e.HasField('session_log')] == [7]
+
+
+def test_tensorboard_leaves_remote_folders_alone(caplog):
+  writer = metrics.TensorBoardWriter('gs://bucket/run')
+  writer.write({'step': 1, 'loss': 1.0})
+  writer.flush()
+  writer.close()
