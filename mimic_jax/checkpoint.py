@@ -29,6 +29,18 @@ def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
   }
 
 
+def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns nested plain dicts of {'a/b/c': leaf}: the form that checkpoints have on disk."""
+  tree: dict[str, Any] = {}
+  for name, leaf in flat.items():
+    *parents, last = name.split('/')
+    node = tree
+    for p in parents:
+      node = node.setdefault(p, {})
+    node[last] = leaf
+  return tree
+
+
 def _manager(
   folder: epath.Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
@@ -61,8 +73,9 @@ class Checkpoints:
     """
     if step in self._orbax.all_steps():
       return
-    meta = {**meta, 'step': step, 'shapes': {k: list(v.shape) for k, v in flatten(state).items()}}
-    args = ocp.args.Composite(state=ocp.args.PyTreeSave(state), meta=ocp.args.JsonSave(meta))
+    flat = flatten(state)
+    meta = {**meta, 'step': step, 'shapes': {k: list(v.shape) for k, v in flat.items()}}
+    args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta))
     self._orbax.save(step, args=args, force=True)
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -86,9 +99,11 @@ class Checkpoints:
           f"{self.folder}/{step} is of another architecture: '{name}' is {meta['shapes'].get(name, 'absent')} there; "
           f'expected {want.get(name, "no such array")}'
         )
-    restore_args = ocp.checkpoint_utils.construct_restore_args(like)
-    args = ocp.args.PyTreeRestore(item=like, restore_args=restore_args)
-    return self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'], meta
+    nested = nest(flatten(like))
+    restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
+    args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args)
+    found = flatten(self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'])
+    return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in want]), meta
 
   def wait(self) -> None:
     """Returns when everything handed to `save` is on disk."""
@@ -142,14 +157,8 @@ def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[
   manager = _manager(folder, read_only=True)
   with contextlib.closing(manager):
     meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-    wanted: dict[str, Any] = {}
-    for name in meta['shapes']:
-      if any(name.startswith(p + '/') for p in prefixes):
-        *parents, leaf = name.split('/')
-        node = wanted
-        for p in parents:
-          node = node.setdefault(p, {})
-        node[leaf] = np.zeros(0)
+    names = [n for n in meta['shapes'] if n.startswith(tuple(f'{p}/' for p in prefixes))]
+    wanted = nest({name: np.zeros(0) for name in names})
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
     return flatten(manager.restore(step, args=ocp.args.Composite(state=args))['state'])

@@ -273,7 +273,7 @@ def parse(argv: Sequence[str]) -> Command:
     ]
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
-    'config', None, 'Config file or name, with :variant.', flag_values=values
+    'config', None, 'Config file or name, with :variant.', flag_values=values, sys_argv=argv
   )
   flags.DEFINE_string('workdir', '', 'Folder of the run; default runs/<config name>.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')

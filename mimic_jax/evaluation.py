@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from mimic_jax import data, metrics, models, sharding
 from mimic_jax.data import pipeline
 from mimic_jax.data import source as source_lib
+from mimic_jax.errors import UserError
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,23 +46,34 @@ class Measured:
   skipped: dict[str, str]
 
 
-def splits_of(stage: Mapping[str, Any], train: Any) -> list[Split]:
+def splits_of(stage: Mapping[str, Any], options: Mapping[str, Any]) -> list[Split]:
   """Builds the splits that a stage's config names.
 
   Args:
     stage: a stage's section of the config.
-    train: its training source, to find duplicates of.
+    options: its data section, as the sources take it.
   """
   names = [s.strip() for s in stage['eval']['splits'].split(',') if s.strip()]
   kind = stage['eval']['source'] or stage['data']['source'].split(',')[0]
   root = stage['eval']['root'] or stage['data']['root'].split(',')[0]
-  options = {**stage['data'], 'size': stage['eval']['size']}
-  found = []
-  for name in names:
-    source = data.build(kind.strip(), root.strip(), name, options)
-    same = source_lib.duplicates(source, train) if stage['eval']['without_duplicates'] else None
-    found.append(Split(name, source, same))
-  return found
+  options = {**options, 'size': stage['eval']['size']}
+  return [Split(name, data.build(kind.strip(), root.strip(), name, options)) for name in names]
+
+
+def check_classes(splits: list[Split], class_names: tuple[str, ...], stage: str) -> None:
+  """Raises UserError when a split's classes are not those that the stage is trained on."""
+  for split in splits:
+    if class_names and tuple(split.source.class_names) != class_names:
+      raise UserError(
+        f"config.{stage}.eval.splits: '{split.name}' has the classes {', '.join(split.source.class_names) or 'none'}; "
+        f'expected those of the training data, {", ".join(class_names)}'
+      )
+
+
+def find_duplicates(splits: list[Split], train: Any) -> None:
+  """Marks in each split the pictures that are byte-identical to one of the training source."""
+  for split in splits:
+    split.duplicates = source_lib.duplicates(split.source, train)
 
 
 def make_step(objective: Any, template: Any, mesh: Mesh) -> Callable[..., dict[str, Any]]:

@@ -76,14 +76,15 @@ def _positive_weights(
   return near.astype(jnp.float32)
 
 
-def _log_softmax(logits: jax.Array, allowed: jax.Array) -> jax.Array:
-  """Returns the log-softmax of each row over its allowed entries; finite everywhere, 0 where not allowed.
+def _log_softmax(cosine: jax.Array, temperature: float, allowed: jax.Array) -> jax.Array:
+  """Returns the log-softmax of cosine / τ over each row's allowed entries; finite everywhere, 0 where not allowed.
 
   What isn't allowed is replaced before the exponential and again after it, so that no gradient ever meets an infinity,
-  not even in a row that allows nothing.
+  not even in a row that allows nothing. The maximum is subtracted before the division: after it, a fused multiply-add
+  can leave a rounding error above 0 that the exponential turns into an infinity.
   """
-  largest = lax.stop_gradient(jnp.where(allowed, logits, -jnp.inf).max(axis=-1, keepdims=True))
-  shifted = jnp.where(allowed, logits - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0)
+  largest = lax.stop_gradient(jnp.where(allowed, cosine, -jnp.inf).max(axis=-1, keepdims=True))
+  shifted = jnp.where(allowed, cosine - jnp.where(jnp.isneginf(largest), 0.0, largest), 0.0) / temperature
   total = jnp.where(allowed, jnp.exp(shifted), 0.0).sum(axis=-1, keepdims=True)
   log_total = jnp.log(jnp.where(allowed.any(axis=-1, keepdims=True), total, 1.0))
   return jnp.where(allowed, shifted - log_total, 0.0)
@@ -147,7 +148,7 @@ def contrastive_loss(
   cosine = jnp.matmul(
     anchor_z.astype(jnp.float32), contrast_z.astype(jnp.float32).T, precision=lax.Precision.HIGHEST
   )
-  log_probability = _log_softmax(cosine / temperature, candidate)
+  log_probability = _log_softmax(cosine, temperature, candidate)
 
   weight = _positive_weights(anchor_y, contrast_y, threshold, distance, positives)
   weight = lax.stop_gradient(jnp.where(candidate, weight, 0.0))

@@ -2,7 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
 
 from mimic_jax import config as config_lib
 from mimic_jax import sharding, train, workdir
@@ -25,22 +28,36 @@ def run(argv: Sequence[str]) -> None:
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   folder, resumed = workdir.open_run(command.workdir, config)
   say(f'{config.name} in {folder}' + (' (resumed)' if resumed else ''))
+  todo = [name for name in names if not (folder / name / 'result.json').exists()]
+  for name in names:
+    if name not in todo:
+      say(f'{name}: done before')
+  inits = {name: _init(config, name, names, folder) for name in todo}
+  # Everything that can go wrong in any stage is looked for before the first one begins.
+  stages = [train.Stage(config, name, folder, mesh) for name in todo]
+  workdir.begin(folder, config)
   if workdir.is_main():
     workdir.update_record(folder, environment=workdir.environment())
-  for name in names:
-    if (folder / name / 'result.json').exists():
-      say(f'{name}: done before')
-      continue
-    init = config[name].init
-    if init in config and init not in names:
-      raise UserError(
-        f"config.{name}.init is '{init}', which is not among config.stages; expected one of {', '.join(names)}"
-      )
-    result = train.run_stage(config, name, folder, mesh, str(folder / init) if init in names else init)
-    for split, figures in result['metrics'].items():
-      accuracy = f', accuracy {100 * figures["accuracy"]:.2f} %' if 'accuracy' in figures else ''
-      say(f'{name}: {split} loss {figures["loss"]:.4f}{accuracy} ({result["seconds"]:.0f} s)')
+  while stages:
+    stage = stages.pop(0)
+    train.run_stage(stage, inits[stage.name])
   say(f'report: {folder / "report.html"}')
+
+
+def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: epath.Path) -> str:
+  """Returns the path of a stage's initial weights, '' for none."""
+  init, field = config[name].init, f'config.{name}.init'
+  if init in names[: names.index(name)]:
+    return str(folder / init)
+  if init in config:
+    raise UserError(
+      f"{field} is '{init}', which does not run before it; expected an earlier one of config.stages, a path or ''"
+    )
+  if init and not epath.Path(init).exists():
+    raise UserError(
+      f"{field} is '{init}', which does not exist; expected a run's folder, a checkpoint or a weight file"
+    )
+  return init
 
 
 def entry() -> None:

@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from mimic_jax import evaluation, metrics, models, workdir
+from mimic_jax import evaluation, metrics, workdir
 from mimic_jax.data import pipeline
 from mimic_jax.data.source import BadImage
 from mimic_jax.report import page
@@ -42,22 +42,32 @@ class Log:
   Use as a context manager around the loop.
   """
 
-  def __init__(self, folder: epath.Path, step: int, options: Mapping[str, Any], stage: str, total_steps: int):
+  def __init__(
+    self,
+    folder: epath.Path,
+    step: int,
+    options: Mapping[str, Any],
+    stage: str,
+    total_steps: int,
+    pending: list[dict[str, float]],
+  ):
     self._every, self._total, self._stage = options['every'], total_steps, stage
     self._main = workdir.is_main()
-    self._pending: list[dict[str, float]] = []
-    self._start, self._began, self._done = step, time.monotonic(), step
+    self.pending = list(pending)  # figures since the last line; a checkpoint carries them
+    self._start, self._began, self._done = step, None, step
     self._bar_wanted = options['progress'] and self._main
     self._bar = None
     self._writers: list[Any] = []
+    self._measured: set[tuple[int, str]] = set()
     if self._main:
       folder.mkdir(parents=True, exist_ok=True)
       self._writers.append(metrics.JsonlWriter(folder / 'metrics.jsonl', step))
+      kept = metrics.read_jsonl(folder / 'metrics.jsonl')
+      self._measured = {(x['step'], x['split']) for x in kept if x['split'] != 'train'}
       if options['tensorboard']:
-        self._writers.append(metrics.TensorBoardWriter(folder / 'tensorboard', step))
+        self._writers.append(metrics.TensorBoardWriter(folder / 'tensorboard', step + 1))
 
   def __enter__(self) -> 'Log':
-    self._began = time.monotonic()
     if self._bar_wanted:
       self._bar = tqdm(
         total=self._total,
@@ -77,33 +87,43 @@ class Log:
 
   def add(self, step: int, measured: dict[str, jax.Array]) -> None:
     """Takes the figures of a step that has finished."""
-    self._pending.append({k: float(v) for k, v in jax.device_get(measured).items()})
+    self.pending.append({k: float(v) for k, v in jax.device_get(measured).items()})
+    if self._began is None:  # the first step compiles: the rate is of those after it
+      self._began, self._done = time.monotonic(), step
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
-  def train_line(self, step: int, epoch: float, batch_images: int, force: bool = False) -> None:
+  def train_line(self, step: int, epoch: float, batch_images: int, seconds: float) -> None:
     """Writes a line of the means since the last one, when it is due."""
-    if not self._pending or not (force or step % self._every == 0):
+    if step % self._every and step != self._total:
       return
-    mean = {k: float(np.mean([p[k] for p in self._pending])) for k in self._pending[0]}
-    mean |= {k: self._pending[-1][k] for k in ('lr', 'bad_steps')}
+    mean = {k: float(np.mean([p[k] for p in self.pending])) for k in self.pending[0]}
+    mean |= {k: self.pending[-1][k] for k in ('lr', 'bad_steps')}
+    mean['seconds'] = seconds
     now = time.monotonic()
-    rate = (step - self._done) * batch_images / max(now - self._began, 1e-9)
+    rate = ''
     if step > self._done:
-      mean['images_per_second'] = rate
-    self._began, self._done, self._pending = now, step, []
+      mean['images_per_second'] = (step - self._done) * batch_images / max(now - self._began, 1e-9)
+      rate = f', {mean["images_per_second"]:.0f} img/s'
+    self._began, self._done, self.pending = now, step, []
     self._write({'step': step, 'epoch': epoch, 'split': 'train', 'total_steps': self._total, **mean})
     if self._bar is not None:
-      self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}, {rate:.0f} img/s')
+      self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}{rate}')
 
   def evaluated(self, step: int, epoch: float, found: Mapping[str, evaluation.Measured]) -> None:
     """Writes a line per split, and does not count the time it took as training."""
     for name, measured in found.items():
       scalars = {k: v for k, v in measured.metrics.items() if isinstance(v, (int, float))}
-      self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
+      if (step, name) not in self._measured:  # a run resumed at its end measures once more
+        self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
       accuracy = f', accuracy {100 * scalars["accuracy"]:.2f} %' if 'accuracy' in scalars else ''
       say(f'{self._stage}: step {step}, epoch {epoch:.1f}, {name}: loss {scalars["loss"]:.4f}{accuracy}')
     self._began = time.monotonic()
+
+  def flush(self) -> None:
+    """Makes sure that every line so far is on disk: before a checkpoint, so that none older than it is lost."""
+    for writer in self._writers:
+      writer.flush()
 
   def _write(self, line: dict[str, Any]) -> None:
     for writer in self._writers:
@@ -139,15 +159,13 @@ def introduction(run: 'Stage', meta: Mapping[str, Any], step: int) -> str:
   return '\n'.join(lines)
 
 
-def sample_batch(
-  source: Any, config: Mapping[str, Any], stage: Mapping[str, Any], rows: int = 8
-) -> dict[str, np.ndarray]:
+def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8) -> dict[str, np.ndarray]:
   """Returns the first pictures of a source as an evaluation batch, for drawing."""
   batches = pipeline.eval_batches(
     source,
     batch_images=rows,
-    image_size=models.encoder_config(config['model'], 0.0).image_size,
-    interpolation=stage['augment']['interpolation'],
+    image_size=image_size,
+    interpolation=interpolation,
     process_index=0,
     process_count=1,
     on_bad_image='skip',
@@ -203,6 +221,14 @@ def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
   return {k: best[k] for k in ('epoch', 'step', 'accuracy')}
 
 
+def _usual_rate(folder: epath.Path) -> float | None:
+  """Returns the median of the logged images per second, which compiling and evaluating do not count in."""
+  rates = [
+    x['images_per_second'] for x in metrics.read_jsonl(folder / 'metrics.jsonl') if 'images_per_second' in x
+  ]
+  return float(np.median(rates)) if rates else None
+
+
 def finish(
   run: 'Stage', state: dict[str, Any], meta: Mapping[str, Any], found: Mapping[str, evaluation.Measured]
 ) -> dict[str, Any]:
@@ -226,7 +252,7 @@ def finish(
     'total_steps': steps,
     'epochs': steps / run.program.steps_per_epoch,
     'seconds': meta['seconds'],
-    'images_per_second': steps * run.stage['batch_images'] / max(meta['seconds'], 1e-9),
+    'images_per_second': _usual_rate(run.folder),
     'metrics': {name: m.metrics for name, m in found.items()},
   }
   for split in ('valid', 'test'):
@@ -262,6 +288,7 @@ def _save_outputs(run: 'Stage', found: Mapping[str, evaluation.Measured]) -> Non
       run.folder / 'features.npz',
       features=first.outputs['features'][:MOST_FEATURES],
       label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
+      class_names=np.array(run.class_names),
     )
 
 

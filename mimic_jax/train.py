@@ -182,7 +182,11 @@ def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
 
 
 class Stage:
-  """A stage being run: what the loop needs at hand, and what happens between steps."""
+  """A stage: what the loop needs at hand. Making one checks everything that can go wrong before anything is computed.
+
+  Raises:
+    UserError: on bad data, a batch that does not divide, an objective or a model that can not be.
+  """
 
   def __init__(self, config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh):
     self.config, self.name, self.mesh = config, name, mesh
@@ -190,19 +194,30 @@ class Stage:
     self.run_folder, self.folder = folder, folder / name
     sharding.check_divides(f'config.{name}.batch_images', self.stage['batch_images'], mesh)
     sharding.check_divides(f'config.{name}.eval.batch_images', self.stage['eval']['batch_images'], mesh)
+    self.image_size = models.encoder_config(config['model'], self.stage['drop_path']).image_size
     d = self.stage['data']
-    self.source = data.build(d['source'], d['root'], d['split'], d)
-    self.splits = evaluation.splits_of(self.stage, self.source)
+    self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
+    self.splits = evaluation.splits_of(self.stage, {**d, 'cache': False})
     self.class_names = tuple(self.source.class_names)
     self.objective = objectives.make(
       self.stage, config['model'], self.class_names, f'config.{name}.objective'
     )
-    self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
-    self.eval_step = evaluation.make_step(self.objective, self.program.template, mesh)
-    self.key = jax.random.fold_in(jax.random.key(config['seed']), results.number_of(name))
-    self.sample = results.sample_batch(
-      self.splits[0].source if self.splits else self.source, config, self.stage
-    )
+    evaluation.check_classes(self.splits, self.class_names, name)
+
+  def prepare(self) -> None:
+    """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
+    d = self.stage['data']
+    if self.stage['eval']['without_duplicates']:
+      evaluation.find_duplicates(self.splits, self.source)
+    if d['cache']:
+      self.source = data.build(d['source'], d['root'], d['split'], d)
+      for split, cached in zip(self.splits, evaluation.splits_of(self.stage, d), strict=True):
+        split.source = cached.source
+    self.program = make_program(self.stage, self.config['model'], self.objective, len(self.source), self.mesh)
+    self.eval_step = evaluation.make_step(self.objective, self.program.template, self.mesh)
+    self.key = jax.random.fold_in(jax.random.key(self.config['seed']), results.number_of(self.name))
+    shown = self.splits[0].source if self.splits else self.source
+    self.sample = results.sample_batch(shown, self.image_size, self.stage['augment']['interpolation'])
 
   def batches(self, start: int) -> Any:
     """Returns the training batches from step `start` on."""
@@ -215,7 +230,7 @@ class Stage:
       process_index=jax.process_index(),
       process_count=jax.process_count(),
       views=self.objective.views,
-      image_size=models.encoder_config(self.config['model'], 0.0).image_size,
+      image_size=self.image_size,
       scale=a['scale'],
       ratio=a['ratio'],
       interpolation=a['interpolation'],
@@ -233,7 +248,7 @@ class Stage:
         self.mesh,
         class_names=self.class_names,
         batch_images=self.stage['eval']['batch_images'],
-        image_size=models.encoder_config(self.config['model'], 0.0).image_size,
+        image_size=self.image_size,
         interpolation=self.stage['augment']['interpolation'],
         on_bad_image=self.stage['data']['on_bad_image'],
       )
@@ -246,25 +261,21 @@ class Stage:
     return self.objective.draw(model, self.sample, jax.random.fold_in(self.key, 1))
 
 
-def run_stage(
-  config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh, init: str
-) -> dict[str, Any]:
+def run_stage(run: Stage, init: str) -> dict[str, Any]:
   """Runs one stage from its latest checkpoint, or its beginning, to its end.
 
   Args:
-    config: of the run.
-    name: of the stage.
-    folder: the run's.
-    mesh: of the devices.
+    run: the stage.
     init: where the encoder's first weights are from; '' = from scratch.
 
   Returns:
     What result.json holds.
 
   Raises:
-    UserError: for bad data, weights that do not fit, or too many steps with non-finite gradients.
+    UserError: for bad pictures, weights that do not fit, or too many steps with non-finite gradients.
   """
-  run = Stage(config, name, folder, mesh)
+  run.prepare()
+  config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
     fingerprint = source_lib.fingerprint(run.source)
     step = checkpoints.latest()
@@ -285,15 +296,18 @@ def run_stage(
           f"config.{name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
           f'(fingerprint {fingerprint}; expected {meta["data"]})'
         )
-    log = results.Log(run.folder, step, config['log'], name, run.program.total_steps)
+    log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
     if workdir.is_main():
       record = {'train': run.source.record(), **{s.name: s.source.record() for s in run.splits}}
-      workdir.update_record(folder, data={name: record})
+      workdir.update_record(run.run_folder, data={name: record})
       results.save_contact_sheet(run.folder, run.source)
     with log:
       state, meta = _loop(run, state, meta, step, checkpoints, log)
-    return results.finish(run, state, meta, run.measure(state))
+      found = run.measure(state)
+      total = run.program.total_steps
+      log.evaluated(total, total / run.program.steps_per_epoch, found)
+    return results.finish(run, state, meta, found)
 
 
 def _loop(
@@ -305,31 +319,34 @@ def _loop(
   log: results.Log,
 ) -> tuple[State, dict[str, Any]]:
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
-  stage, program = run.stage, run.program
+  stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
   stream = _ahead(batches, run.mesh)
   before, began = meta['seconds'], time.monotonic()
   late: dict[str, jax.Array] | None = None
-  for step in range(start + 1, program.total_steps + 1):
+
+  def settle(step: int, measured: dict[str, jax.Array]) -> None:
+    log.add(step, measured)
+    _stop_if_bad(run, measured, step, checkpoints)
+    meta['seconds'] = before + time.monotonic() - began
+    log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
+
+  for step in range(start + 1, total + 1):
     state, measured = program.step(state, next(stream), run.key)
     if late is not None:
-      log.add(step - 1, late)
-      _stop_if_bad(run, late, step - 1, checkpoints)
-    late = measured
-    last = step == program.total_steps
-    meta['seconds'] = before + time.monotonic() - began
-    log.train_line(step, step / program.steps_per_epoch, stage['batch_images'])
-    if due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last:
-      checkpoints.save(step, state, meta)
-    if due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last:
+      settle(step - 1, late)
+    late, last = measured, step == total
+    saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
+    measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
+    if saving or measuring:
+      settle(step, late)
+      late = None
+    if saving:
+      log.flush()
+      checkpoints.save(step, state, {**meta, 'pending': log.pending})
+    if measuring:
       log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
       results.show(run, state, final=False, every=run.config['log']['report_every'])
-  if late is not None:
-    log.add(program.total_steps, late)
-    _stop_if_bad(run, late, program.total_steps, checkpoints)
-    log.train_line(
-      program.total_steps, program.total_steps / program.steps_per_epoch, stage['batch_images'], force=True
-    )
   meta['skipped'] = batches.skipped()
   return state, meta
 

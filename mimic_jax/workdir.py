@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 
 from mimic_jax import config as config_lib
+from mimic_jax import metrics
 from mimic_jax.errors import UserError
 
 PACKAGES = [
@@ -37,10 +37,8 @@ def is_main() -> bool:
 
 
 def write_json(path: epath.Path, value: Any) -> None:
-  """Writes JSON so that a reader never sees half of it: beside the target first, then renamed."""
-  beside = path.parent / f'.{path.name}.tmp'
-  beside.write_text(json.dumps(value, indent=2, default=_plain) + '\n')
-  beside.replace(path)
+  """Writes JSON so that a reader never sees half of it."""
+  metrics.write_whole(path, json.dumps(metrics.jsonable(value), indent=2, ensure_ascii=False) + '\n')
 
 
 def read_json(path: epath.Path) -> Any:
@@ -55,32 +53,23 @@ def read_json(path: epath.Path) -> Any:
     raise UserError(f'{path}: not valid JSON (line {e.lineno}); expected what mimic_jax wrote') from e
 
 
-def _plain(value: Any) -> Any:
-  if isinstance(value, (np.generic, np.ndarray, jax.Array)):
-    return np.asarray(value).tolist()
-  if isinstance(value, Mapping):
-    return dict(value)
-  return str(value)
-
-
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a config as nested plain dicts and lists, as config.json holds it."""
   return json.loads(config.to_json_best_effort())
 
 
 def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]:
-  """Opens a run's folder, or makes it.
+  """Opens a run's folder, or checks that one can be made there; `begin` makes it.
 
   Args:
     workdir: path or address.
-    config: of the run; kept as config.json.
+    config: of the run.
 
   Returns:
     The folder, and whether the run had begun before.
 
   Raises:
-    UserError: when the folder holds a run with another config (names the fields that differ), holds something else, or
-      can't be written.
+    UserError: when the folder holds a run with another config (names the fields that differ), or holds something else.
   """
   folder = epath.Path(workdir)
   kept = folder / 'config.json'
@@ -99,13 +88,22 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
     raise UserError(
       f'--workdir {folder} is not empty and holds no run; expected a new or empty folder, or a run to resume'
     )
-  if is_main():
-    try:
-      folder.mkdir(parents=True, exist_ok=True)
-      write_json(kept, as_dict(config))
-    except OSError as e:
-      raise UserError(f'--workdir {folder}: can not be written ({e.strerror or e})') from e
   return folder, False
+
+
+def begin(folder: epath.Path, config: Mapping[str, Any]) -> None:
+  """Makes a run's folder with its config.json; called once everything about the run has been checked.
+
+  Raises:
+    UserError: when it can't be written.
+  """
+  if not is_main():
+    return
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / 'config.json', as_dict(config))
+  except OSError as e:
+    raise UserError(f'--workdir {folder}: can not be written ({e.strerror or e})') from e
 
 
 def environment() -> dict[str, Any]:

@@ -119,7 +119,8 @@ def test_boxes_have_torchvisions_distribution(rng):
   expected = np.array([torchvision_box(u, height, width, SCALE, RATIO)[0] for u in rng.random((n, 10, 4))])
   same_within_errors(got, expected)
   same_within_errors(np.square(got), np.square(expected))
-  assert (got[:, 2] == got[:, 2].max()).mean() < 0.5  # not all fallbacks
+  fallbacks = (got == (0, 10, 60, 80)).all(axis=1).mean()
+  assert 0.3 < fallbacks < 0.95  # both ways to a box were compared
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
@@ -196,7 +197,13 @@ def test_host_and_device_paths_have_the_same_distribution(rng):
   ramp = np.add.outer(np.arange(40) * 2.0, np.arange(52) * 3.0)[..., None].astype(np.float32)
   n = 1500
   device = augment.random_resized_crop(
-    jax.random.key(rng.integers(2**31)), jnp.tile(ramp[None], (n // 2, 1, 1, 1)), 2, 6, SCALE, RATIO, 'bilinear'
+    jax.random.key(rng.integers(2**31)),
+    jnp.tile(ramp[None], (n // 2, 1, 1, 1)),
+    2,
+    6,
+    SCALE,
+    RATIO,
+    'bilinear',
   )
   device = np.asarray(device, np.float64).reshape(n, -1)
   boxes = augment.crop_boxes(np, rng.random((n, 10, 4)), 40, 52, SCALE, RATIO)

@@ -17,7 +17,9 @@ def distance(a, b, kind):
   if np.ndim(a) == 0:
     return float(a != b)
   gaps = [abs(float(p) - float(q)) for p, q in zip(a, b)]
-  return {'tv': sum(gaps) / 2, 'l1': sum(gaps), 'l2': math.sqrt(sum(g * g for g in gaps)), 'linf': max(gaps)}[kind]
+  return {'tv': sum(gaps) / 2, 'l1': sum(gaps), 'l2': math.sqrt(sum(g * g for g in gaps)), 'linf': max(gaps)}[
+    kind
+  ]
 
 
 def dominant(y):
@@ -51,7 +53,8 @@ def oracle(az, ay, cz, cy, own, **options):
   for i in range(len(az)):
     others = [a for a in range(len(cz)) if not own[i, a]]
     s = {a: float(az[i] @ cz[a]) for a in others}
-    w = {a: positive_weight(ay[i], cy[a], o) * (s[a] >= o['feature_margin']) for a in others}
+    margin = o['feature_margin'] if o['feature_margin'] > -1 else -math.inf
+    w = {a: positive_weight(ay[i], cy[a], o) * (s[a] >= margin) for a in others}
     weights.append(sum(w.values()))
     crossing += sum(w[a] for a in others if dominant(ay[i]) != dominant(cy[a]))
     if weights[-1] == 0:
@@ -79,7 +82,9 @@ def unit(rng, n, d):
 def mixed_labels(rng, n, classes):
   """Soft labels as mixing makes them: two one-hot ones with one coefficient."""
   lam, eye = rng.beta(2, 2), np.eye(classes)
-  return (lam * eye[rng.integers(classes, size=n)] + (1 - lam) * eye[rng.integers(classes, size=n)]).astype(np.float32)
+  return (lam * eye[rng.integers(classes, size=n)] + (1 - lam) * eye[rng.integers(classes, size=n)]).astype(
+    np.float32
+  )
 
 
 def check(az, ay, cz, cy, own, **options):
@@ -140,7 +145,9 @@ def test_soft_votes_and_ids_follow_the_equations(rng, positives):
 def test_defaults_are_the_papers(rng):
   z, y = unit(rng, 10, 5), mixed_labels(rng, 10, 3)
   own = np.eye(10, dtype=bool)
-  assert losses.contrastive_loss(z, jnp.asarray(y), z, jnp.asarray(y), own)[0] == check(z, y, z, y, own, **DEFAULTS)
+  assert losses.contrastive_loss(z, jnp.asarray(y), z, jnp.asarray(y), own)[0] == check(
+    z, y, z, y, own, **DEFAULTS
+  )
 
 
 def test_clean_anchors_contrast_with_mixed_candidates(rng):
@@ -175,7 +182,9 @@ def test_instance_ids_give_the_self_supervised_loss(rng):
   expected = 0.0
   for i in range(12):
     others = [a for a in range(12) if a != i]
-    expected -= math.log(math.exp(z[i] @ z[i ^ 1] / tau) / sum(math.exp(z[i] @ z[a] / tau) for a in others)) / 12
+    expected -= (
+      math.log(math.exp(z[i] @ z[i ^ 1] / tau) / sum(math.exp(z[i] @ z[a] / tau) for a in others)) / 12
+    )
   loss, stats = losses.contrastive_loss(z, ids, z, ids, jnp.eye(12, dtype=bool), temperature=tau)
   np.testing.assert_allclose(loss, expected, rtol=1e-5)
   assert stats['mean_positives'] == 1
@@ -227,7 +236,9 @@ def test_edge_cases_have_the_oracles_value_and_finite_gradients(rng, edge, reduc
   own = np.eye(8, dtype=bool)
   check(z, y, z, y, own, **options)
   for label in (jnp.asarray(y), jax.nn.one_hot(jnp.asarray(y), 8)):
-    gradient = jax.grad(lambda z, y=label: losses.contrastive_loss(z, y, z, y, own, **options)[0])(jnp.asarray(z))
+    gradient = jax.grad(lambda z, y=label: losses.contrastive_loss(z, y, z, y, own, **options)[0])(
+      jnp.asarray(z)
+    )
     assert bool(jnp.isfinite(gradient).all())
     if edge in ('no_positives', 'margin_no_one_meets'):
       assert not gradient.any()
@@ -325,7 +336,9 @@ def test_loss_does_not_depend_on_sharding(rng):
 
 
 @pytest.mark.parametrize(
-  'option', [{'distance': 'l3'}, {'positives': 'hardd'}, {'reduction': 'average'}], ids=lambda o: next(iter(o))
+  'option',
+  [{'distance': 'l3'}, {'positives': 'hardd'}, {'reduction': 'average'}],
+  ids=lambda o: next(iter(o)),
 )
 def test_unknown_options_are_one_line_errors(option):
   z, y = jnp.ones((2, 2)), jnp.zeros(2, jnp.int32)
@@ -356,7 +369,9 @@ def test_soft_cross_entropy_is_the_mean_over_samples(rng):
   expected = 0.0
   for row, label in zip(logits.astype(np.float64), y):
     expected -= sum(p * (v - math.log(sum(math.exp(w) for w in row))) for p, v in zip(label, row)) / 11
-  np.testing.assert_allclose(losses.soft_cross_entropy(jnp.asarray(logits), jnp.asarray(y)), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    losses.soft_cross_entropy(jnp.asarray(logits), jnp.asarray(y)), expected, rtol=1e-5
+  )
   far = losses.soft_cross_entropy(jnp.array([[1e4, -1e4]]), jnp.array([[1.0, 0.0]]))
   assert far == 0
 

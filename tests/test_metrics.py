@@ -189,8 +189,11 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
   assert [e.step for e in events if e.HasField('session_log')] == [7]
 
 
-def test_tensorboard_leaves_remote_folders_alone(caplog):
-  writer = metrics.TensorBoardWriter('gs://bucket/run')
-  writer.write({'step': 1, 'loss': 1.0})
-  writer.flush()
-  writer.close()
+def test_tensorboard_leaves_remote_folders_alone_and_says_so(caplog):
+  with caplog.at_level('INFO', logger='absl'):
+    writer = metrics.TensorBoardWriter('gs://bucket/run')
+    writer.write({'step': 1, 'loss': 1.0})
+    writer.flush()
+    writer.close()
+  (record,) = caplog.records
+  assert 'gs://bucket/run' in record.getMessage()

@@ -1,8 +1,9 @@
-"""A small drawing board for the synthetic pictures: filled shapes on a supersampled canvas, then light and noise.
+"""A drawing board for the synthetic pictures: filled shapes on a supersampled canvas, then light and noise.
 
-Points are complex128 [N], x + iy with x to the right and y down, so that to turn, scale and move a shape is one product
-and one sum. Their unit is that of the canvas' transform. Colours are (r, g, b) or (r, g, b, a) in 0..255. Everything is a
-function of the numbers handed in; nothing here draws a random number except from a generator that is an argument.
+Points are complex128 [N], x + iy with x to the right and y down, so that to turn, scale and move a shape is
+one product and one sum. Their unit is that of the canvas' transform. Colours are (r, g, b) or (r, g, b, a)
+in 0..255. Everything is a function of the numbers handed in; nothing here draws a random number except from
+a generator that is an argument.
 """
 
 import colorsys
@@ -22,8 +23,8 @@ Colour = tuple[int, ...]
 class Canvas:
   """A square RGB image being drawn, with the affine transform from drawing units to its pixels.
 
-  By default the picture spans [−1, 1] on both axes. `place` moves, turns and scales what is drawn next; a function in
-  `warp`, when set, bends its points [N] -> [N] before that.
+  By default the picture spans [−1, 1] on both axes. `place` moves, turns and scales what is drawn next; a
+  function in `warp`, when set, bends its points [N] -> [N] before that.
   """
 
   def __init__(self, size: int, corners: np.ndarray):
@@ -45,7 +46,7 @@ class Canvas:
     self.place()
 
   def place(self, x: float = 0.0, y: float = 0.0, scale: float = 1.0, angle: float = 0.0) -> None:
-    """Draws from now on around (x, y) of the picture's [−1, 1]², `scale` times as large, turned by `angle` radians."""
+    """Draws from now on around (x, y) of the picture, `scale` times as large, turned by `angle` radians."""
     half = self.pixels / 2
     self.turn = complex(math.cos(angle), math.sin(angle)) * (scale * half)
     # Pillow counts from the middle of the first pixel.
@@ -67,7 +68,10 @@ class Canvas:
 
   def rectangle(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
     """Fills the rectangle (turned with the transform)."""
-    self.shape(np.array([complex(left, top), complex(right, top), complex(right, bottom), complex(left, bottom)]), colour)
+    self.shape(
+      np.array([complex(left, top), complex(right, top), complex(right, bottom), complex(left, bottom)]),
+      colour,
+    )
 
   def polygon(self, corners: Sequence[tuple[float, float]], colour: Colour) -> None:
     """Fills the polygon through `corners`, pairs of (x, y)."""
@@ -88,7 +92,7 @@ class Canvas:
     self.shape(np.concatenate([outer, outer[:1], inner[:1], inner[::-1]]), colour)
 
   def finish(self, blur: float = 0.0) -> np.ndarray:
-    """Returns the picture as float32 [size, size, 3], 0..255: each pixel is the mean of its part of the canvas.
+    """Returns float32 [size, size, 3], 0..255: each pixel is the mean of its part of the canvas.
 
     A `blur` above 0 is the radius, in pixels of the picture, of a box filter over it.
     """
@@ -112,7 +116,7 @@ def path(corners: Sequence[tuple[float, float]]) -> np.ndarray:
 
 
 def ribbon(points: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-  """Returns the outline [2N] of a line through `points` [N] that is `width` across: a number or one per point."""
+  """Returns the outline [2N] of a line through `points` [N], `width` across: a number or one per point."""
   along = np.empty_like(points)
   along[1:-1] = points[2:] - points[:-2]
   along[0] = points[1] - points[0]
@@ -147,8 +151,16 @@ def corners(rng: np.random.Generator, base: Colour, spread: float) -> np.ndarray
   return np.array(base, np.float64)[None, None, :] + rng.uniform(-spread, spread, (2, 2, 3))
 
 
-def photograph(pixels: np.ndarray, *, light: float, slope: tuple[float, float], contrast: float, grey: bool,
-               noise: float, rng: np.random.Generator) -> np.ndarray:
+def photograph(
+  pixels: np.ndarray,
+  *,
+  light: float,
+  slope: tuple[float, float],
+  contrast: float,
+  grey: bool,
+  noise: float,
+  rng: np.random.Generator,
+) -> np.ndarray:
   """Lights a finished drawing and adds the camera's noise.
 
   Args:

@@ -1,4 +1,4 @@
-"""Everything about a drawn face that isn't its expression: who it is, how it is held, what is behind and before it."""
+"""All of a drawn face but its expression: who it is, how it is held, what is behind and before it."""
 
 import dataclasses
 
@@ -86,17 +86,17 @@ def person(rng: np.random.Generator) -> Person:
     glasses=pick(('', '', '', '', '', '', '', 'round', 'square', 'tinted')),
     beard=pick(('', '', '', '', '', '', '', 'stubble', 'full', 'moustache')),
     freckles=rng.random() < 0.12,
-    yaw=between(-0.5, 0.5),
-    pitch=between(-0.06, 0.06),
-    x=between(-0.12, 0.12),
-    y=between(-0.08, 0.12),
-    scale=between(0.74, 0.96),
-    roll=between(-0.3, 0.3),
+    yaw=between(-0.32, 0.32),
+    pitch=between(-0.05, 0.05),
+    x=between(-0.06, 0.06),
+    y=between(-0.04, 0.09),
+    scale=between(0.84, 0.97),
+    roll=between(-0.16, 0.16),
   )
 
 
 def background(size: int, rng: np.random.Generator) -> Canvas:
-  """Returns a canvas of `size` pixels with a plain wall, stripes, spots, boxes or an edge between two tones."""
+  """Returns a canvas with a plain wall, stripes, spots, boxes or an edge between two tones."""
   base = canvas.hsv(rng.uniform(), rng.uniform(0.05, 0.6), rng.uniform(0.35, 0.95))
   board = Canvas(size, canvas.corners(rng, base, 45))
   kind = int(rng.integers(5))
@@ -124,8 +124,8 @@ def background(size: int, rng: np.random.Generator) -> Canvas:
 
 
 def hide(board: Canvas, p: Person, rng: np.random.Generator) -> None:
-  """Covers a part of one face in four with a hand, a bar or a patch, wherever it falls."""
-  kind = int(rng.integers(12))
+  """Covers a part of one face in six with a hand, a bar or a patch, wherever it falls."""
+  kind = int(rng.integers(18))
   x, y, angle = rng.uniform(-0.75, 0.75), rng.uniform(-0.5, 0.9), rng.uniform(-0.8, 0.8)
   colour = canvas.hsv(rng.uniform(), rng.uniform(0, 0.7), rng.uniform(0.15, 0.95))
   size = rng.uniform(0.2, 0.34)

@@ -73,7 +73,7 @@ def draw(board: Canvas, p: Person, fields: np.ndarray) -> None:
   nod = complex(0.5 * sine, p.pitch)
 
   def turn(points: np.ndarray) -> np.ndarray:
-    # The features sit on a bulging front that turns by yaw: x cos + depth sin, with depth falling off to the sides.
+    # The features sit on a bulging front that turns by yaw: x cos + depth sin, less deep to the sides.
     x = points.real
     return points + x * ((cosine - 1.0) - (0.35 * sine) * x) + nod
 

@@ -28,7 +28,12 @@ SPLITS = {
   'valid': ('FER2013Valid', 'PublicTest'),
   'test': ('FER2013Test', 'PrivateTest'),
 }
-SYNONYMS = {'val': 'valid', 'validation': 'valid', 'train+val': 'train+valid', 'train+validation': 'train+valid'}
+SYNONYMS = {
+  'val': 'valid',
+  'validation': 'valid',
+  'train+val': 'train+valid',
+  'train+validation': 'train+valid',
+}
 
 # Pictures kept of the published release, computed from its files: layout -> base rule -> split.
 EXPECTED = {
@@ -182,9 +187,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     UserError: on missing files, on rows that aren't as the layout says (file and line), on a missing picture.
   """
   rule = one_of('data.label_rule', options.get('label_rule', 'majority'), (*RULES, *SOFT))
-  parts = [
-    one_of('the split of ferplus', s, SPLITS) for s in _canonical(split).split('+')
-  ]
+  parts = [one_of('the split of ferplus', s, SPLITS) for s in _canonical(split).split('+')]
   layout = _layout(root, parts)
   read = _read_official if layout == 'official' else _read_raw
   rows = read(root, parts)
@@ -236,7 +239,9 @@ def _layout(root: str, parts: list[str]) -> str:
   if not root:
     raise UserError("data.root is empty; source 'ferplus' needs the folder that holds FERPlus")
   if not os.path.isdir(root):
-    raise UserError(f"data.root '{root}' is not a folder; source 'ferplus' looks for FER2013Train or fer2013.csv there")
+    raise UserError(
+      f"data.root '{root}' is not a folder; source 'ferplus' looks for FER2013Train or fer2013.csv there"
+    )
   wanted = [f'{SPLITS[s][0]}/label.csv' for s in parts]
   raw = ('fer2013.csv', 'fer2013new.csv')
   missing = [name for name in wanted if not os.path.isfile(os.path.join(root, name))]
@@ -285,7 +290,9 @@ def _read_official(root: str, parts: list[str]) -> Rows:
     for line, row in _table(path):
       place = f'{path}:{line}'
       if len(row) != 2 + len(COLUMNS):
-        raise UserError(f'{place}: {len(row)} columns; expected {2 + len(COLUMNS)}: picture, box, ten vote counts')
+        raise UserError(
+          f'{place}: {len(row)} columns; expected {2 + len(COLUMNS)}: picture, box, ten vote counts'
+        )
       picture = row[0].strip()
       if not picture or os.path.basename(picture) != picture:
         raise UserError(f"{place}: the picture is '{picture}'; expected the name of a file beside label.csv")
@@ -328,7 +335,9 @@ def _read_raw(root: str, parts: list[str]) -> Rows:
     if usage not in folder_of:
       raise UserError(f"{place}: Usage is '{usage}'; expected one of {', '.join(folder_of)}")
     if vote_usage != usage:
-      raise UserError(f"{vote_place}: Usage is '{vote_usage}'; expected '{usage}' as in the same row of {pixel_path}")
+      raise UserError(
+        f"{vote_place}: Usage is '{vote_usage}'; expected '{usage}' as in the same row of {pixel_path}"
+      )
     counts = _votes(counts, vote_place)
     if usage not in wanted or not name:
       continue

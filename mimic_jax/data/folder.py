@@ -18,7 +18,24 @@ from mimic_jax.data import source as sources
 from mimic_jax.errors import UserError
 
 ENDINGS = frozenset(
-  '.jpg .jpeg .jpe .png .bmp .webp .tif .tiff .gif .ppm .pgm .pbm .pnm .jp2 .tga .avif'.split()
+  [
+    '.jpg',
+    '.jpeg',
+    '.jpe',
+    '.png',
+    '.bmp',
+    '.webp',
+    '.tif',
+    '.tiff',
+    '.gif',
+    '.ppm',
+    '.pgm',
+    '.pbm',
+    '.pnm',
+    '.jp2',
+    '.tga',
+    '.avif',
+  ]
 )
 SPLITS = {
   'train': ('train', 'training'),
@@ -121,7 +138,9 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Folder:
   else:
     ids = [f'{prefix}{name}/{file}' for name, files in found.items() for file in files]
     labels = [position[name] for name, files in found.items() for _ in files]
-  return Folder(root, split, ids, np.array(labels, np.int32), class_names, options.get('max_pixels', 50_000_000))
+  return Folder(
+    root, split, ids, np.array(labels, np.int32), class_names, options.get('max_pixels', 50_000_000)
+  )
 
 
 def _endings() -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 from absl import flags
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from mimic_jax.augment import ATTEMPTS, crop_boxes
 from mimic_jax.data import source as sources
@@ -126,7 +126,15 @@ def train_batches(
   if workers < 0 or prefetch < 1:
     raise UserError(f'data.workers is {workers} and data.prefetch {prefetch}; expected at least 0 and 1')
   reader = _Reader(
-    source, image_size, interpolation, threads, views, tuple(scale), tuple(ratio), seed, replace=on_bad_image == 'skip'
+    source,
+    image_size,
+    interpolation,
+    threads,
+    views,
+    tuple(scale),
+    tuple(ratio),
+    seed,
+    replace=on_bad_image == 'skip',
   )
   order = grain.MapDataset.range(n).shuffle(seed=_order_seed(seed)).repeat()
   order = order.map_with_index(functools.partial(_with_epoch, n))
@@ -314,13 +322,11 @@ def crop_uniforms(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
   return generator.random((ATTEMPTS, 4))
 
 
-def read_crops(
-  image: Image.Image, path: str, boxes: np.ndarray, size: int, interpolation: str
-) -> np.ndarray:
+def read_crops(image: Image.Image, path: str, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
   """Decodes a picture once, cuts boxes out and resizes each, antialiased.
 
-  A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop still has `size` pixels each way; the boxes are then
-  rounded to the smaller grid.
+  A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop still has `size` pixels each way. The crops keep their
+  exact places: they may begin and end between two of the larger pixels.
 
   Args:
     image: opened, not necessarily decoded.
@@ -336,21 +342,35 @@ def read_crops(
     BadImage: where the pixels can't be decoded.
   """
   with sources.reading(path):
-    full_h, full_w = sources.upright_size(image)
-    factor = max(f for f in (1, 2, 4, 8) if f == 1 or boxes[:, 2:].min() // f >= size)
+    factor = _reduction(image, int(boxes[:, 2:].min()), size)
     if factor > 1:
-      image.draft(None, (image.width // factor, image.height // factor))  # other formats than JPEG stay as they are
+      image.draft(None, (image.width // factor, image.height // factor))
     whole = sources.upright(image)
     out = np.empty((len(boxes), size, size, 3), np.uint8)
     for k, (top, left, h, w) in enumerate(boxes.tolist()):
-      upper, lower = _rounded(top, h, whole.height, full_h)
-      start, end = _rounded(left, w, whole.width, full_w)
-      crop = sources.to_rgb(whole.crop((start, upper, end, lower)))
-      out[k] = np.asarray(crop.resize((size, size), _FILTERS[interpolation]))
+      # First cut, then resized within the cut: the kernel doesn't reach beyond the crop.
+      start, upper = left // factor, top // factor
+      cut = whole.crop((start, upper, -(-(left + w) // factor), -(-(top + h) // factor)))
+      inside = (
+        left / factor - start,
+        top / factor - upper,
+        (left + w) / factor - start,
+        (top + h) / factor - upper,
+      )
+      out[k] = np.asarray(sources.to_rgb(cut).resize((size, size), _FILTERS[interpolation], box=inside))
     return out
 
 
-def _rounded(first: int, length: int, pixels: int, full: int) -> tuple[int, int]:
-  """Returns where an interval of `full` pixels begins and ends on a grid of `pixels`; at least one pixel."""
-  start = min(round(first * pixels / full), pixels - 1)
-  return start, max(start + 1, round((first + length) * pixels / full))
+def _reduction(image: Image.Image, shortest: int, size: int) -> int:
+  """Returns by which factor a picture may be decoded smaller, so that `shortest` pixels remain at least `size`.
+
+  Where the size isn't a multiple of the factor, a JPEG's last row and column stand for fewer pixels; in a picture that is
+  still to be turned these would come first, so it is decoded in full.
+  """
+  if not isinstance(image, JpegImagePlugin.JpegImageFile):
+    return 1
+  turned = sources.is_turned(image)
+  fitting = (
+    f for f in (8, 4, 2) if shortest // f >= size and not (turned and (image.width % f or image.height % f))
+  )
+  return next(fitting, 1)

@@ -27,7 +27,6 @@ _READ_ERRORS = (
   RuntimeError,
   struct.error,
   zlib.error,
-  Image.DecompressionBombError,
 )
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
@@ -35,7 +34,7 @@ _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
 
 
-class BadImage(UserError):
+class BadImage(UserError):  # noqa: N818  the plain name is what users of a source write
   """A picture that can't be read: `path` names it, `why` says in a few words what is wrong."""
 
   def __init__(self, path: str, why: str) -> None:
@@ -89,6 +88,8 @@ def reading(path: str) -> Iterator[None]:
     raise BadImage(path, 'does not exist') from None
   except UnidentifiedImageError:
     raise BadImage(path, 'is not a picture that Pillow can read') from None
+  except Image.DecompressionBombError:
+    raise BadImage(path, 'has more pixels than Pillow opens at all (a decompression bomb)') from None
   except _READ_ERRORS as e:
     why = (str(e).splitlines() or [''])[0] or type(e).__name__
     raise BadImage(path, f'is damaged or of an unknown kind ({why})') from None
@@ -121,6 +122,11 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
   """Returns (height, width) as the picture is meant to be seen, from its header."""
   width, height = image.size
   return (width, height) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (height, width)
+
+
+def is_turned(image: Image.Image) -> bool:
+  """Says whether `upright` will turn or mirror the picture."""
+  return image.getexif().get(_ORIENTATION, 1) != 1
 
 
 def upright(image: Image.Image) -> Image.Image:

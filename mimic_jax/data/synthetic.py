@@ -1,7 +1,8 @@
 """Sources whose pictures are drawn when asked for: what synthetic_faces and synthetic_images have in common.
 
-A picture is a function of (draw_seed, split, index, draw_size) and the version of the drawing code. Each one has counter
-generators of its own, so that any index may be drawn in any process, in any order, also beyond `len(source)`.
+A picture is a function of (draw_seed, split, index, draw_size) and the version of the drawing code. Each
+one has generators of its own, keyed by these numbers, so that any index may be drawn in any process and in
+any order, also beyond `len(source)`.
 """
 
 import dataclasses
@@ -35,10 +36,10 @@ class Drawn:
 
   Attributes:
     name: 'faces' or 'images'; part of every id and of every picture's key.
-    class_names: the K classes. Of every K consecutive pictures each class has one, in an order of their own, so that
-      any length is balanced to within one picture.
-    paint: (label, content generator, look generator, side in pixels) -> uint8 [side, side, 3]. A function of a module,
-      so that the source can be pickled.
+    class_names: the K classes. Each K pictures from a multiple of K hold every class once, in an order of
+      their own, so that any length is balanced to within one picture.
+    paint: (label, content generator, look generator, side in pixels) -> uint8 [side, side, 3]. A function
+      of a module, so that the source can be pickled.
     version: of the drawing code; goes into split_hash.
     split, size, draw_size, seed: as in the config's data section.
   """
@@ -62,7 +63,9 @@ class Drawn:
   def __getitem__(self, index: int) -> dict:
     """Returns {'image': uint8 [S, S, 3], 'label': int, 'id': str} for any index ≥ 0."""
     label = self.label(index)
-    content, look = (generator(self.name, self.split, self.seed, part, int(index)) for part in (CONTENT, LOOK))
+    content, look = (
+      generator(self.name, self.split, self.seed, part, int(index)) for part in (CONTENT, LOOK)
+    )
     return {'image': self.paint(label, content, look, self.draw_size), 'label': label, 'id': self.id(index)}
 
   @property
@@ -106,7 +109,9 @@ class Drawn:
     return np.argsort(draws)
 
 
-def drawn(name: str, class_names: tuple[str, ...], paint: Callable, version: int, split: str, options: Mapping) -> Drawn:
+def drawn(
+  name: str, class_names: tuple[str, ...], paint: Callable, version: int, split: str, options: Mapping
+) -> Drawn:
   """Returns the source that `options` (the config's data section: size, draw_size, draw_seed) describe.
 
   Raises:
@@ -116,7 +121,9 @@ def drawn(name: str, class_names: tuple[str, ...], paint: Callable, version: int
   for field, least in (('size', 1), ('draw_size', 16), ('draw_seed', 0)):
     value = options[field]
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-      raise UserError(f'data.{field} is {value!r}; synthetic_{name} expected a whole number of at least {least}')
+      raise UserError(
+        f'data.{field} is {value!r}; synthetic_{name} expected a whole number of at least {least}'
+      )
   size, draw_size, seed = options['size'], options['draw_size'], options['draw_seed']
   return Drawn(name, class_names, paint, version, split, size, draw_size, seed)
 

@@ -1,7 +1,7 @@
-"""Source `synthetic_faces`: cartoon faces with seven expressions, for trying face-expression code without a download.
+"""Source `synthetic_faces`: cartoon faces with seven expressions, for trying things out without a download.
 
-A face is an expression (what the label is about) worn by a look (who, how turned, how lit, before what, hidden by what).
-They come from two generators, so that the look says nothing about the label.
+A face is an expression (what the label is about) worn by a look (who, how turned, how lit, before what,
+hidden by what). They come from two generators, so that the look says nothing about the label.
 """
 
 from collections.abc import Mapping
@@ -16,16 +16,18 @@ VERSION = 1  # of everything that decides a pixel here; raise it whenever a pict
 CLASS_NAMES = ('surprise', 'fear', 'disgust', 'happiness', 'sadness', 'anger', 'neutral')
 
 # The columns are face_parts.FIELDS; 0 is at rest, ±1 as far as a cartoon goes.
-PROTOTYPES = np.array([
-  # inner outer squeeze lids squint curve open width square teeth sneer cheek wrinkle
-  [1.00, 0.90, 0.00, 0.60, 0.00, -0.05, 0.95, -0.60, 0.00, 0.10, 0.00, 0.00, 0.00],  # surprise
-  [0.85, -0.15, 0.50, 0.50, 0.00, -0.55, 0.50, 0.10, 0.60, 0.80, 0.00, 0.00, 0.05],  # fear
-  [-0.45, -0.30, 0.45, -0.35, 0.60, -0.60, 0.25, -0.10, 0.30, 0.55, 1.00, 0.35, 1.00],  # disgust
-  [0.15, 0.20, 0.00, -0.10, 0.50, 1.00, 0.50, 0.35, 0.00, 0.90, 0.00, 1.00, 0.00],  # happiness
-  [0.80, -0.75, 0.30, -0.45, 0.10, -0.95, 0.05, -0.15, 0.00, 0.10, 0.00, 0.00, 0.00],  # sadness
-  [-1.00, 0.45, 0.90, -0.10, 0.35, -0.55, 0.30, 0.05, 0.90, 0.90, 0.20, 0.05, 0.35],  # anger
-  [0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00],  # neutral
-])
+PROTOTYPES = np.array(
+  [
+    # inner outer squeeze lids squint curve open width square teeth sneer cheek wrinkle
+    [1.00, 0.90, 0.00, 0.60, 0.00, -0.05, 0.95, -0.60, 0.00, 0.10, 0.00, 0.00, 0.00],  # surprise
+    [0.85, -0.15, 0.50, 0.50, 0.00, -0.55, 0.50, 0.10, 0.60, 0.80, 0.00, 0.00, 0.05],  # fear
+    [-0.45, -0.30, 0.45, -0.35, 0.60, -0.60, 0.25, -0.10, 0.30, 0.55, 1.00, 0.35, 1.00],  # disgust
+    [0.15, 0.20, 0.00, -0.10, 0.50, 1.00, 0.50, 0.35, 0.00, 0.90, 0.00, 1.00, 0.00],  # happiness
+    [0.80, -0.75, 0.30, -0.45, 0.10, -0.95, 0.05, -0.15, 0.00, 0.10, 0.00, 0.00, 0.00],  # sadness
+    [-1.00, 0.45, 0.90, -0.10, 0.35, -0.55, 0.30, 0.05, 0.90, 0.90, 0.20, 0.05, 0.35],  # anger
+    [0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00],  # neutral
+  ]
+)
 
 # What a face of each class may be partly: the confusions that people make too.
 NEIGHBOURS = (
@@ -38,16 +40,16 @@ NEIGHBOURS = (
   (4, 5, 3),  # neutral: sadness, anger, happiness
 )
 
-SPREAD = 0.13  # standard deviation of every field
+SPREAD = 0.12  # standard deviation of every field
 BLEND = 0.45  # the largest share of a neighbour
-INTENSITY = (0.4, 1.15)
+INTENSITY = (0.5, 1.15)
 
 
 def expression(label: int, rng: np.random.Generator) -> np.ndarray:
   """Returns one face's expression, float64 [13] in the order of face_parts.FIELDS.
 
-  It is the class' prototype times an intensity, blended with up to BLEND of a neighbouring class, with every field a little
-  off. Neighbours therefore overlap: some faces can't be told, as in the real sets.
+  It is the class' prototype times an intensity, blended with up to BLEND of a neighbouring class, with
+  every field a little off. Neighbours therefore overlap: some faces can't be told, as in the real sets.
   """
   neighbour = NEIGHBOURS[label][int(rng.integers(3))]
   share = BLEND * rng.uniform() ** 2  # mostly small
@@ -74,14 +76,14 @@ def paint(label: int, content: np.random.Generator, look: np.random.Generator, s
   board = face_looks.background(size, look)
   face_parts.draw(board, person, expression(label, content))
   face_looks.hide(board, person, look)
-  blur = max(0.0, look.uniform(-1.2, 0.6)) * size / 64
+  blur = max(0.0, look.uniform(-1.2, 0.5)) * size / 64
   return canvas.photograph(
     board.finish(blur),
     light=look.uniform(0.75, 1.2),
-    slope=tuple(look.uniform(-0.3, 0.3, 2)),
+    slope=tuple(look.uniform(-0.25, 0.25, 2)),
     contrast=look.uniform(0.65, 1.1),
-    grey=bool(look.uniform() < 0.15),
-    noise=16.0 * look.uniform() ** 2,
+    grey=bool(look.uniform() < 0.12),
+    noise=12.0 * look.uniform() ** 2,
     rng=look,
   )
 

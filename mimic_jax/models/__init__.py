@@ -35,7 +35,9 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Conf
     )
   check_dim('model.dim', sizes['dim'], 'heads', sizes['heads'])
   if int(sizes['dim'] * model['mlp_ratio']) < 1:
-    raise errors.UserError(f'model.mlp_ratio is {model["mlp_ratio"]}; expected a positive number, such as 4.0')
+    raise errors.UserError(
+      f'model.mlp_ratio is {model["mlp_ratio"]}; expected a positive number, such as 4.0'
+    )
   if not 0.0 <= drop_path < 1.0:
     raise errors.UserError(f'drop_path is {drop_path}; expected a rate from 0 to below 1')
   return vit.Config(

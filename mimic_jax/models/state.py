@@ -23,7 +23,7 @@ def split(
 ) -> tuple[Template, dict[str, Any], dict[str, Any]]:
   """Splits a model into its template, its trained parameters and the rest.
 
-  Trained is every nnx.Param whose path (of strings, such as ('encoder', 'blocks', 'qkv', 'kernel')) `trainable` accepts; the
+  Trained is every nnx.Param whose path (of strings, such as ('encoder', 'cls_token')) `trainable` accepts; the
   rest are the frozen ones and all other state (batch statistics, …). Both are nested dicts with string keys and arrays
   (or shapes, for a model out of nnx.eval_shape) as leaves.
   """

@@ -90,7 +90,7 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
     return pos_embed
   table = pos_embed[:, 1:].reshape(1, side, side, -1)
   shape = (1, *grid, table.shape[-1])
-  # lowering through jax.image keeps the cubic with a = −0.75 that PyTorch has; 'cubic' would be −0.5.
+  # PyTorch's cubic has a = −0.75; 'cubic' would have −0.5
   resized = jax.image.resize(table, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=False)
   return jnp.concatenate([pos_embed[:, :1], resized.reshape(1, grid[0] * grid[1], -1)], axis=1)
 
@@ -104,9 +104,7 @@ def linear(in_features: int, out_features: int, dtype: str, rngs: nnx.Rngs) -> n
 def layer_norm(dim: int, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
   """Returns a LayerNorm over `dim`: statistics in float32, output in `dtype`."""
   # the fast variance, E[x²] − E[x]², cancels when the mean is large beside the spread.
-  return nnx.LayerNorm(
-    dim, epsilon=EPSILON, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs
-  )
+  return nnx.LayerNorm(dim, epsilon=EPSILON, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs)
 
 
 def gather_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
@@ -124,30 +122,50 @@ def attention_implementation(choice: str, dtype: str) -> str:
   return 'cudnn' if flash and dtype == 'bfloat16' else 'xla'
 
 
-class Block(nnx.Module):
-  """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)); GELU is the exact one."""
+class Attention(nnx.Module):
+  """Multi-head self-attention with a fused qkv kernel [D, 3·D] (columns: query, key, value); softmax in float32."""
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
-    D, dtype = config.dim, config.dtype
-    hidden = int(D * config.mlp_ratio)
     self.heads = config.heads
-    self.attention = attention_implementation(config.attention, dtype)
-    self.norm1 = layer_norm(D, dtype, rngs)
-    self.qkv = linear(D, 3 * D, dtype, rngs)
-    self.proj = linear(D, D, dtype, rngs)
-    self.norm2 = layer_norm(D, dtype, rngs)
-    self.fc1 = linear(D, hidden, dtype, rngs)
-    self.fc2 = linear(hidden, D, dtype, rngs)
+    self.implementation = attention_implementation(config.attention, config.dtype)
+    self.qkv = linear(config.dim, 3 * config.dim, config.dtype, rngs)
+    self.proj = linear(config.dim, config.dim, config.dtype, rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [B, N, D] to [B, N, D]."""
+    B, N, D = x.shape
+    qkv = self.qkv(x).reshape(B, N, 3, self.heads, D // self.heads)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    attended = jax.nn.dot_product_attention(q, k, v, implementation=self.implementation)
+    return self.proj(attended.reshape(B, N, D))
+
+
+class Mlp(nnx.Module):
+  """Linear, exact (erf) GELU, Linear."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    hidden = int(config.dim * config.mlp_ratio)
+    self.fc1 = linear(config.dim, hidden, config.dtype, rngs)
+    self.fc2 = linear(hidden, config.dim, config.dtype, rngs)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps tokens [B, N, D] to [B, N, D]."""
+    return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Block(nnx.Module):
+  """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x))."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    self.norm1 = layer_norm(config.dim, config.dtype, rngs)
+    self.attn = Attention(config, rngs)
+    self.norm2 = layer_norm(config.dim, config.dtype, rngs)
+    self.mlp = Mlp(config, rngs)
 
   def __call__(self, x: jax.Array, path_scale: jax.Array | None = None) -> jax.Array:
     """Maps tokens [B, N, D] to [B, N, D]; `path_scale` [2, B] multiplies the two residual branches (drop-path)."""
-    B, N, D = x.shape
-    qkv = self.qkv(self.norm1(x)).reshape(B, N, 3, self.heads, D // self.heads)
-    q, k, v = (qkv[:, :, i] for i in range(3))
-    attended = jax.nn.dot_product_attention(q, k, v, implementation=self.attention)
-    x = x + _scaled(self.proj(attended.reshape(B, N, D)), path_scale, 0)
-    hidden = jax.nn.gelu(self.fc1(self.norm2(x)), approximate=False)
-    return x + _scaled(self.fc2(hidden), path_scale, 1)
+    x = x + _scaled(self.attn(self.norm1(x)), path_scale, 0)
+    return x + _scaled(self.mlp(self.norm2(x)), path_scale, 1)
 
 
 def _scaled(branch: jax.Array, path_scale: jax.Array | None, i: int) -> jax.Array:

@@ -32,13 +32,9 @@ GLYPHS = '●▲■◆▼✚✖★'
 INK, LINE = '#010203', '#040506'  # stand in for the page's own colours
 MOST_POINTS = 400  # of a curve; neighbours are averaged beyond
 TSNE_POINTS = 1000
-TSNE_SETTINGS = {
-  'n_components': 2,
-  'init': 'pca',
-  'random_state': 0,
-  'max_iter': 500,
-  'learning_rate': 'auto',
-}
+# On 700 features half the time of 500 steps at perplexity 30 and angle 0.5 (1.35 s against 2.6 s).
+TSNE_SETTINGS = {'n_components': 2, 'init': 'pca', 'random_state': 0, 'max_iter': 350, 'angle': 0.8}
+TSNE_PERPLEXITY = 20.0
 
 
 class Curve(NamedTuple):
@@ -66,7 +62,11 @@ def curves(lines: Sequence[Curve], x_label: str, percent: bool = False, noisy: b
   axes.margins(x=0.02)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=max(c.x.max() for c in lines) >= 3))
   axes.yaxis.set_major_locator(MaxNLocator(5))
-  axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g} %' if percent else f'{v:g}'))
+  axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g} %' if percent else tick(v)))
+  levels = {v * (100 if percent else 1) for curve in lines for v in curve.y}
+  if len(levels) == 1:  # matplotlib would zoom into rounding
+    (level,) = levels
+    axes.set_ylim(*sorted((0, 2 * level)) if level else (-1, 1))
   axes.grid(axis='y', color=LINE, linewidth=0.7)
   return _svg(figure)
 
@@ -78,11 +78,24 @@ def thin(values: np.ndarray) -> np.ndarray:
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-  """Returns the mean of `values` [n] over up to `reach` neighbours on either side, as many on the one as on the other."""
+  """Returns the mean of `values` [n] over `reach` neighbours on either side.
+
+  Near the start, where curves are steep, it takes as many on the one side as on the other; near the end, where they
+  are flat, what there is.
+  """
   total = np.concatenate([[0.0], np.cumsum(values)])
   at = np.arange(len(values))
-  reach = np.minimum(np.minimum(at, at[::-1]), reach)
-  return (total[at + reach + 1] - total[at - reach]) / (2 * reach + 1)
+  low = at - np.minimum(at, reach)
+  high = np.minimum(at + np.minimum(at, reach), len(values) - 1) + 1
+  return (total[high] - total[low]) / (high - low)
+
+
+def tick(value: float) -> str:
+  """Returns a number for an axis: '0.25', '15', '7.5e-4'."""
+  if value and abs(value) < 1e-2:
+    mantissa, exponent = f'{value:.2e}'.split('e')
+    return f'{float(mantissa):g}e{int(exponent)}'
+  return f'{value:g}'
 
 
 def look(k: int) -> tuple[str, str, str]:
@@ -113,15 +126,17 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | N
   are returned. None when there is nothing to show: no features, too few, not finite, or all alike.
   """
   held = run.arrays(folder / 'features.npz', ('features', 'label'))
-  if held is None or len(held['features']) != len(held['label']):
+  if held is None or not 10 <= len(held['features']) == len(held['label']):
     return None
   rows = np.linspace(0, len(held['label']) - 1, min(TSNE_POINTS, len(held['label']))).round().astype(int)
   features = held['features'][rows].astype(np.float32).reshape(len(rows), -1)
   labels = held['label'][rows]
   labels = labels.argmax(-1) if labels.ndim == 2 else labels.astype(int)
-  if len(rows) < 10 or not np.isfinite(features).all() or np.ptp(features, axis=0).max(initial=0) == 0:
+  if not np.isfinite(features).all() or np.ptp(features, axis=0).max(initial=0) == 0:
     return None
-  key = hashlib.sha256(repr((features.shape, TSNE_SETTINGS)).encode() + features.tobytes()).hexdigest()
+  key = hashlib.sha256(
+    repr((features.shape, TSNE_PERPLEXITY, TSNE_SETTINGS)).encode() + features.tobytes()
+  ).hexdigest()
   kept = run.arrays(folder / 'tsne.npz', ('key', 'points'))
   if kept is not None and str(kept['key']) == key:
     return kept['points'], labels
@@ -133,7 +148,9 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | N
   with threadpool_limits(
     1
   ):  # beside busy processes, threads that wait for each other take many times as long
-    points = TSNE(perplexity=min(30, (len(rows) - 1) / 3), **TSNE_SETTINGS).fit_transform(features)
+    points = TSNE(perplexity=min(TSNE_PERPLEXITY, (len(rows) - 1) / 3), **TSNE_SETTINGS).fit_transform(
+      features
+    )
   buffer = io.BytesIO()
   np.savez(buffer, key=key, points=points)
   (folder / 'tsne.npz').write_bytes(buffer.getvalue())
@@ -144,7 +161,7 @@ def _axes(inches: tuple[float, float], left: float, bottom: float):
   # Fixed margins: matplotlib's own layout engines take longer than the drawing itself.
   figure = Figure(figsize=inches)
   figure.patch.set_visible(False)
-  axes = figure.add_axes((left, bottom, 0.99 - left, 0.97 - bottom))
+  axes = figure.add_axes((left, bottom, 0.98 - left, 0.97 - bottom))
   axes.patch.set_visible(False)
   axes.spines[['top', 'right', 'left']].set_visible(False)
   axes.spines['bottom'].set_color(LINE)

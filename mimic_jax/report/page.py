@@ -190,6 +190,8 @@ def _tsne(stage: Stage, final: bool) -> str:
     return ''
   points, labels = held
   names = next((list(h['per_class']) for h in tables.splits(stage).values() if h.get('per_class')), [])
+  own = runs.arrays(stage.folder / 'features.npz', ('class_names',))
+  names = [str(name) for name in own['class_names']] if own else names
   keys = []
   for k in sorted(set(labels.tolist()) - {-1}):
     colour, _, glyph = figures.look(k)

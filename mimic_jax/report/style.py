@@ -5,13 +5,13 @@ CSS = """
   color-scheme: light dark;
   --paper: #ffffff; --card: #f6f7f8; --ink: #1b1f23; --quiet: #5b6570; --line: #dfe3e7; --link: #0060a0;
   --blue: #0072b2; --vermillion: #d55e00; --green: #009e73; --purple: #b8568c; --orange: #d18f00;
-  --sky: #3fa4e0; --grey: #8c8c8c; --yellow: #b5a600; --heat: 0, 114, 178; --warn: #fff6e0; --warn-line: #e69f00;
+  --sky: #3fa4e0; --grey: #8c8c8c; --yellow: #b5a600; --heat: 0, 90, 150; --warn: #fff6e0; --warn-line: #e69f00;
 }
 @media (prefers-color-scheme: dark) {
   :root {
     --paper: #14171a; --card: #1c2024; --ink: #e7eaed; --quiet: #9aa5b0; --line: #31373d; --link: #6cb8f0;
     --blue: #4ba6e0; --vermillion: #f07f34; --green: #2fc198; --purple: #dd93bd; --orange: #eeb030;
-    --sky: #8fd0f7; --grey: #a5a5a5; --yellow: #e6d84a; --heat: 58, 150, 214; --warn: #2b2413; --warn-line: #b98a1c;
+    --sky: #8fd0f7; --grey: #a5a5a5; --yellow: #e6d84a; --heat: 28, 108, 168; --warn: #2b2413; --warn-line: #b98a1c;
   }
 }
 * { box-sizing: border-box; }
@@ -39,7 +39,7 @@ nav a:hover { text-decoration: underline; }
 .card p { margin: .15rem 0; font-size: .86rem; color: var(--quiet); }
 .card .top { display: flex; justify-content: space-between; gap: .5rem; align-items: baseline; }
 .card .value { font-size: 2.1rem; font-weight: 650; line-height: 1.2; letter-spacing: -0.02em; color: var(--ink); }
-.card .value small { font-size: .86rem; font-weight: 400; letter-spacing: 0; color: var(--quiet); }
+.card .value small { display: inline-block; font-size: .86rem; font-weight: 400; letter-spacing: 0; color: var(--quiet); }
 .bar { height: 4px; border-radius: 2px; background: var(--line); margin-top: .7rem; overflow: hidden; }
 .bar i { display: block; height: 100%; background: var(--blue); }
 .wide { overflow-x: auto; margin: .75rem 0; }
@@ -61,11 +61,11 @@ tr.also th { text-align: right; }
 .confusion td.dark { color: #fff; }
 .confusion td.hit { outline: 1px solid var(--quiet); outline-offset: -3px; }
 .confusion th { border: 0; }
-.confusion thead th { text-align: center; font-weight: 500; padding: .2rem .3rem; }
+.confusion thead th { text-align: center; font-weight: 500; font-size: .74rem; padding: .2rem .1rem; }
 .confusion tbody th { text-align: right; padding-right: .7rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16.5rem, 100%), 1fr)); gap: 1.25rem 1.75rem; margin: 1rem 0; }
 figure { margin: 0; min-width: 0; }
-figure svg { display: block; width: 100%; height: auto; margin-top: .3rem; }
+figure svg { display: block; width: 100%; height: auto; margin-top: .3rem; overflow: visible; }
 figure svg text { font-family: inherit !important; }
 figure.scatter { max-width: 46rem; }
 figcaption p { margin: .15rem 0 .5rem; }

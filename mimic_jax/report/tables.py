@@ -62,7 +62,7 @@ def initial(run: Run, stage: Stage) -> str:
 
 def last_train(stage: Stage) -> dict[str, Any]:
   """Returns the newest training line of a stage, or {}."""
-  return next((line for line in reversed(stage.lines) if line.get('split') == 'train'), {})
+  return next((line for line in reversed(stage.lines) if line.get('split', 'train') == 'train'), {})
 
 
 def progress(stage: Stage) -> tuple[str, int, int]:
@@ -110,7 +110,7 @@ def _value(stage: Stage) -> tuple[str, str]:
     if is_number(held.get('loss')):
       return f'{number(held["loss"], ".4g")} <small>loss, {esc(split)}</small>', objective(stage)
   for line in reversed(stage.lines):
-    if line.get('split') != 'train' and is_number(line.get('accuracy')):
+    if line.get('split', 'train') != 'train' and is_number(line.get('accuracy')):
       split = esc(line.get('split', ''))
       note = f'after epoch {number(line.get("epoch"), ".4g")}, not final'
       return f'{percent(line["accuracy"], 1)} <small>accuracy, {split}</small>', note
@@ -217,7 +217,7 @@ def confusion(held: Mapping[str, Any]) -> str:
     cells = []
     for j, count in enumerate(counts):
       share = count / total if total else 0.0
-      kind = ' '.join(k for k, on in (('dark', share > 0.55), ('hit', i == j)) if on)
+      kind = ' '.join(k for k, on in (('dark', share > 0.7), ('hit', i == j)) if on)
       inner = f'{100 * share:.0f} %<small>{count:,}</small>' if count else '<small>0</small>'
       title = esc(f'{names[i]} taken for {names[j]}: {count} of {total}')
       style = f'background:rgba(var(--heat),{share:.3f})'

@@ -1,0 +1,208 @@
+"""Stage one: masked autoencoding (MAE, arXiv 2111.06377; P §III-A). Images only, no labels.
+
+Most patches of an image are removed, the encoder sees the rest, a small decoder predicts the pixels of all; the loss is
+over the removed ones. Shapes: B images, L patches, K kept, P = p·p·3 values of a patch.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mimic_jax import augment, losses, models
+from mimic_jax.errors import UserError
+from mimic_jax.models import decoder, vit
+from mimic_jax.report.drawing import Drawing
+
+Batch = dict[str, jax.Array]
+
+EPSILON = 1e-6  # added to a patch's variance (MAE)
+ROWS = 8  # images drawn for the report
+DECODER_MLP_RATIO = 4.0  # MAE's, whatever the encoder's
+EVALUATION_SEED = 0  # of the masks in evaluation, which are the same in every run
+
+
+class Masks(NamedTuple):
+  """keep: int [B, K], the kept patches; restore: int [B, L], each patch's rank; mask: bool [B, L], True = removed."""
+
+  keep: jax.Array
+  restore: jax.Array
+  mask: jax.Array
+
+
+def kept_patches(L: int, ratio: float) -> int:
+  """Returns how many of L patches stay when the share `ratio` is removed: int(L·(1 − ratio)), as MAE rounds."""
+  return int(L * (1 - ratio))
+
+
+def masks_from_noise(noise: jax.Array, ratio: float) -> Masks:
+  """Keeps the patches with the least noise, in its order: argsort of noise [B, L] (method.md §1)."""
+  kept = kept_patches(noise.shape[1], ratio)
+  order = jnp.argsort(noise, axis=1)
+  restore = jnp.argsort(order, axis=1)
+  return Masks(order[:, :kept], restore, restore >= kept)
+
+
+def mask_ids(key: jax.Array, B: int, L: int, ratio: float) -> Masks:
+  """Draws which patches of each of B images are removed, uniformly, from one key for the whole (global) batch."""
+  return masks_from_noise(jax.random.uniform(key, (B, L)), ratio)
+
+
+def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns mean and standard deviation, [B, L, 1] each, of patches [B, L, P]: unbiased variance, + 1e-6 (MAE)."""
+  mean = patches.mean(axis=-1, keepdims=True)
+  variance = jnp.var(patches, axis=-1, keepdims=True, ddof=1)
+  return mean, jnp.sqrt(variance + EPSILON)
+
+
+class MaskedAutoencoder(nnx.Module):
+  """Encoder and decoder."""
+
+  def __init__(self, config: vit.Config, decoder_config: vit.Config, rngs: nnx.Rngs):
+    self.encoder = vit.Encoder(config, rngs=rngs)
+    self.decoder = decoder.Decoder(config.dim, decoder_config, rngs=rngs)
+
+  def __call__(self, images: jax.Array, masks: Masks, key: jax.Array | None = None) -> jax.Array:
+    """Predicts every patch, float32 [B, L, P], of images [B, S, S, 3] from the kept ones; drop-path needs a key."""
+    tokens = self.encoder(images, key=key, keep=masks.keep)
+    return self.decoder(tokens, masks.restore).astype(jnp.float32)
+
+
+class Objective:
+  """Masked autoencoding; see mimic_jax/objectives for the contract."""
+
+  views = 1
+  pair_loss = False
+
+  def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
+    del class_names
+    mae = stage['mae']
+    self.augmentation = dict(stage['augment'])
+    self.mask_ratio = mae['mask_ratio']
+    self.norm_pix = mae['norm_pix']
+    self.config = models.encoder_config(model, stage['drop_path'])
+    models.check_dim('mae.decoder_dim', mae['decoder_dim'], 'mae.decoder_heads', mae['decoder_heads'])
+    if mae['decoder_depth'] < 1:
+      raise UserError(f'mae.decoder_depth is {mae["decoder_depth"]}; expected at least 1')
+    L = self.config.grid**2
+    if not 1 <= kept_patches(L, self.mask_ratio) < L:
+      raise UserError(
+        f'mae.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
+      )
+    sizes = {name: mae[f'decoder_{name}'] for name in ('dim', 'depth', 'heads')}
+    self.decoder_config = self.config._replace(**sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0)
+    self._pictures = jax.jit(self._reconstruct, static_argnums=0)
+
+  def init(self, key: jax.Array) -> MaskedAutoencoder:
+    """Returns a fresh model."""
+    return MaskedAutoencoder(self.config, self.decoder_config, rngs=nnx.Rngs(key))
+
+  def trainable(self, path: tuple[str, ...]) -> bool:
+    """Everything but the fixed sin-cos tables of encoder and decoder."""
+    return path[-1] != 'pos_embed'
+
+  def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    """One random crop per image, flip, normalisation.
+
+    Args:
+      batch: 'image' uint8 [B, H, W, 3], or [B, 1, S, S, 3] cropped on the host.
+      key: of this step.
+
+    Returns:
+      'image' float32 [B, 1, S, S, 3].
+    """
+    size = self.config.image_size
+    return {'image': augment.training_views(key, batch['image'], views=1, size=size, **self.augmentation)}
+
+  def loss(
+    self, model: MaskedAutoencoder, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """MAE's loss (P eq. 2 without its stray minus): squared error per patch, mean over the removed patches.
+
+    Args:
+      model: of this objective.
+      batch: from `augment`.
+      key: of this step.
+      step: unused, the loss does not change over time.
+      total_steps: unused likewise.
+
+    Returns:
+      The loss, float32 [], and no other metrics.
+    """
+    del step, total_steps
+    mask_key, drop_key = jax.random.split(key)
+    images = batch['image'][:, 0]
+    masks = mask_ids(mask_key, images.shape[0], self.config.grid**2, self.mask_ratio)
+    return losses.masked_mse(model(images, masks, drop_key), self.target(images), masks.mask), {}
+
+  def target(self, images: jax.Array) -> jax.Array:
+    """Returns what is to be predicted, float32 [B, L, P]: pixels, by default normalised within each patch."""
+    patches = vit.patchify(images, self.config.patch_size)
+    if not self.norm_pix:
+      return patches
+    mean, std = patch_statistics(patches)
+    return (patches - mean) / std
+
+  def evaluate(self, model: MaskedAutoencoder, batch: Batch) -> dict[str, dict[str, jax.Array]]:
+    """Returns the sum of the images' losses under masks that depend on an image's index in its source alone.
+
+    Args:
+      model: of this objective.
+      batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
+    """
+    images = self._whole(batch['image'])
+    masks = masks_from_noise(_fixed_noise(batch['index'], self.config.grid**2), self.mask_ratio)
+    pred, target = model(images, masks), self.target(images)
+    each = jax.vmap(losses.masked_mse)(pred[:, None], target[:, None], masks.mask[:, None])
+    sums = {'loss_sum': jnp.sum(jnp.where(batch['mask'], each, 0.0)), 'count': jnp.sum(batch['mask'])}
+    return {'sums': sums, 'outputs': {}}
+
+  def draw(self, model: MaskedAutoencoder, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
+    """Returns triptychs of a few images: what the encoder sees, what the decoder makes of it, the original."""
+    template, params, rest = models.split(model, self.trainable)
+    pictures = jax.device_get(self._pictures(template, params, rest, batch['image'][:ROWS], key))
+    a = self.augmentation
+    how = (
+      "; the target is each patch normalised by itself, so the patch's true mean and contrast are given back to the "
+      'prediction here'
+      if self.norm_pix
+      else ''
+    )
+    drawing = Drawing(
+      'Reconstructions',
+      f'{self.mask_ratio:.0%} of the patches are removed (grey). The decoder predicts them from the others; visible '
+      f'patches are shown as they are{how}.',
+      augment.to_uint8(pictures, a['mean'], a['std']),
+      ('masked', 'reconstruction', 'original'),
+    )
+    return {'reconstructions': drawing}
+
+  def _whole(self, images: jax.Array) -> jax.Array:
+    a = self.augmentation
+    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
+
+  def _reconstruct(
+    self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
+  ) -> jax.Array:
+    """Returns normalised pictures, float32 [B, 3, S, S, 3]: masked, reconstructed, original."""
+    model = models.merge(template, params, rest)
+    images = self._whole(images)
+    p, grid = self.config.patch_size, (self.config.grid, self.config.grid)
+    masks = mask_ids(key, images.shape[0], self.config.grid**2, self.mask_ratio)
+    patches = vit.patchify(images, p)
+    pred = model(images, masks)
+    if self.norm_pix:
+      mean, std = patch_statistics(patches)
+      pred = pred * std + mean
+    removed = masks.mask[:, :, None]
+    # 0 is the mean colour of the data, a grey
+    shown = (jnp.where(removed, 0.0, patches), jnp.where(removed, pred, patches), patches)
+    return jnp.stack([vit.unpatchify(x, p, grid) for x in shown], axis=1)
+
+
+def _fixed_noise(index: jax.Array, L: int) -> jax.Array:
+  """Returns uniform noise [B, L] in which a row depends on its index alone, whatever the batch."""
+  key = jax.random.key(EVALUATION_SEED)
+  return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (L,)))(index)

@@ -1,0 +1,73 @@
+"""Small configs that tests share: a ViT of a few thousand parameters on pictures of 16 × 16."""
+
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from mimic_jax import defaults
+
+ROOT = pathlib.Path(__file__).parents[1]
+FERPLUS = ROOT.parent / 'shared' / 'data' / 'ferplus'
+
+
+def model_section(**changes: Any) -> ConfigDict:
+  """Returns an encoder section of 2 blocks of width 16 with 4 patches, computing in float32."""
+  m = defaults.encoder()
+  m.preset = 'vit_ti16'
+  m.image_size, m.patch_size, m.dim, m.depth, m.heads = 16, 8, 16, 2, 2
+  m.dtype = 'float32'
+  m.update(changes)
+  return m
+
+
+def _shared(s: ConfigDict, size: int) -> ConfigDict:
+  s.data.size = size
+  s.data.draw_size = 16
+  s.data.cache = True
+  s.data.threads = 2
+  s.optim.warmup_epochs = 0.0
+  s.optim.lr = 1e-3
+  s.eval.size = 24
+  s.eval.batch_images = 16
+  s.eval.splits = 'valid'
+  s.eval.every_epochs = 0.0
+  s.drop_path = 0.1
+  s.batch_images = 8
+  s.steps = 10
+  return s
+
+
+def mimic_stage(**changes: Any) -> ConfigDict:
+  """Returns a fine-tuning stage of 10 steps of 8 drawn faces."""
+  s = _shared(defaults.mimic(), 64)
+  s.data.source = 'synthetic_faces'
+  s.head.projection_dim = 8
+  s.update_from_flattened_dict(changes)
+  return s
+
+
+def mae_stage(**changes: Any) -> ConfigDict:
+  """Returns a pre-training stage of 10 steps of 8 drawn pictures."""
+  s = _shared(defaults.masked_autoencoding(), 64)
+  s.data.source = 'synthetic_images'
+  s.optim.blr = 0.0
+  s.drop_path = 0.0
+  s.mae.decoder_dim, s.mae.decoder_depth, s.mae.decoder_heads = 16, 1, 2
+  s.mae.mask_ratio = 0.5
+  s.update_from_flattened_dict(changes)
+  return s
+
+
+def run_config(**stages: ConfigDict) -> ConfigDict:
+  """Returns a whole config with the stages given, in their order."""
+  c = defaults.base()
+  c.name = 'small'
+  c.model = model_section()
+  c.stages = ','.join(stages)
+  c.log.every = 1
+  c.log.progress = False
+  c.log.tensorboard = False
+  for name, s in stages.items():
+    c[name] = s
+  return c

@@ -1,0 +1,147 @@
+"""Configs: found by name, overridden, checked; what is wrong is one line that names the field."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from mimic_jax import config as config_lib
+from mimic_jax import defaults
+from mimic_jax.errors import UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def parse(*args: str) -> config_lib.Command:
+  return config_lib.parse(['main', *args])
+
+
+ALL = [
+  'quickstart',
+  'quickstart:minute',
+  'pretrain_imagenet1k',
+  'pretrain_imagenet1k:vitl16',
+  'pretrain_folder:small',
+  'finetune_ferplus:vitb16',
+  'finetune_ferplus:vitl16',
+  'finetune_ferplus:small',
+  *(f'finetune_ferplus:small,{m}' for m in defaults.METHODS),
+]
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_every_config_parses_and_passes_its_own_checks(name):
+  command = parse(f'--config={name}')
+  assert config_lib.stages(command.config)
+  assert command.workdir == f'runs/{command.config.name}'
+
+
+def test_every_config_file_is_among_those_tested():
+  assert {n.partition(':')[0] for n in ALL} == set(config_lib.config_names())
+
+
+@pytest.mark.parametrize(
+  'given', ['quickstart', 'quickstart.py', 'configs/quickstart.py', str(ROOT / 'configs/quickstart.py')]
+)
+def test_a_config_is_found_by_path_and_by_name_from_any_folder(given, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert parse('--config', given).config.name == 'quickstart'
+
+
+def test_overrides_reach_the_field_and_what_refers_to_it():
+  config = parse(
+    '--config=finetune_ferplus:vitb16',
+    '--config.data.root=/d',
+    '--config.init=w',
+    '--config.finetune.optim.lr=3e-4',
+  ).config
+  assert config.finetune.data.root == '/d'
+  assert config.finetune.init == 'w'
+  assert config.finetune.optim.lr == 3e-4
+
+
+def test_the_small_configs_pretraining_roots_follow_both_folders():
+  config = parse(
+    '--config=finetune_ferplus:small', '--config.data.root=/f', '--config.data.general=/g'
+  ).config
+  assert config.pretrain.data.root == '/f,/g'
+
+
+def test_every_field_can_be_set_from_the_command_line():
+  for name, value in config_lib.fields(defaults.mimic()):
+    assert value is not None, f'{name} is None, which the command line can not override'
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (['--config=quikstart'], ["'quikstart'", "did you mean 'quickstart'"]),
+    (['--config=quickstart:minut'], ["'minut'", "did you mean 'minute'"]),
+    ([], ['--config is missing', 'quickstart']),
+    (['--config=quickstart', '--config.finetune.optim.lrr=1'], ["no field 'lrr'", "did you mean 'lr'"]),
+    (['--config=quickstart', '--config.optim.lr=1'], ["no field 'optim'", 'optim.lr']),
+    (['--config=quickstart', '--config.finetune.optim.lr=fast'], ['config.finetune.optim.lr', "'fast'"]),
+    (['--config=quickstart', '--config.finetune.batch_images=0'], ['config.finetune.batch_images is 0', 'at least 1']),
+    (['--config=quickstart', '--config.finetune.mix.partner=shfit'], ['config.finetune.mix.partner', "did you mean 'shift'"]),
+    (['--config=quickstart', '--config.finetune.contrast.distance=L1'], ['contrast.distance', "did you mean 'l1'"]),
+    (['--config=quickstart', '--config.model.preset=vit_b32'], ['config.model.preset', 'vit_b16']),
+    (['--config=quickstart', '--config.stages=pretrain,finetun'], ['config.stages', "did you mean 'finetune'"]),
+    (['--config=quickstart', '--config.stages='], ['config.stages', 'expected one or more of']),
+    (['--config=quickstart', '--wrokdir=x'], ['--wrokdir is no flag', "did you mean 'workdir'"]),
+    (['--config=quickstart', 'stray'], ["'stray' is not understood"]),
+    (['--config=quickstart', '--config.pretrain.augment.scale=(0.9,0.2)'], ['augment.scale', 'low ≤ high']),
+    (['--config=quickstart', '--config.pretrain.mae.mask_ratio=1.5'], ['mae.mask_ratio is 1.5', 'from 0.01 to 0.99']),
+  ],
+)  # fmt: skip
+def test_a_wrong_command_line_is_one_line_that_names_the_field_and_the_nearest(args, words):
+  with pytest.raises(UserError) as e:
+    parse(*args)
+  message = str(e.value)
+  assert '\n' not in message
+  for word in words:
+    assert word in message, message
+
+
+def test_a_config_file_with_a_mistake_is_named(tmp_path):
+  bad = tmp_path / 'mine.py'
+  bad.write_text('def get_config(:\n')
+  with pytest.raises(UserError, match='mine.py: SyntaxError'):
+    parse(f'--config={bad}')
+  bad.write_text('x = 1\n')
+  with pytest.raises(UserError, match='no function get_config'):
+    parse(f'--config={bad}')
+
+
+def test_differences_name_what_changed_and_leave_out_what_a_resumed_run_may_change():
+  a, b = defaults.base(), defaults.base()
+  a.finetune, b.finetune = defaults.mimic(), defaults.mimic()
+  assert config_lib.differences(a, b) == []
+  b.finetune.optim.lr = 5.0
+  b.mesh.fsdp = 8
+  b.finetune.data.threads = 1
+  assert config_lib.differences(a, b) == ['finetune.optim.lr: 0.0001 → 5.0']
+
+
+def test_differences_survive_json():
+  a = ConfigDict({'pair': (1, 2)})
+  assert config_lib.differences({'pair': [1, 2]}, a) == []
+
+
+def test_the_command_line_ends_with_code_2_and_no_traceback():
+  done = subprocess.run(
+    [sys.executable, '-m', 'mimic_jax.main', '--config=quickstart', '--config.finetune.batch_image=3'],
+    cwd=ROOT, capture_output=True, text=True, check=False,
+  )  # fmt: skip
+  assert done.returncode == 2
+  assert 'Traceback' not in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
+  assert "did you mean 'batch_images'" in done.stderr
+
+
+def test_help_prints_the_configs(capsys):
+  with pytest.raises(SystemExit) as e:
+    parse('--help')
+  assert e.value.code == 0
+  assert 'quickstart' in capsys.readouterr().out

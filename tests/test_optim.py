@@ -1,0 +1,121 @@
+"""The optimiser's parts against PyTorch and against the formulas written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mimic_jax import models, optim
+from mimic_jax.objectives import make
+from tests import small
+
+
+def params_of(depth: int):
+  model = small.model_section(depth=depth)
+  objective = make(small.mimic_stage(), model, ('a', 'b', 'c'), 'objective')
+  _, params, _ = models.split(objective.init(jax.random.key(0)), objective.trainable)
+  return params
+
+
+def test_the_learning_rate_warms_up_linearly_and_ends_on_the_cosines_minimum(rng):
+  peak, low, warm, total = rng.uniform(1e-4, 1e-2), 1e-6, int(rng.integers(2, 20)), int(rng.integers(50, 200))
+  for step in range(total + 1):
+    got = float(
+      optim.learning_rate(jnp.int32(step), peak=peak, warmup_steps=warm, total_steps=total, min_lr=low)
+    )
+    if step < warm:
+      want = peak * step / warm
+    else:
+      want = low + (peak - low) * 0.5 * (1 + np.cos(np.pi * (step - warm) / (total - warm)))
+    assert got == pytest.approx(want, rel=2e-5, abs=1e-10)
+
+
+def test_without_warm_up_the_first_step_has_the_peak():
+  lr = optim.learning_rate(jnp.int32(0), peak=0.1, warmup_steps=0.0, total_steps=10, min_lr=0.0)
+  assert float(lr) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize('depth', [2, 5])
+def test_layer_scales_follow_maes_ids(depth):
+  decay = 0.65
+  params = params_of(depth)
+  scales = optim.layer_scales(params, depth, decay)
+  for path, scale in jax.tree_util.tree_flatten_with_path(scales)[0]:
+    names = [k.key for k in path]
+    if names[:2] == ['encoder', 'blocks']:
+      want = [decay ** (depth + 1 - (i + 1)) for i in range(depth)]
+    elif names[0] == 'encoder' and names[1] in ('cls_token', 'pos_embed', 'patch_embed'):
+      want = [decay ** (depth + 1)]
+    else:
+      want = [1.0]
+    np.testing.assert_allclose(np.ravel(scale), want, rtol=1e-6, err_msg=str(names))
+
+
+def test_a_vit_b_trained_with_065_moves_its_patch_embedding_at_0037_of_the_rate():
+  scales = optim.layer_scales(params_of(12), 12, 0.65)
+  assert float(scales['encoder']['patch_embed']['kernel'].ravel()[0]) == pytest.approx(0.0037, abs=5e-5)
+
+
+def test_weight_decay_leaves_out_biases_norms_tokens_and_positions():
+  flags = jax.tree_util.tree_flatten_with_path(optim.decays(params_of(2)))[0]
+  decayed = {'/'.join(k.key for k in path) for path, flag in flags if flag}
+  assert decayed == {
+    'encoder/patch_embed/kernel',
+    *(f'encoder/blocks/{name}/kernel' for name in ('attn/qkv', 'attn/proj', 'mlp/fc1', 'mlp/fc2')),
+    'projection/fc1/kernel',
+    'projection/fc2/kernel',
+    'classifier/fc/kernel',
+  }
+
+
+@pytest.mark.parametrize('name', ['adam', 'adamw'])
+def test_ten_steps_agree_with_pytorch(name, rng):
+  torch = pytest.importorskip('torch')
+  lr, decay = 1e-2, 0.1
+  start = {'kernel': rng.normal(size=(4, 3)), 'bias': rng.normal(size=3)}
+  grads = [{k: rng.normal(size=v.shape) for k, v in start.items()} for _ in range(10)]
+
+  tensors = {k: torch.tensor(v, dtype=torch.float32, requires_grad=True) for k, v in start.items()}
+  groups = [
+    {'params': [tensors['kernel']], 'weight_decay': decay},
+    {'params': [tensors['bias']], 'weight_decay': 0.0},
+  ]
+  reference = {'adam': torch.optim.Adam, 'adamw': torch.optim.AdamW}[name](
+    groups, lr=lr, betas=(0.9, 0.95), eps=1e-8
+  )
+  for g in grads:
+    for k, v in g.items():
+      tensors[k].grad = torch.tensor(v, dtype=torch.float32)
+    reference.step()
+
+  params = {k: jnp.asarray(v, jnp.float32) for k, v in start.items()}
+  tx = optim.make_optimiser(params, name=name, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay, clip_norm=0.0)
+  state = tx.init(params)
+  for g in grads:
+    updates, state = tx.update({k: jnp.asarray(v, jnp.float32) for k, v in g.items()}, state, params)
+    params = jax.tree.map(lambda p, u: p - lr * u, params, updates)
+  for k in start:
+    np.testing.assert_allclose(params[k], tensors[k].detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_coupled_and_decoupled_decay_differ():
+  params = {'kernel': jnp.ones((2, 2))}
+  out = {}
+  for name in ('adam', 'adamw'):
+    tx = optim.make_optimiser(params, name=name, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1, clip_norm=0.0)
+    out[name], _ = tx.update({'kernel': jnp.full((2, 2), 0.5)}, tx.init(params), params)
+  assert float(out['adamw']['kernel'][0, 0]) == pytest.approx(1.1, rel=1e-5)
+  assert float(out['adam']['kernel'][0, 0]) == pytest.approx(1.0, rel=1e-5)
+
+
+def test_clipping_bounds_the_global_norm():
+  params = {'a': jnp.zeros(3), 'b': jnp.zeros((2, 2))}
+  tx = optim.make_optimiser(params, name='adam', b1=0.0, b2=0.0, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
+  # With both moments off, Adam divides by |g|: clipping must come before it and leave signs as they are.
+  updates, _ = tx.update(jax.tree.map(lambda p: p - 100.0, params), tx.init(params), params)
+  assert all(bool(jnp.all(u < 0)) for u in jax.tree.leaves(updates))
+  clipped, _ = optax.clip_by_global_norm(1.0).update(
+    jax.tree.map(lambda p: p - 100.0, params), optax.EmptyState()
+  )
+  assert float(optax.global_norm(clipped)) == pytest.approx(1.0, rel=1e-5)

@@ -1,0 +1,254 @@
+"""The pictures and the page of a run, on run folders made up here."""
+
+import base64
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+
+from mimic_jax import metrics
+from mimic_jax.report import figures, page, tables
+from mimic_jax.report.__main__ import main
+from mimic_jax.report.drawing import GAP, Drawing, save_drawing
+
+NAMES = ('surprise', '_fear $x$', '<b>anger</b>')
+
+
+def png(path):
+  return np.asarray(Image.open(io.BytesIO(path.read_bytes())))
+
+
+@pytest.mark.parametrize(('side', 'factor'), [(32, 3), (48, 2), (64, 2), (100, 1), (224, 1)])
+def test_a_drawing_without_text_is_enlarged_pictures_and_gaps(tmp_path, rng, side, factor):
+  images = rng.integers(0, 256, (2, 3, side, side, 3), dtype=np.uint8)
+  save_drawing(epath.Path(tmp_path) / 'new', 'grid', Drawing('A title', 'ein Satz über λ', images))
+  sheet = png(tmp_path / 'new' / 'grid.png')
+  big = side * factor
+  assert sheet.shape == (2 * (big + GAP) + GAP, 3 * (big + GAP) + GAP, 3)
+  if factor == 1:
+    top, left = GAP + side + GAP, GAP + 2 * (side + GAP)
+    np.testing.assert_array_equal(sheet[top : top + side, left : left + side], images[1, 2])
+  about = json.loads((tmp_path / 'new' / 'grid.json').read_text(encoding='utf-8'))
+  assert about == {'title': 'A title', 'caption': 'ein Satz über λ'}
+
+
+def test_titles_and_captions_add_height_and_ink_and_never_width(tmp_path, rng):
+  images = np.full((2, 2, 96, 96, 3), 255, np.uint8)
+  cells = [['happiness 0.62 sadness 0.38', ''], ['averyveryverylongwordthatcannotfit', 'λ = 0.5']]
+  save_drawing(epath.Path(tmp_path), 'plain', Drawing('', '', images))
+  save_drawing(epath.Path(tmp_path), 'told', Drawing('', '', images, ('masked', 'original'), cells))
+  plain, told = png(tmp_path / 'plain.png'), png(tmp_path / 'told.png')
+  assert plain.min() == 255
+  assert told.shape[1] == plain.shape[1]
+  assert told.shape[0] > plain.shape[0] + 40
+  assert (told.min(-1) < 128).sum() > 300
+  assert told[:, GAP + 96 : 2 * GAP + 96].min() == 255  # a caption stays under its picture
+
+
+@pytest.mark.parametrize(
+  ('images', 'columns', 'cells'),
+  [
+    (np.zeros((1, 2, 8, 8, 3), np.float32), (), None),
+    (np.zeros((2, 8, 8, 3), np.uint8), (), None),
+    (np.zeros((1, 2, 8, 8, 3), np.uint8), ('one',), None),
+    (np.zeros((1, 2, 8, 8, 3), np.uint8), (), [['a']]),
+  ],
+)
+def test_a_drawing_that_does_not_fit_together_is_refused(tmp_path, images, columns, cells):
+  with pytest.raises(ValueError, match="drawing 'T'"):
+    save_drawing(epath.Path(tmp_path), 'x', Drawing('T', '', images, columns, cells))
+
+
+def make_run(folder, rng, ended=('pretrain', 'finetune')):
+  """Writes a run of three stages, of which `ended` have a result, and returns the results."""
+  config = {
+    'name': 'my <run> & co',
+    'stages': 'pretrain, finetune,scratch',
+    'report_note': 'Proves <nothing>.',
+  }
+  config |= {
+    'finetune': {'objective': 'mimic', 'init': 'pretrain'},
+    'scratch': {'objective': 'mimic', 'init': ''},
+  }
+  (folder / 'config.json').write_text(json.dumps(config))
+  record = {'versions': {'jax': '0.10.2'}, 'data': {'finetune': {'root': '/<i>', 'warnings': ['24 of <25>']}}}
+  (folder / 'record.json').write_text(json.dumps(record))
+  held = {}
+  for name in ('pretrain', 'finetune'):
+    writer = metrics.JsonlWriter(epath.Path(folder) / name / 'metrics.jsonl')
+    for step in range(0, 100, 5):
+      line = {
+        'step': step,
+        'epoch': step / 10,
+        'split': 'train',
+        'total_steps': 200,
+        'loss': float(rng.random()),
+      }
+      writer.write(line | {'lr': 1e-4, 'same_crop_pairs': float('nan'), 'odd_measure': 1.0})
+    writer.write({'step': 95, 'epoch': 9.5, 'split': 'va<l>id', 'loss': 0.5, 'accuracy': 0.4321})
+    writer.close()
+    scores = {'loss': float(rng.random()), 'count': 60}
+    if name == 'finetune':
+      labels = rng.integers(0, 3, 60)
+      scores |= metrics.classification(labels, rng.normal(size=(60, 3)) + np.eye(3)[labels], NAMES)
+      scores |= {'accuracy_without_duplicates': 0.12345, 'count_without_duplicates': 51}
+    result = {'stage': name, 'objective': 'o', 'init': '', 'steps': 100, 'total_steps': 100, 'seconds': 90.0}
+    result |= {'metrics': {'valid': scores}, 'images_per_second': 321.4}
+    if name == 'finetune':
+      result |= {'best_on_test': {'epoch': 7, 'accuracy': 0.98765}}
+    held[name] = result
+    if name in ended:
+      (folder / name / 'result.json').write_text(json.dumps(result))
+  picture = rng.integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
+  save_drawing(
+    epath.Path(folder) / 'pretrain' / 'pictures', 'faces', Drawing('Fa<c>es', 'a "caption"', picture)
+  )
+  return held
+
+
+def text_of(path):
+  return (path / 'report.html').read_text(encoding='utf-8')
+
+
+def test_the_page_has_every_stage_and_its_numbers(tmp_path, rng):
+  held = make_run(tmp_path, rng)
+  assert page.write(tmp_path) == epath.Path(tmp_path) / 'report.html'
+  text = text_of(tmp_path)
+  assert [text.index(f'<h2 id="stage-{name}"') for name in held] == sorted(
+    text.index(f'<h2 id="stage-{name}"') for name in held
+  )
+  assert 'stage-scratch' in text
+  scores = held['finetune']['metrics']['valid']
+  for name in ('accuracy', 'mean_class_accuracy', 'macro_f1', 'accuracy_without_duplicates'):
+    assert (
+      f'<td class=main>{100 * scores[name]:.2f} %</td>' in text
+      or f'<td>{100 * scores[name]:.2f} %</td>' in text
+    )
+  for result in held.values():
+    assert f'<td>{result["metrics"]["valid"]["loss"]:.4g}</td>' in text
+  assert text.count('<td>321</td><td>1.5</td>') == 2
+  for row in scores['confusion']:
+    for count in filter(None, row):
+      assert f'{100 * count / sum(row):.0f} %<small>{count}</small>' in text
+  best = text[text.index('Epochs chosen by accuracy') :]
+  assert '98.77 %' in best
+  assert '98.77 %' not in text[: text.index('Epochs chosen by accuracy')]
+  (data,) = re.findall(r'data:image/png;base64,([^"]+)', text)
+  assert base64.b64decode(data) == (tmp_path / 'pretrain/pictures/faces.png').read_bytes()
+
+
+def test_the_page_escapes_and_asks_for_nothing_from_outside(tmp_path, rng):
+  make_run(tmp_path, rng)
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  for raw in ('<run>', '<nothing>', '<b>anger', '<i>', '<25>', 'va<l>', 'Fa<c>'):
+    assert raw not in text, raw
+  for told in (
+    'my &lt;run&gt; &amp; co',
+    'Proves &lt;nothing&gt;.',
+    '&lt;b&gt;anger',
+    '_fear $x$',
+    '24 of &lt;25&gt;',
+  ):
+    assert told in text, told
+  assert not re.search(r'<(script|link|iframe)|@import|url\((?!#)', text)
+  for value in re.findall(r'(?:src|href)="([^"]*)"', text):
+    assert value.startswith(('#', 'data:image/png;base64,')), value
+
+
+def test_a_running_stage_shows_its_step_and_no_final_number(tmp_path, rng):
+  make_run(tmp_path, rng, ended=('pretrain',))
+  page.write(tmp_path, final=False)
+  text = text_of(tmp_path)
+  assert 'finetune: step 95 of 200 (47 %)' in text
+  assert '43.2 % <small>accuracy, va&lt;l&gt;id</small></div><p>after epoch 9.5, not final' in text
+  assert 'Epochs chosen' not in text
+  assert sorted(p.name for p in tmp_path.iterdir() if 'report' in p.name) == ['report.html']
+
+
+def test_the_page_of_a_run_that_has_only_begun(tmp_path):
+  page.write(tmp_path / 'new')
+  assert 'Nothing has been written' in text_of(tmp_path / 'new')
+  (tmp_path / 'new' / 'config.json').write_text(json.dumps({'name': 'r', 'stages': 'a,b'}))
+  page.write(tmp_path / 'new')
+  assert '0 of 2 stages done' in text_of(tmp_path / 'new')
+
+
+def test_files_that_cannot_be_read_are_named_on_the_page(tmp_path, rng):
+  make_run(tmp_path, rng)
+  (tmp_path / 'finetune' / 'result.json').write_text('{"half')
+  (tmp_path / 'pretrain' / 'metrics.jsonl').write_text('{"step": 1}\nx\n{"step": 2}\n')
+  (tmp_path / 'pretrain' / 'features.npz').write_bytes(b'PK junk')
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  assert 'finetune/result.json is not a JSON object' in text
+  assert 'metrics.jsonl: line 2 is not a JSON object' in text
+
+
+def test_tsne_is_kept_until_the_features_change(tmp_path, rng, monkeypatch):
+  folder = epath.Path(tmp_path)
+  labels = np.repeat([0, 1], 30)
+  features = rng.normal(size=(60, 8)).astype(np.float32) + 20 * labels[:, None]
+  np.savez(tmp_path / 'features.npz', features=features, label=labels)
+  assert figures.tsne(folder, compute=False) is None
+  points, got = figures.tsne(folder, compute=True)
+  np.testing.assert_array_equal(got, labels)
+  distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
+  np.fill_diagonal(distance, np.inf)
+  assert np.mean(labels[distance.argmin(1)] == labels) > 0.95  # neighbours are of the same cluster
+
+  with monkeypatch.context() as patch:
+    patch.setattr('sklearn.manifold.TSNE.fit_transform', lambda *_: pytest.fail('computed again'))
+    np.testing.assert_array_equal(figures.tsne(folder, compute=True)[0], points)
+  np.savez(tmp_path / 'features.npz', features=features[::-1], label=labels)
+  assert figures.tsne(folder, compute=False) is None
+
+
+@pytest.mark.parametrize(
+  'features',
+  [np.ones((40, 4)), np.full((40, 4), np.nan), np.zeros((0, 4)), np.arange(12.0).reshape(3, 4)],
+)
+def test_features_that_cannot_be_drawn_are_left_out(tmp_path, features):
+  np.savez(tmp_path / 'features.npz', features=features, label=np.zeros(len(features), int))
+  assert figures.tsne(epath.Path(tmp_path), compute=True) is None
+
+
+def test_many_classes_are_listed_rather_than_drawn(rng):
+  names = tuple(f'class {k}' for k in range(200))
+  held = metrics.classification(rng.integers(0, 200, 2000), rng.normal(size=(2000, 200)), names)
+  assert len(tables.confusion(held)) < 10_000
+
+
+def test_running_mean_and_thin_keep_level_and_length(rng):
+  line = np.linspace(0, 5, 200)
+  got = figures.running_mean(line, 10)
+  np.testing.assert_allclose(got[:190], line[:190], atol=1e-9)  # a straight line is its own mean
+  values = rng.normal(size=1000)
+  np.testing.assert_allclose(figures.thin(values), [np.mean(values[i : i + 3]) for i in range(0, 1000, 3)])
+  assert [figures.tick(v) for v in (0, 2.5e-4, 0.25, 15, -1e-5)] == ['0', '2.5e-4', '0.25', '15', '-1e-5']
+
+
+def test_the_command_writes_the_page_and_refuses_other_folders(tmp_path, rng, capsys):
+  make_run(tmp_path, rng, ended=())
+  assert main([str(tmp_path)]) == 0
+  assert capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
+  for wrong in ([str(tmp_path / 'nowhere')], [str(tmp_path), 'x'], ['--help']):
+    assert main(wrong) == 2
+    told = capsys.readouterr()
+    assert told.out == ''
+    assert len(told.err.splitlines()) == 1
+    assert told.err.startswith('error: ')
+
+
+def test_the_command_ends_with_exit_code_2_on_a_folder_that_is_no_run(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'mimic_jax.report', str(tmp_path)], capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 2
+  assert done.stderr == f"error: '{tmp_path}' is not a run's folder: it has no config.json\n"

@@ -1,0 +1,276 @@
+"""The loop: the same run on any number of devices, the same bits after an interruption, nothing lost to a bad step."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import FrozenConfigDict
+
+from mimic_jax import checkpoint, metrics, models, sharding, train, workdir
+from mimic_jax.errors import UserError
+from tests import small
+
+STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage}
+
+
+@pytest.fixture(autouse=True)
+def no_report(request, monkeypatch):
+  """Leaves out pictures and the report, which take longer than the training here, where they are not what is tested."""
+  if 'leaves_behind' not in request.node.name:
+    monkeypatch.setattr(train.results, 'show', lambda *_, **__: None)
+    monkeypatch.setattr(train.results, 'save_contact_sheet', lambda *_, **__: None)
+
+
+def run(config, folder, *, devices=8, fsdp=1, init='', name=None) -> dict:
+  """Runs one stage of a config in `folder` and returns its result."""
+  config = FrozenConfigDict(config)
+  name = name or config.stages
+  mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
+  folder = epath.Path(folder)
+  stage = train.Stage(config, name, folder, mesh)
+  workdir.begin(folder, config)
+  return train.run_stage(stage, init)
+
+
+def losses(folder, name: str) -> list[float]:
+  return [
+    x['loss']
+    for x in metrics.read_jsonl(epath.Path(folder) / name / 'metrics.jsonl')
+    if x['split'] == 'train'
+  ]
+
+
+def final_arrays(folder, name: str, step: int) -> dict[str, np.ndarray]:
+  prefixes = ('params', 'rest', 'opt_state')
+  return checkpoint.read_arrays(epath.Path(folder) / name / checkpoint.FOLDER, step, prefixes)
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_the_first_ten_losses_are_the_same_on_one_and_on_eight_devices(name, tmp_path):
+  config = small.run_config(**{name: STAGES[name]()})
+  for devices in (1, 8):
+    run(config, tmp_path / str(devices), devices=devices)
+  one, eight = (losses(tmp_path / d, name) for d in ('1', '8'))
+  assert len(one) == 10
+  assert len(set(one)) == 10
+  np.testing.assert_allclose(one, eight, rtol=2e-5)
+
+
+def test_splitting_parameters_over_devices_changes_nothing_but_where_they_lie(tmp_path, monkeypatch):
+  monkeypatch.setattr(sharding, 'SMALLEST_SPLIT', 1)
+  config = small.run_config(finetune=small.mimic_stage())
+  run(config, tmp_path / 'whole', devices=8)
+  run(config, tmp_path / 'split', devices=8, fsdp=4)
+  np.testing.assert_allclose(
+    losses(tmp_path / 'whole', 'finetune'), losses(tmp_path / 'split', 'finetune'), rtol=2e-5
+  )
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, tmp_path, monkeypatch):
+  config = small.run_config(**{name: STAGES[name](**{'checkpoint.every_epochs': 0.5})})  # every 4 of 10 steps
+  run(config, tmp_path / 'whole')
+
+  class Stopped(Exception):
+    pass
+
+  def stop(self, step, measured):
+    if step == 6:
+      raise Stopped
+    original(self, step, measured)
+
+  original = train.results.Log.add
+  with monkeypatch.context() as patch:
+    patch.setattr(train.results.Log, 'add', stop)
+    with pytest.raises(Stopped):
+      run(config, tmp_path / 'halves')
+  assert losses(tmp_path / 'halves', name) == losses(tmp_path / 'whole', name)[:5]
+  run(config, tmp_path / 'halves')
+
+  assert losses(tmp_path / 'halves', name) == losses(tmp_path / 'whole', name)
+  whole, halves = (final_arrays(tmp_path / d, name, 10) for d in ('whole', 'halves'))
+  assert whole.keys() == halves.keys()
+  for key, value in whole.items():
+    assert value.tobytes() == halves[key].tobytes(), key
+
+
+def test_the_second_stage_starts_from_the_firsts_encoder_and_leaves_the_decoder(tmp_path):
+  config = small.run_config(pretrain=small.mae_stage(), finetune=small.mimic_stage(init='pretrain'))
+  run(config, tmp_path, name='pretrain')
+  frozen = FrozenConfigDict(config)
+  stage = train.Stage(frozen, 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage.prepare()
+  state, account = train.initial_state(stage.program, jax.random.key(1), str(tmp_path / 'pretrain'), 'init')
+  got = checkpoint.flatten(state['params']['encoder'])
+  want = final_arrays(tmp_path, 'pretrain', 10)
+  want = {
+    k.split('/encoder/', 1)[1]: v for k, v in want.items() if k.startswith(('params/encoder', 'rest/encoder'))
+  }
+  assert got.keys() == want.keys()
+  for key in got:
+    np.testing.assert_array_equal(got[key], want[key])
+  assert sorted(account['loaded']) == sorted(got)
+
+
+def test_position_embeddings_are_resized_when_the_pictures_are(tmp_path):
+  run(small.run_config(pretrain=small.mae_stage(steps=1)), tmp_path)
+  config = small.run_config(finetune=small.mimic_stage())
+  config.model.image_size = 32
+  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage.prepare()
+  state, account = train.initial_state(stage.program, jax.random.key(1), str(tmp_path), 'init')
+  assert account['resized'] == ['pos_embed']
+  assert state['params']['encoder']['pos_embed'].shape == (1, 17, 16)
+
+
+def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_differs(tmp_path):
+  run(small.run_config(pretrain=small.mae_stage(steps=1)), tmp_path)
+  config = small.run_config(finetune=small.mimic_stage())
+  config.model.dim = 32
+  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage.prepare()
+  with pytest.raises(
+    UserError, match=r"config.finetune.init: .* another architecture: '.*' has shape .*expected"
+  ):
+    train.initial_state(stage.program, jax.random.key(1), str(tmp_path), 'config.finetune.init')
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(steps=1))
+  run(config, tmp_path)
+  (tmp_path / 'finetune' / 'result.json').unlink()
+  config.model.depth = 3
+  with pytest.raises(UserError, match=r"of another architecture: '.*blocks.*' is \[2, .*expected \[3,"):
+    run(config, tmp_path)
+
+
+def test_another_config_on_the_folder_is_refused_with_the_fields_that_differ(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage())
+  workdir.begin(epath.Path(tmp_path), FrozenConfigDict(config))
+  folder, resumed = workdir.open_run(str(tmp_path), FrozenConfigDict(config))
+  assert resumed
+  config.finetune.optim.lr = 0.5
+  with pytest.raises(UserError, match=r'finetune.optim.lr: 0.001 → 0.5'):
+    workdir.open_run(str(tmp_path), FrozenConfigDict(config))
+
+
+def test_a_folder_that_holds_something_else_is_refused(tmp_path):
+  (tmp_path / 'thesis.tex').write_text('x')
+  with pytest.raises(UserError, match='not empty and holds no run'):
+    workdir.open_run(str(tmp_path), FrozenConfigDict(small.run_config(finetune=small.mimic_stage())))
+
+
+def poison(monkeypatch, steps: set[int]) -> None:
+  """Makes the fine-tuning loss NaN at the given steps."""
+  from mimic_jax.objectives import mimic
+
+  original = mimic.Objective.loss
+
+  def loss(self, model, batch, key, step, total_steps):
+    value, parts = original(self, model, batch, key, step, total_steps)
+    bad = jnp.isin(step, jnp.array(sorted(steps)))
+    return jnp.where(bad, jnp.nan, value), parts
+
+  monkeypatch.setattr(mimic.Objective, 'loss', loss)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
+  poison(monkeypatch, {6})
+  config = small.run_config(finetune=small.mimic_stage(**{'checkpoint.every_epochs': 0.5}))
+  with pytest.raises(UserError, match=r'stage finetune, step 7: loss nan.*last checkpoint is of step 4') as e:
+    run(config, tmp_path)
+  assert '\n' not in str(e.value)
+  for name, value in final_arrays(tmp_path, 'finetune', 4).items():
+    assert np.isfinite(value.astype(np.float64)).all(), name
+
+
+def test_bad_steps_within_the_limit_leave_the_weights_as_they_were(tmp_path, monkeypatch):
+  poison(monkeypatch, {0, 1, 2})
+  config = small.run_config(finetune=small.mimic_stage(steps=3, max_bad_steps=3))
+  result = run(config, tmp_path)
+  assert np.isfinite(result['metrics']['valid']['loss'])
+  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage.prepare()
+  fresh = stage.program.init(jax.random.fold_in(stage.key, 0))
+  after = final_arrays(tmp_path, 'finetune', 3)
+  for name, value in checkpoint.flatten(fresh['params'], 'params/').items():
+    np.testing.assert_array_equal(value, after[name], err_msg=name)
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_names_the_field(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(batch_images=12))
+  with pytest.raises(UserError, match=r'config.finetune.batch_images is 12; expected a multiple of 8'):
+    run(config, tmp_path)
+  assert not (tmp_path / 'config.json').exists()
+
+
+def test_parameters_are_split_evenly_over_fsdp_but_for_what_can_not_be():
+  mesh = sharding.make_mesh(1, 8)
+  model = small.model_section(dim=64, depth=2)
+  stage = small.mimic_stage()
+  objective = train.objectives.make(stage, model, ('a', 'b'), 'objective')
+  program = train.make_program(stage, model, objective, 64, mesh)
+  for name, leaf in checkpoint.flatten(program.abstract).items():
+    here = int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
+    if leaf.size >= sharding.SMALLEST_SPLIT and any(n % 8 == 0 for n in leaf.shape):
+      assert here * 8 == leaf.size, name
+    else:
+      assert here == leaf.size, name
+
+
+@pytest.mark.parametrize(
+  ('changes', 'field'),
+  [
+    ({'data': 3}, 'data=3, fsdp=1'),
+    ({'fsdp': 3}, 'data=2, fsdp=3'),
+    ({'data': 4, 'fsdp': 4}, 'data=4, fsdp=4'),
+  ],
+)
+def test_a_mesh_that_does_not_cover_the_devices_is_refused(changes, field):
+  with pytest.raises(UserError, match=field):
+    sharding.make_mesh(**changes)
+
+
+def test_what_a_finished_stage_leaves_behind(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(steps=16, **{'eval.every_epochs': 1.0}))
+  result = run(config, tmp_path)
+  folder = tmp_path / 'finetune'
+  assert json.loads((folder / 'result.json').read_text()) == metrics.jsonable(result)
+  assert result['metrics']['valid']['count'] == 24
+  assert np.sum(result['metrics']['valid']['confusion']) == 24
+  lines = [x for x in metrics.read_jsonl(epath.Path(folder) / 'metrics.jsonl') if x['split'] == 'valid']
+  assert [x['step'] for x in lines] == [8, 16]
+  assert result['best_on_valid']['accuracy'] == max(x['accuracy'] for x in lines)
+  predictions = np.load(folder / 'predictions.npz')
+  assert len(set(predictions['id'])) == 24
+  assert predictions['logits'].shape == (24, 7)
+  assert (
+    np.mean(predictions['logits'].argmax(1) == predictions['label']) == result['metrics']['valid']['accuracy']
+  )
+  record = json.loads((tmp_path / 'record.json').read_text())
+  assert record['data']['finetune']['train']['split_hash']
+  assert (tmp_path / 'report.html').stat().st_size > 10_000
+
+
+def test_evaluation_counts_every_example_once_whatever_the_batch(tmp_path):
+  found = {}
+  for batch in (8, 16, 40):
+    config = small.run_config(
+      finetune=small.mimic_stage(steps=2, **{'eval.batch_images': batch, 'eval.size': 21})
+    )
+    found[batch] = run(config, tmp_path / str(batch))['metrics']['valid']
+  assert {f['count'] for f in found.values()} == {21}
+  assert len({json.dumps(f['confusion']) for f in found.values()}) == 1
+  np.testing.assert_allclose([f['loss'] for f in found.values()], found[8]['loss'], rtol=1e-5)
+
+
+def test_merging_and_splitting_the_model_keeps_its_plain_names():
+  stage, model = small.mimic_stage(), small.model_section()
+  objective = train.objectives.make(stage, model, ('a', 'b'), 'objective')
+  _, params, rest = models.split(objective.init(jax.random.key(0)), objective.trainable)
+  names = set(checkpoint.flatten(params)) | set(checkpoint.flatten(rest))
+  assert 'encoder/blocks/attn/qkv/kernel' in names
+  assert not any('value' in name for name in names)
