@@ -268,9 +268,9 @@ def parse(argv: Sequence[str]) -> Command:
     path, variant = find_config(value)
     base = load(path, variant)
     _check_overrides(argv, base)
-    argv[i : i + (1 if '=' in argv[i] else 2)] = [
-      '--config=' + str(path) + (f':{variant}' if variant else '')
-    ]
+    rest = argv[1:i] + argv[i + (1 if '=' in argv[i] else 2) :]
+    # First, wherever it stood: ml_collections wants the file before the fields.
+    argv = [argv[0], '--config=' + str(path) + (f':{variant}' if variant else ''), *rest]
   values = flags.FlagValues()
   holder = config_flags.DEFINE_config_file(
     'config', None, 'Config file or name, with :variant.', flag_values=values, sys_argv=argv

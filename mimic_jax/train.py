@@ -208,7 +208,9 @@ class Stage:
     """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
     d = self.stage['data']
     if self.stage['eval']['without_duplicates']:
-      evaluation.find_duplicates(self.splits, self.source)
+      # Against the whole training split, with what the label rule leaves out: pre-training may have seen that, too.
+      whole = {**d, 'cache': False, 'label_rule': 'argmax8'}
+      evaluation.find_duplicates(self.splits, data.build(d['source'], d['root'], d['split'], whole))
     if d['cache']:
       self.source = data.build(d['source'], d['root'], d['split'], d)
       for split, cached in zip(self.splits, evaluation.splits_of(self.stage, d), strict=True):

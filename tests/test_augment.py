@@ -172,7 +172,7 @@ def test_resize_agrees_with_pil(rng, interpolation, size):
 
 
 def test_unknown_interpolation_names_the_nearest():
-  with pytest.raises(UserError, match="augment.interpolation is 'bicubik'.*'bicubic'"):
+  with pytest.raises(UserError, match=r"augment.interpolation is 'bicubik'.*'bicubic'"):
     augment.resize(jnp.zeros((1, 4, 4, 3)), 8, 'bicubik')
 
 

@@ -62,6 +62,10 @@ def test_overrides_reach_the_field_and_what_refers_to_it():
   assert config.finetune.optim.lr == 3e-4
 
 
+def test_a_field_may_stand_before_the_config():
+  assert parse('--config.seed=3', '--config', 'quickstart').config.seed == 3
+
+
 def test_the_small_configs_pretraining_roots_follow_both_folders():
   config = parse(
     '--config=finetune_ferplus:small', '--config.data.root=/f', '--config.data.general=/g'

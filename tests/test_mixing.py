@@ -54,8 +54,9 @@ def crops_of(partner):
 @pytest.mark.parametrize('B', [2, 3, 7, 8])
 def test_shift_moves_every_image_alike_and_leaves_none(rng, B):
   shifts = set()
+  draw = jax.jit(lambda key: mixing.partners(key, B, 2, 'shift'))
   for key in jax.random.split(new_key(rng), 20 * B):
-    partner = np.asarray(mixing.partners(key, B, 2, 'shift'))
+    partner = np.asarray(draw(key))
     np.testing.assert_array_equal(partner[:, :, 1], np.tile([0, 1], (B, 1)))
     np.testing.assert_array_equal(partner[:, 0, 0], partner[:, 1, 0])
     (shift,) = set(((partner[:, 0, 0] - np.arange(B)) % B).tolist())
@@ -107,14 +108,15 @@ def test_same_crop_pairs_of_any_map_agree_with_comparing_all_sets(rng):
 
 def test_flip_twins_every_sample_and_shift_only_at_half_the_batch(rng):
   assert mixing.same_crop_pairs(mixing.partners(jax.random.key(0), 64, 2, 'flip')) == 1
-  for key in jax.random.split(new_key(rng), 60):
-    partner = mixing.partners(key, 6, 2, 'shift')
-    assert mixing.same_crop_pairs(partner) == float(partner[0, 0, 0] == 3)
-    assert mixing.same_crop_pairs(mixing.partners(key, 7, 2, 'shift')) == 0
+  keys = jax.random.split(new_key(rng), 60)
+  for B in (6, 7):
+    partner = jax.vmap(lambda key, B=B: mixing.partners(key, B, 2, 'shift'))(keys)
+    np.testing.assert_array_equal(jax.vmap(mixing.same_crop_pairs)(partner), 2 * partner[:, 0, 0, 0] == B)
 
 
-@pytest.mark.parametrize('partner', mixing.PARTNERS)
-@pytest.mark.parametrize('coefficient', mixing.PER)
+@pytest.mark.parametrize(
+  ('partner', 'coefficient'), [*((kind, 'batch') for kind in mixing.PARTNERS), ('shift', 'sample')]
+)
 def test_mixup_is_the_weighted_sum_of_pixels_and_labels(rng, partner, coefficient):
   x, y = batch(rng)
   got = mix(new_key(rng), x, y, switch_probability=0.0, partner=partner, coefficient=coefficient)
@@ -131,10 +133,17 @@ def test_mixup_is_the_weighted_sum_of_pixels_and_labels(rng, partner, coefficien
     np.testing.assert_allclose(got.y[i, v], lam[i, v] * y[i] + (1 - lam[i, v]) * y[j], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize('partner', mixing.PARTNERS)
-@pytest.mark.parametrize('coefficient', mixing.PER)
-@pytest.mark.parametrize('box', mixing.PER)
-@pytest.mark.parametrize('label', mixing.CUTMIX_LABELS)
+@pytest.mark.parametrize(
+  ('partner', 'coefficient', 'box', 'label'),
+  [
+    ('shift', 'batch', 'batch', 'area'),
+    ('flip', 'batch', 'batch', 'raw'),
+    ('permutation', 'sample', 'batch', 'area'),
+    ('random', 'batch', 'sample', 'area'),
+    ('shift', 'sample', 'sample', 'raw'),
+    ('flip', 'sample', 'sample', 'area'),
+  ],
+)
 def test_cutmix_pastes_one_box_of_the_partner_and_labels_by_its_area(rng, partner, coefficient, box, label):
   x, y = batch(rng)
   for key in jax.random.split(new_key(rng), 3):
@@ -163,13 +172,17 @@ def test_cutmix_pastes_one_box_of_the_partner_and_labels_by_its_area(rng, partne
       assert all((p == pasted[0]).all() for p in pasted)
 
 
-@pytest.mark.parametrize(('coefficient', 'box'), [('sample', 'batch'), ('batch', 'sample')])
-def test_per_sample_options_vary_within_the_batch(rng, coefficient, box):
+@pytest.mark.parametrize(
+  ('coefficient', 'box'), [('batch', 'batch'), ('sample', 'batch'), ('batch', 'sample')]
+)
+def test_only_per_sample_options_vary_within_the_batch(rng, coefficient, box):
   x, y = batch(rng, B=16)
-  got = mix(new_key(rng), x, y, switch_probability=1.0, coefficient=coefficient, box=box)
-  assert len(np.unique(got.coefficient)) > 1
-  changed = (np.asarray(got.x) != x).any(axis=-1)
-  assert (changed != changed[:1, :1]).any()
+  vary = False
+  for key in jax.random.split(new_key(rng), 10):
+    got = mix(key, x, y, switch_probability=1.0, coefficient=coefficient, box=box)
+    changed = (np.asarray(got.x) != x).any(axis=-1)
+    vary |= (changed != changed[:1, :1]).any() and len(np.unique(got.coefficient)) > 1
+  assert vary == (coefficient != box)
 
 
 def test_cutmix_boxes_have_the_sides_and_the_clipping_of_the_paper(rng):
@@ -246,8 +259,7 @@ def test_with_the_defaults_both_views_share_their_label_and_every_anchor_has_a_p
     assert stats['anchors_without_positive'] == 0
 
 
-@pytest.mark.parametrize('V', [1, 2])
-@pytest.mark.parametrize('kind', mixing.PARTNERS)
+@pytest.mark.parametrize(('kind', 'V'), [('shift', 2), ('flip', 2), ('permutation', 1), ('random', 1)])
 def test_one_image_alone_does_not_crash(rng, kind, V):
   x, y = batch(rng, B=1, V=V)
   got = mix(new_key(rng), x, y, partner=kind)
@@ -287,9 +299,9 @@ def test_unknown_options_are_one_line_errors(rng, field, value):
 
 def test_an_alpha_that_will_be_drawn_from_must_be_above_0(rng):
   x, y = batch(rng)
-  with pytest.raises(UserError, match='mix.mixup_alpha is 0.0; expected a number above 0'):
+  with pytest.raises(UserError, match=r'mix.mixup_alpha is 0\.0; expected a number above 0'):
     mix(new_key(rng), x, y, mixup_alpha=0.0)
-  with pytest.raises(UserError, match='mix.cutmix_alpha is -1.0'):
+  with pytest.raises(UserError, match=r'mix.cutmix_alpha is -1\.0'):
     mix(new_key(rng), x, y, cutmix_alpha=-1.0)
   got = mix(new_key(rng), x, y, mixup_alpha=0.0, switch_probability=1.0)
   assert jnp.isfinite(got.x).all()
