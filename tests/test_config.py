@@ -24,6 +24,7 @@ ALL = [
   'pretrain_imagenet1k',
   'pretrain_imagenet1k:vitl16',
   'pretrain_folder:small',
+  'finetune_folder:small',
   'finetune_ferplus:vitb16',
   'finetune_ferplus:vitl16',
   'finetune_ferplus:small',
@@ -111,7 +112,7 @@ def test_a_wrong_command_line_is_one_line_that_names_the_field_and_the_nearest(a
 def test_a_config_file_with_a_mistake_is_named(tmp_path):
   bad = tmp_path / 'mine.py'
   bad.write_text('def get_config(:\n')
-  with pytest.raises(UserError, match='mine.py: SyntaxError'):
+  with pytest.raises(UserError, match=r'mine\.py: SyntaxError'):
     parse(f'--config={bad}')
   bad.write_text('x = 1\n')
   with pytest.raises(UserError, match='no function get_config'):

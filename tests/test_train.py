@@ -74,18 +74,18 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, t
   config = small.run_config(**{name: STAGES[name](**{'checkpoint.every_epochs': 0.5})})  # every 4 of 10 steps
   run(config, tmp_path / 'whole')
 
-  class Stopped(Exception):
+  class StoppedError(Exception):
     pass
 
   def stop(self, step, measured):
     if step == 6:
-      raise Stopped
+      raise StoppedError
     original(self, step, measured)
 
   original = train.results.Log.add
   with monkeypatch.context() as patch:
     patch.setattr(train.results.Log, 'add', stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
       run(config, tmp_path / 'halves')
   assert losses(tmp_path / 'halves', name) == losses(tmp_path / 'whole', name)[:5]
   run(config, tmp_path / 'halves')
@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
 def test_another_config_on_the_folder_is_refused_with_the_fields_that_differ(tmp_path):
   config = small.run_config(finetune=small.mimic_stage())
   workdir.begin(epath.Path(tmp_path), FrozenConfigDict(config))
-  folder, resumed = workdir.open_run(str(tmp_path), FrozenConfigDict(config))
+  _, resumed = workdir.open_run(str(tmp_path), FrozenConfigDict(config))
   assert resumed
   config.finetune.optim.lr = 0.5
   with pytest.raises(UserError, match=r'finetune.optim.lr: 0.001 → 0.5'):

@@ -41,8 +41,8 @@ NEIGHBOURS = (
 )
 
 SPREAD = 0.12  # standard deviation of every field
-BLEND = 0.45  # the largest share of a neighbour
-INTENSITY = (0.5, 1.15)
+BLEND = 0.35  # the largest share of a neighbour
+INTENSITY = (0.8, 1.2)
 
 
 def expression(label: int, rng: np.random.Generator) -> np.ndarray:

@@ -66,6 +66,7 @@ class Objective:
     self.contrast = dict(stage['contrast'])
     self.weight = self.contrast.pop('weight')
     self.pair_loss = self.weight > 0 or stage['mix']['probability'] > 0
+    self._mixed_views = jax.jit(self._mix_for_drawing)
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
@@ -222,16 +223,10 @@ class Objective:
   def draw(self, model: Model, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
     """Returns the two crops of a few images, what they become when mixed, and the mixed labels."""
     del model
-    if self.stage['mix']['probability'] == 0 and self.views == 1:
+    if self.stage['mix']['probability'] == 0:
       return {}
     rows = 6
-
-    def views(batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
-      crop_key, mix_key = jax.random.split(key)
-      seen = self.augment(batch, crop_key)
-      return seen['image'], mixing.mix(mix_key, seen['image'], seen['label'], **self.stage['mix'])
-
-    crops, mixed = jax.device_get(jax.jit(views)(batch, key))
+    crops, mixed = jax.device_get(self._mixed_views(batch, key))
     a = self.stage['augment']
     pictures = np.concatenate([crops[:rows], mixed.x[:rows]], axis=1)
     captions = [[''] * self.views + [self._caption(y) for y in ys] for ys in mixed.y[:rows]]
@@ -247,6 +242,14 @@ class Objective:
         captions,
       )
     }
+
+  def _mix_for_drawing(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
+    """Returns the crops of a batch and what mixing makes of them, mixed for certain."""
+    crop_key, mix_key = jax.random.split(key)
+    seen = self.augment(batch, crop_key)
+    return seen['image'], mixing.mix(
+      mix_key, seen['image'], seen['label'], **{**self.stage['mix'], 'probability': 1.0}
+    )
 
   def _caption(self, y: np.ndarray) -> str:
     order = [k for k in np.argsort(-y, kind='stable') if y[k] >= 0.005][:2]
