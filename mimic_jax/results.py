@@ -189,6 +189,8 @@ def save_contact_sheet(
     label = item['label']
     k = int(label) if np.ndim(label) == 0 else int(np.argmax(label))
     captions.append(source.class_names[k] if source.class_names else '')
+  if not cells:
+    return
   full = len(cells) // columns * columns or len(cells)
   width = min(columns, full)
   images = np.stack(cells[:full]).reshape(-1, width, side, side, 3)

@@ -1,0 +1,178 @@
+"""The fine-tuning objective: what it hands to the one contrastive function under each option, against NumPy loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mimic_jax import defaults, mixing
+from mimic_jax.errors import UserError
+from mimic_jax.objectives import mimic
+from tests import small
+
+CLASSES = ('a', 'b', 'c')
+B, V, K = 6, 2, 3
+
+
+def make(**changes):
+  return mimic.Objective(small.mimic_stage(**{'drop_path': 0.0, **changes}), small.model_section(), CLASSES)
+
+
+def batch_of(rng, soft: bool = False) -> dict[str, jax.Array]:
+  label = rng.dirichlet(np.ones(K), B) if soft else np.eye(K)[rng.integers(0, K, B)]
+  images = rng.normal(size=(B, V, 16, 16, 3))
+  return {'image': jnp.asarray(images, jnp.float32), 'label': jnp.asarray(label, jnp.float32)}
+
+
+def supcon(az, ay, cz, cy, own, tau=0.07, t=0.5) -> float:
+  """Eqs. 6 and 11 as loops, float64: labels [n, K], positives where half the L1 distance is at most t."""
+  total = 0.0
+  for i in range(len(az)):
+    others = [a for a in range(len(cz)) if not own[i, a]]
+    s = np.array([az[i] @ cz[a] / tau for a in others])
+    log_denominator = s.max() + np.log(np.exp(s - s.max()).sum())
+    positive = [k for k, a in enumerate(others) if 0.5 * np.abs(ay[i] - cy[a]).sum() <= t + 1e-6]
+    if positive:
+      total -= np.mean([s[k] - log_denominator for k in positive])
+  return total / len(az)
+
+
+def cross_entropy(logits, y) -> float:
+  shifted = logits - logits.max(1, keepdims=True)
+  return float(np.mean([-(q * (r - np.log(np.exp(r).sum()))).sum() for r, q in zip(shifted, y)]))
+
+
+def expected(objective, model, batch, key) -> tuple[float, float]:
+  """Returns (cross-entropy, contrast) from the model's own features, with everything else done again in NumPy."""
+  mix_key, _, _ = jax.random.split(key, 3)
+  stage = objective.stage
+  mixed = mixing.mix(mix_key, batch['image'], batch['label'], **stage['mix'])
+
+  def rows(x):
+    return np.asarray(x).reshape(B * V, *np.shape(x)[2:])
+
+  def run(x):
+    r = model.features(jnp.asarray(rows(x)))
+    z = np.asarray(model.projection(r), np.float64) if objective.weight else None
+    z = None if z is None else z / np.linalg.norm(z, axis=1, keepdims=True)
+    return np.asarray(model.classifier(r), np.float64), z
+
+  mixed_logits, mixed_z = run(mixed.x)
+  clean_logits, clean_z = run(batch['image'])
+  mixed_y = rows(mixed.y).astype(np.float64)
+  clean_y = np.repeat(np.asarray(batch['label'], np.float64), V, axis=0)
+  on_mixed, on_clean = cross_entropy(mixed_logits, mixed_y), cross_entropy(clean_logits, clean_y)
+  ce = {'mixed': on_mixed, 'clean': on_clean, 'both': (on_mixed + on_clean) / 2}[stage['ce']['on']]
+  if not objective.weight:
+    return ce, 0.0
+  c = stage['contrast']
+  ids = np.eye(B)[np.repeat(np.arange(B), V)]
+  labels = {
+    'mixed': (mixed_y, clean_y),
+    'class': (clean_y, clean_y),
+    'instance': (ids, ids),
+    'dominant': (np.eye(K)[mixed_y.argmax(1)], np.eye(K)[clean_y.argmax(1)]),
+  }[c['labels']]
+  az, ay = (mixed_z, labels[0]) if c['anchors'] == 'mixed' else (clean_z, labels[1])
+  cz, cy, own = mixed_z, labels[0], np.eye(B * V, dtype=bool)
+  if c['candidates'] == 'all':
+    cz, cy, own = (
+      np.concatenate([cz, clean_z]),
+      np.concatenate([cy, labels[1]]),
+      np.concatenate([own, own], axis=1),
+    )
+  return ce, supcon(az, ay, cz, cy, own)
+
+
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize(
+  'changes',
+  [
+    *(m for m in defaults.METHODS.values() if m.get('views') != 1),
+    {'contrast.anchors': 'clean'},
+    {'contrast.candidates': 'all'},
+    {'contrast.candidates': 'all', 'contrast.anchors': 'clean', 'ce.on': 'both'},
+    {'ce.on': 'clean'},
+    {'contrast.labels': 'dominant', 'contrast.candidates': 'all'},
+    {'mix.partner': 'flip', 'mix.coefficient': 'sample'},
+  ],
+  ids=str,
+)
+def test_the_loss_is_cross_entropy_plus_weighted_contrast_of_the_right_samples(changes, soft, rng):
+  objective = make(**changes)
+  model = objective.init(jax.random.key(int(rng.integers(2**31))))
+  batch, key = batch_of(rng, soft), jax.random.key(int(rng.integers(2**31)))
+  loss, parts = objective.loss(model, batch, key, jnp.int32(0), 10)
+  ce, contrast = expected(objective, model, batch, key)
+  np.testing.assert_allclose(parts['ce'], ce, rtol=1e-5)
+  np.testing.assert_allclose(parts.get('contrast', 0.0), contrast, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(loss, ce + objective.weight * contrast, rtol=1e-4)
+
+
+def test_plain_cross_entropy_on_one_view_has_no_projection_and_no_pairs(rng):
+  objective = make(**defaults.METHODS['ce'])
+  model = objective.init(jax.random.key(0))
+  assert model.projection is None
+  assert not objective.pair_loss
+  batch = batch_of(rng)
+  batch['image'] = batch['image'][:, :1]
+  loss, parts = objective.loss(model, batch, jax.random.key(1), jnp.int32(0), 10)
+  logits = np.asarray(model.classifier(model.features(batch['image'][:, 0])), np.float64)
+  np.testing.assert_allclose(loss, cross_entropy(logits, np.asarray(batch['label'])), rtol=1e-5)
+  assert 'contrast' not in parts
+
+
+def test_the_position_table_is_trained_and_the_pool_decides_on_the_norm(rng):
+  gap, cls = make(), make(**{'head.pool': 'cls'})
+  assert gap.trainable(('encoder', 'pos_embed'))
+  images = jnp.asarray(rng.normal(size=(2, 16, 16, 3)), jnp.float32)
+  for objective, wants_norm in ((gap, False), (cls, True)):
+    model = objective.init(jax.random.key(0))
+    before = model.features(images)
+    model.encoder.norm.scale[...] = 3.0 * model.encoder.norm.scale[...]
+    assert bool(jnp.allclose(before, model.features(images))) is not wants_norm
+
+
+def test_evaluation_leaves_padding_out_of_the_sums(rng):
+  objective = make()
+  model = objective.init(jax.random.key(0))
+  batch = {
+    'image': jnp.asarray(rng.integers(0, 255, (4, 16, 16, 3)), jnp.uint8),
+    'label': jnp.asarray([0, 1, 2, -1]),
+    'mask': jnp.asarray([True, True, False, False]),
+  }
+  found = objective.evaluate(model, batch)
+  logits = np.asarray(found['outputs']['logits'], np.float64)
+  assert int(found['sums']['count']) == 2
+  np.testing.assert_allclose(
+    found['sums']['loss_sum'], 2 * cross_entropy(logits[:2], np.eye(3)[:2]), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'views': 1, 'contrast.labels': 'instance'}, 'views is 1; expected 2'),
+    ({'batch_images': 1}, 'batch_images is 1; expected at least 2'),
+  ],
+)
+def test_settings_that_can_not_work_are_refused(changes, words):
+  with pytest.raises(UserError, match=words):
+    make(**changes)
+
+
+def test_pictures_without_labels_are_refused():
+  with pytest.raises(UserError, match='needs labels'):
+    mimic.Objective(small.mimic_stage(), small.model_section(), ())
+
+
+def test_what_is_drawn_is_mixed_and_says_its_labels(rng):
+  objective = make(**{'mix.probability': 0.1})
+  batch = {
+    'image': jnp.asarray(rng.integers(0, 255, (8, 16, 16, 3)), jnp.uint8),
+    'label': jnp.asarray(rng.integers(0, K, 8)),
+  }
+  drawing = objective.draw(None, batch, jax.random.key(0))['mixed']
+  assert drawing.images.shape == (6, 4, 16, 16, 3)
+  assert not np.array_equal(drawing.images[:, :2], drawing.images[:, 2:])
+  assert all(cell.split()[1] in CLASSES for row in drawing.cells for cell in row[2:])
