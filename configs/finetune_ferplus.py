@@ -33,22 +33,24 @@ def get_config(variant: str = '') -> ConfigDict:
   f.head.projection_dim = 512
   f.eval.splits = 'valid,test'
   f.eval.without_duplicates = True
-  defaults.use_method(f, method)
   if size == 'small':
     _small(c, f)
+    defaults.use_method(f, method)
     return c
   c.stages = 'finetune'
   c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
   f.init = c.get_ref('init')
   f.drop_path = {'vitb16': 0.1, 'vitl16': 0.2}[size]
   c.finetune = f
+  defaults.use_method(f, method)
   return c
 
 
 def _small(c: ConfigDict, f: ConfigDict) -> None:
   """A ViT of 1.3 M parameters at 48 × 48, pre-trained on the same faces and on general photos, for two CPU cores."""
   c.stages = 'pretrain,finetune'
-  c.data.general = ''  # folder of general photos for pre-training
+  with c.data.unlocked():
+    c.data.general = ''  # folder of general photos for pre-training
   m = c.model
   m.preset = 'vit_ti16'
   m.image_size, m.patch_size = 48, 8

@@ -5,7 +5,6 @@ JSON. Restoring takes the shardings of the state it is given, so a run may go on
 """
 
 import contextlib
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -91,7 +90,9 @@ class Checkpoints:
     Raises:
       UserError: when it is of another architecture; names the first array that differs.
     """
-    meta = self._orbax.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+    with self._reading(step):
+      meta = self._orbax.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+      meta['shapes'], meta['data']  # what a whole one has at the least
     want = {k: list(v.shape) for k, v in flatten(like).items()}
     for name in sorted({*want, *meta['shapes']}):
       if want.get(name) != meta['shapes'].get(name):
@@ -102,12 +103,20 @@ class Checkpoints:
     nested = nest(flatten(like))
     restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
     args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args)
-    found = flatten(self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'])
+    with self._reading(step):
+      found = flatten(self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'])
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in want]), meta
 
-  def wait(self) -> None:
-    """Returns when everything handed to `save` is on disk."""
-    self._orbax.wait_until_finished()
+  @contextlib.contextmanager
+  def _reading(self, step: int) -> Iterator[None]:
+    """Turns whatever orbax raises on a damaged checkpoint, which may be of any kind, into a UserError that names it."""
+    try:
+      yield
+    except Exception as e:
+      earlier = [s for s in self._orbax.all_steps() if s < step]
+      remedy = f'; without it the run goes on from step {max(earlier)}' if earlier else ''
+      what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+      raise UserError(f'{self.folder}/{step} is damaged ({what}); expected a whole checkpoint{remedy}') from e
 
   def close(self) -> None:
     """Waits for writes under way and lets go of the folder."""
@@ -135,21 +144,23 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
   """Returns the folder of checkpoints and the step that `path` means; None when it holds none.
 
   Args:
-    path: a run's folder (its last stage that has checkpoints, in the order of its config), a stage's folder, its
-      'checkpoints', or one checkpoint.
+    path: a run's folder with one stage, a stage's folder, its 'checkpoints', or one checkpoint.
+
+  Raises:
+    UserError: for a run's folder with several stages; names them.
   """
   path = epath.Path(path).resolve()
   if path.name.isdigit() and (path / 'state').exists():
     return path.parent, int(path.name)
-  candidates = [path, path / FOLDER]
-  if (path / 'config.json').exists():
-    stages = json.loads((path / 'config.json').read_text())['stages'].split(',')
-    candidates += [path / stage.strip() / FOLDER for stage in reversed(stages)]
-  for folder in candidates:
-    steps = _steps(folder)
-    if steps:
+  for folder in (path, path / FOLDER):
+    if steps := _steps(folder):
       return folder, steps[-1]
-  return None
+  stages = [p for p in sorted(path.iterdir()) if _steps(p / FOLDER)] if path.is_dir() else []
+  if len(stages) > 1:
+    raise UserError(
+      f'{path} holds the checkpoints of several stages; expected one of {", ".join(map(str, stages))}'
+    )
+  return (stages[0] / FOLDER, _steps(stages[0] / FOLDER)[-1]) if stages else None
 
 
 def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[str, np.ndarray]:

@@ -1,7 +1,9 @@
 """Finds, loads, overrides and checks a config; everything wrong with it is one line that names the field."""
 
 import dataclasses
+import importlib.machinery
 import importlib.util
+import math
 import pathlib
 import re
 import sys
@@ -11,11 +13,12 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
+from mimic_jax import defaults
 from mimic_jax.errors import UserError, nearest, one_of
 
 # What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes.
 RESUMABLE = re.compile(
-  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|prefetch|cache)$|^model\.(scan|remat|attention)$'
+  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|prefetch|cache)$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
 
 # Values that are one of a few words; the field's last two parts (or one) decide.
@@ -139,17 +142,21 @@ def load(path: pathlib.Path, variant: str) -> ConfigDict:
   Raises:
     UserError: when the file can't be run or has no `get_config`.
   """
-  spec = importlib.util.spec_from_file_location(f'mimic_jax_config_{path.stem}', path)
-  module = importlib.util.module_from_spec(spec)
+  loader = importlib.machinery.SourceFileLoader(f'mimic_jax_config_{path.stem}', str(path))
+  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    spec.loader.exec_module(module)
-  except (SyntaxError, ImportError, NameError, AttributeError) as e:
-    raise UserError(f'{path}: {type(e).__name__}: {e}') from e
-  if not hasattr(module, 'get_config'):
+    loader.exec_module(module)
+    make = getattr(module, 'get_config', None)
+    config = make and (make(variant) if variant else make())
+  except UserError:
+    raise
+  except Exception as e:  # a config is a program of the user's: whatever it raises is theirs to mend
+    raise UserError(f'{path}: {type(e).__name__}: {" ".join(str(e).split())}') from e
+  if not isinstance(config, ConfigDict) or 'stages' not in config:
     raise UserError(
-      f'{path}: has no function get_config; expected one that returns an ml_collections.ConfigDict'
+      f'{path}: expected a function get_config that returns an ml_collections.ConfigDict begun with '
+      'mimic_jax.defaults.base()'
     )
-  config = module.get_config(variant) if variant else module.get_config()
   if not config.get('name'):
     config.name = f'{path.stem}_{variant}' if variant else path.stem
   return config
@@ -206,12 +213,28 @@ def check(config: Mapping[str, Any]) -> None:
     if last_two in CHOICES:
       one_of(f'config.{name}', value, CHOICES[last_two])
     for key in (last_two, last):
+      if key in RANGES and not isinstance(value, (int, float)):
+        raise UserError(f"config.{name} is '{value}'; expected a number")
       if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
         low, high = RANGES[key]
         expected = f'at least {low}' if high == INF else f'from {low} to {high}'
         raise UserError(f'config.{name} is {value}; expected {expected}')
+  known = set(defaults.base())
+  for name, value in config.items():
+    if name not in known and not (hasattr(value, 'get') and 'objective' in value):
+      raise UserError(f'config.{name} is neither a field nor a stage{nearest(name, known)}')
   for stage in stages(config):
     s = config[stage]
+    if not (s['steps'] or s['epochs']) or math.isinf(s['epochs']):
+      raise UserError(
+        f'config.{stage}.epochs is {s["epochs"]}; expected a number above 0, or config.{stage}.steps'
+      )
+    for key in ('mean', 'std'):
+      if len(s['augment'][key]) != 3 or (key == 'std' and min(s['augment'][key]) <= 0):
+        raise UserError(
+          f'config.{stage}.augment.{key} is {tuple(s["augment"][key])}; expected three numbers'
+          + (' above 0' if key == 'std' else '')
+        )
     for key in ('scale', 'ratio'):
       pair = s['augment'][key]
       if len(pair) != 2 or not 0 < pair[0] <= pair[1] or (key == 'scale' and pair[1] > 1):

@@ -1,7 +1,8 @@
 """Every field of a config with its default, its unit and where it is from. The files in configs/ start here and change a few.
 
 P is the paper (arXiv 2401.07245), MAE is arXiv 2111.06377, [D] marks a reading of ours where P is silent
-(docs/method.md says why). Off is written '' or 0, never None: None can't be overridden on the command line.
+(docs/method.md says why). Off is written '' or 0, never None: None can't be overridden on the command line. Sections are locked: a config that
+misspells a field fails where it does.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ def base() -> ConfigDict:
   c.init = (
     ''  # initial weights of the first stage: a run's folder, a checkpoint, a weight file; '' = from scratch
   )
+  c.report_note = ''  # a paragraph for the top of the report
   c.data = ConfigDict({'root': ''})  # where the pictures are; several sources: one path each, comma-separated
   c.model = encoder()
   c.mesh = ConfigDict()  # how the devices are used; a resumed run may change it
@@ -28,6 +30,8 @@ def base() -> ConfigDict:
   c.log.tensorboard = True
   c.log.progress = True  # the bar on standard error
   c.log.report_every = 60.0  # seconds between rewrites of report.html at the least
+  for section in (c.data, c.mesh, c.log):
+    section.lock()
   return c
 
 
@@ -50,7 +54,7 @@ def encoder() -> ConfigDict:
   m.scan = True  # scan over the stacked blocks (compiles fast) or unroll them (may run faster); same result
   m.remat = False  # recompute each block in the backward pass: less memory, more time
   m.attention = 'auto'  # auto | xla | cudnn; auto takes cuDNN on GPUs that run in bfloat16
-  return m
+  return m.lock()
 
 
 def data() -> ConfigDict:
@@ -69,7 +73,7 @@ def data() -> ConfigDict:
   d.threads = 8  # reader threads
   d.workers = 0  # reader processes; 0 = threads only
   d.prefetch = 4  # batches read ahead
-  return d
+  return d.lock()
 
 
 def evaluation() -> ConfigDict:
@@ -84,7 +88,7 @@ def evaluation() -> ConfigDict:
   e.source = ''  # '' = the same source as data.source (only its first, where there are several)
   e.root = ''
   e.size = 512  # synthetic sources: number of pictures drawn for each split
-  return e
+  return e.lock()
 
 
 def optimiser() -> ConfigDict:
@@ -96,14 +100,17 @@ def optimiser() -> ConfigDict:
   o.b1 = 0.9
   o.b2 = 0.999
   o.eps = 1e-8
-  o.weight_decay = 5e-4  # none on biases, norms, class and mask tokens, position embeddings [D]
+  o.weight_decay = 5e-4  # none on biases and norms
+  o.decay_tokens = (
+    False  # whether class and mask tokens get it, too, as MAE's pre-training has it; [D] not here
+  )
   o.layer_decay = (
     0.65  # lr of block i is lr · layer_decay^(depth − i); 1 = off, right when training from scratch [D]
   )
   o.warmup_epochs = 5.0  # linear from 0; a tenth of the epochs [D]
   o.min_lr = 1e-6  # end of the cosine [D]
   o.clip_norm = 0.0  # global gradient norm; 0 = off
-  return o
+  return o.lock()
 
 
 def checkpoint() -> ConfigDict:
@@ -111,7 +118,7 @@ def checkpoint() -> ConfigDict:
   c = ConfigDict()
   c.every_epochs = 1.0
   c.keep = 2
-  return c
+  return c.lock()
 
 
 def stage() -> ConfigDict:
@@ -157,12 +164,13 @@ def masked_autoencoding() -> ConfigDict:
   s.optim.blr = 1.5e-4
   s.optim.b2 = 0.95
   s.optim.weight_decay = 0.05
+  s.optim.decay_tokens = True
   s.optim.layer_decay = 1.0
   s.optim.warmup_epochs = 40.0
   s.optim.min_lr = 0.0
   s.eval.splits = ''
   s.checkpoint.every_epochs = 10.0
-  return s
+  return s.lock()
 
 
 def mimic() -> ConfigDict:
@@ -212,7 +220,7 @@ def mimic() -> ConfigDict:
   s.mix.coefficient = 'batch'  # one λ per batch ("we sample a coefficient") | sample
   s.mix.box = 'batch'  # one CutMix box per batch | sample (its own place each)
   s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)
-  return s
+  return s.lock()
 
 
 # The fine-tunings that a study of the contrastive loss compares (P table II and method.md §2), as changes to `mimic()`.

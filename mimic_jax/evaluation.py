@@ -54,8 +54,10 @@ def splits_of(stage: Mapping[str, Any], options: Mapping[str, Any]) -> list[Spli
     options: its data section, as the sources take it.
   """
   names = [s.strip() for s in stage['eval']['splits'].split(',') if s.strip()]
-  kind = stage['eval']['source'] or stage['data']['source'].split(',')[0]
-  root = stage['eval']['root'] or stage['data']['root'].split(',')[0]
+  kind, root = stage['data']['source'], stage['data']['root']
+  if ',' in kind:  # of several, the first
+    kind, root = kind.split(',')[0], root.split(',')[0]
+  kind, root = stage['eval']['source'] or kind, stage['eval']['root'] or root
   options = {**options, 'size': stage['eval']['size']}
   return [Split(name, data.build(kind.strip(), root.strip(), name, options)) for name in names]
 
@@ -143,9 +145,8 @@ def measure(
     figures |= metrics.classification(outputs['label'], outputs['logits'], class_names)
     if split.duplicates is not None:
       keep = ~split.duplicates[index]
-      fresh = metrics.classification(outputs['label'][keep], outputs['logits'][keep], class_names)
-      figures |= {
-        'accuracy_without_duplicates': fresh['accuracy'],
-        'count_without_duplicates': fresh['count'],
-      }
+      figures['count_without_duplicates'] = int(keep.sum())
+      if keep.any():
+        fresh = metrics.classification(outputs['label'][keep], outputs['logits'][keep], class_names)
+        figures['accuracy_without_duplicates'] = fresh['accuracy']
   return Measured(figures, index, outputs, batches.skipped())

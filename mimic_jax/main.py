@@ -7,9 +7,10 @@ from typing import Any
 
 from etils import epath
 
+from mimic_jax import checkpoint, sharding, train, workdir
 from mimic_jax import config as config_lib
-from mimic_jax import sharding, train, workdir
 from mimic_jax.errors import UserError
+from mimic_jax.report import page
 from mimic_jax.results import say
 
 
@@ -34,13 +35,14 @@ def run(argv: Sequence[str]) -> None:
       say(f'{name}: done before')
   inits = {name: _init(config, name, names, folder) for name in todo}
   # Everything that can go wrong in any stage is looked for before the first one begins.
-  stages = [train.Stage(config, name, folder, mesh) for name in todo]
+  stages = [train.Stage(config, name, folder, mesh, inits[name]) for name in todo]
   workdir.begin(folder, config)
   if workdir.is_main():
     workdir.update_record(folder, environment=workdir.environment())
   while stages:
-    stage = stages.pop(0)
-    train.run_stage(stage, inits[stage.name])
+    train.run_stage(stages.pop(0))  # popped, so that its pictures and weights are let go before the next
+  if workdir.is_main():
+    page.write(folder)
   say(f'report: {folder / "report.html"}')
 
 
@@ -53,7 +55,8 @@ def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: ep
     raise UserError(
       f"{field} is '{init}', which does not run before it; expected an earlier one of config.stages, a path or ''"
     )
-  if init and not epath.Path(init).exists():
+  begun = (folder / name / checkpoint.FOLDER).exists()
+  if init and not begun and not epath.Path(init).exists():
     raise UserError(
       f"{field} is '{init}', which does not exist; expected a run's folder, a checkpoint or a weight file"
     )

@@ -8,8 +8,7 @@ import optax
 
 Params = Any
 
-# Parameters that are neither matrices nor 1-D and still get no weight decay (method.md §2).
-TOKENS = ('cls_token', 'pos_embed', 'mask_token')
+TOKENS = ('cls_token', 'mask_token')
 
 
 def learning_rate(
@@ -65,19 +64,32 @@ def layer_scales(params: Params, depth: int, decay: float) -> Params:
   return jax.tree_util.tree_map_with_path(scale, params)
 
 
-def decays(params: Params) -> Params:
-  """Returns True for each parameter that gets weight decay: matrices, but no bias, norm, token or position embedding."""
+def decays(params: Params, tokens: bool) -> Params:
+  """Returns True for each parameter that gets weight decay: matrices, but no bias, norm or position embedding.
+
+  Args:
+    params: nested dicts of arrays or shapes.
+    tokens: whether class and mask tokens get it, too (MAE's pre-training exempts 1-D parameters only).
+  """
 
   def decay(path: tuple, leaf: jax.Array) -> bool:
     names = _names(path)
     stacked = 'blocks' in names
-    return leaf.ndim - stacked >= 2 and names[-1] not in TOKENS
+    return leaf.ndim - stacked >= 2 and names[-1] != 'pos_embed' and (tokens or names[-1] not in TOKENS)
 
   return jax.tree_util.tree_map_with_path(decay, params)
 
 
 def make_optimiser(
-  params: Params, *, name: str, b1: float, b2: float, eps: float, weight_decay: float, clip_norm: float
+  params: Params,
+  *,
+  name: str,
+  b1: float,
+  b2: float,
+  eps: float,
+  weight_decay: float,
+  decay_tokens: bool,
+  clip_norm: float,
 ) -> optax.GradientTransformation:
   """Returns the chain up to, not including, the learning rate (the step multiplies by −lr · layer scale).
 
@@ -89,9 +101,10 @@ def make_optimiser(
     b2: decay of the second moment.
     eps: added to the root of the second moment.
     weight_decay: factor.
+    decay_tokens: whether class and mask tokens get it, too.
     clip_norm: largest global norm of the gradient; 0 = no clipping.
   """
-  decay = optax.add_decayed_weights(weight_decay, mask=decays(params))
+  decay = optax.add_decayed_weights(weight_decay, mask=decays(params, decay_tokens))
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   return optax.chain(*chain, *((decay, adam) if name == 'adam' else (adam, decay)))

@@ -118,7 +118,7 @@ class Log:
         self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
       accuracy = f', accuracy {100 * scalars["accuracy"]:.2f} %' if 'accuracy' in scalars else ''
       say(f'{self._stage}: step {step}, epoch {epoch:.1f}, {name}: loss {scalars["loss"]:.4f}{accuracy}')
-    self._began = time.monotonic()
+    self._began, self._done = time.monotonic(), step
 
   def flush(self) -> None:
     """Makes sure that every line so far is on disk: before a checkpoint, so that none older than it is lost."""
@@ -136,7 +136,7 @@ def introduction(run: 'Stage', meta: Mapping[str, Any], step: int) -> str:
   parameters = sum(
     int(np.prod(s.shape)) for t in ('params', 'rest') for s in jax.tree.leaves(program.abstract[t])
   )
-  record = run.source.record()
+  record = run.records['train']
   sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
   lines = [
     f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '
@@ -148,11 +148,16 @@ def introduction(run: 'Stage', meta: Mapping[str, Any], step: int) -> str:
     f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
     + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
   ]
-  lines += [
-    f'  note   {w}'
-    for s in (run.source, *(x.source for x in run.splits))
-    for w in s.record().get('warnings', ())
-  ]
+  lines += [f'  note   {w}' for r in run.records.values() for w in r.get('warnings', ())]
+  o = stage['optim']
+  if o['warmup_epochs'] * program.steps_per_epoch >= program.total_steps:
+    lines.append(
+      f'  note   the warm-up of {o["warmup_epochs"]} epochs is as long as the stage: lr never reaches its peak'
+    )
+  if meta['origin']['origin'] == 'scratch' and o['layer_decay'] < 1:
+    lines.append(
+      f'  note   from scratch with optim.layer_decay {o["layer_decay"]}: the first blocks hardly learn; 1 is fairer'
+    )
   unused = meta['origin'].get('unused')
   if unused and not step:
     lines.append(f'  note   not used of these weights: {", ".join(unused)}')
@@ -195,10 +200,7 @@ def save_contact_sheet(
   width = min(columns, full)
   images = np.stack(cells[:full]).reshape(-1, width, side, side, 3)
   texts = [captions[r * width : (r + 1) * width] for r in range(len(images))] if source.class_names else None
-  name = source.record()['source']
-  sheet = Drawing(
-    'Training pictures', f'{len(cells)} of the {len(source):,} pictures of {name}.', images, (), texts
-  )
+  sheet = Drawing('Training pictures', f'{len(cells)} of the {len(source):,} pictures.', images, (), texts)
   save_drawing(folder / 'pictures', 'data_train', sheet)
 
 
@@ -257,7 +259,7 @@ def finish(
     'images_per_second': _usual_rate(run.folder),
     'metrics': {name: m.metrics for name, m in found.items()},
   }
-  for split in ('valid', 'test'):
+  for split in found:
     best = _best(run.folder, split)
     if best:
       result[f'best_on_{split}'] = best

@@ -1,6 +1,7 @@
 """The one loop, for every objective: state, step, log, checkpoint, evaluate."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -75,7 +76,7 @@ def make_program(
   template, params, _ = models.split(example, objective.trainable)
   tx = optim.make_optimiser(
     params,
-    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'clip_norm')},
+    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')},
   )
   depth = models.encoder_config(model, 0.0).depth
 
@@ -148,12 +149,7 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
   """
   if not init:
     return program.init(key), {'origin': 'scratch'}
-  read = weights.read(init, field)
-  trees = ('params', 'rest')
-  target = {}
-  for tree in trees:
-    target |= checkpoint.flatten(program.abstract[tree].get('encoder', {}))
-  fitted, account = weights.fit(read, target, field)
+  fitted, account = _fitted(program, init, field)
   state = program.init(key)
 
   def replace(path: tuple, leaf: jax.Array) -> jax.Array:
@@ -162,17 +158,32 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
       return leaf
     return jax.device_put(fitted['/'.join(names[1:])], leaf.sharding)
 
-  for tree in trees:
+  for tree in ('params', 'rest'):
     state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
-  return state, {'origin': read.origin, **account}
+  return state, account
 
 
-def _ahead(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[dict[str, jax.Array]]:
-  """Yields batches on the devices, one transfer ahead of the step that needs it."""
-  waiting = sharding.to_devices(next(batches), mesh)
-  for batch in batches:
+def _fitted(program: Program, init: str, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Reads an encoder's weights and fits them to the program's; raises UserError when that can't be."""
+  read = weights.read(init, field)
+  target = {}
+  for tree in ('params', 'rest'):
+    target |= checkpoint.flatten(program.abstract[tree].get('encoder', {}))
+  fitted, account = weights.fit(read, target, field)
+  return fitted, {'origin': read.origin, **account}
+
+
+def _ahead(
+  batches: Iterator[dict[str, np.ndarray]], steps: int, mesh: Mesh
+) -> Iterator[dict[str, jax.Array]]:
+  """Yields `steps` batches on the devices, each sent there one step before it is needed; reads no further."""
+  waiting = None
+  for batch in itertools.islice(batches, steps):
     ready, waiting = waiting, sharding.to_devices(batch, mesh)
-    yield ready
+    if ready is not None:
+      yield ready
+  if waiting is not None:
+    yield waiting
 
 
 def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
@@ -182,13 +193,21 @@ def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
 
 
 class Stage:
-  """A stage: what the loop needs at hand. Making one checks everything that can go wrong before anything is computed.
+  """A stage: what the loop needs at hand. Making one looks for what can go wrong before anything is computed.
+
+  Args:
+    config: of the run.
+    name: of the stage.
+    folder: the run's.
+    mesh: of the devices.
+    init: where the encoder's first weights are from; '' = from scratch. Weights that an earlier stage of the run has yet
+      to make are not looked at here.
 
   Raises:
     UserError: on bad data, a batch that does not divide, an objective or a model that can not be.
   """
 
-  def __init__(self, config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh):
+  def __init__(self, config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh, init: str = ''):
     self.config, self.name, self.mesh = config, name, mesh
     self.stage = config[name]
     self.run_folder, self.folder = folder, folder / name
@@ -202,7 +221,13 @@ class Stage:
     self.objective = objectives.make(
       self.stage, config['model'], self.class_names, f'config.{name}.objective'
     )
-    evaluation.check_classes(self.splits, self.class_names, name)
+    if self.objective.labelled:
+      evaluation.check_classes(self.splits, self.class_names, name)
+    self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
+    self.init = '' if checkpoint.find(self.folder) else init
+    if self.init and not self.init.startswith(str(folder)):
+      _fitted(self.program, self.init, f'config.{name}.init')
 
   def prepare(self) -> None:
     """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
@@ -215,9 +240,10 @@ class Stage:
       self.source = data.build(d['source'], d['root'], d['split'], d)
       for split, cached in zip(self.splits, evaluation.splits_of(self.stage, d), strict=True):
         split.source = cached.source
-    self.program = make_program(self.stage, self.config['model'], self.objective, len(self.source), self.mesh)
+    self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
     self.eval_step = evaluation.make_step(self.objective, self.program.template, self.mesh)
-    self.key = jax.random.fold_in(jax.random.key(self.config['seed']), results.number_of(self.name))
+    key = jax.random.fold_in(jax.random.key(self.config['seed']), results.number_of(self.name))
+    self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
     shown = self.splits[0].source if self.splits else self.source
     self.sample = results.sample_batch(shown, self.image_size, self.stage['augment']['interpolation'])
 
@@ -260,15 +286,14 @@ class Stage:
   def draw(self, state: State) -> dict[str, Any]:
     """Returns what the objective shows of its model."""
     model = models.merge(self.program.template, state['params'], state['rest'])
-    return self.objective.draw(model, self.sample, jax.random.fold_in(self.key, 1))
+    return self.objective.draw(model, self.sample, self.draw_key)
 
 
-def run_stage(run: Stage, init: str) -> dict[str, Any]:
+def run_stage(run: Stage) -> dict[str, Any]:
   """Runs one stage from its latest checkpoint, or its beginning, to its end.
 
   Args:
     run: the stage.
-    init: where the encoder's first weights are from; '' = from scratch.
 
   Returns:
     What result.json holds.
@@ -282,7 +307,7 @@ def run_stage(run: Stage, init: str) -> dict[str, Any]:
     fingerprint = source_lib.fingerprint(run.source)
     step = checkpoints.latest()
     if step is None:
-      state, origin = initial_state(run.program, jax.random.fold_in(run.key, 0), init, f'config.{name}.init')
+      state, origin = initial_state(run.program, run.init_key, run.init, f'config.{name}.init')
       meta = {
         'stage': name,
         'config': workdir.as_dict(config),
@@ -301,8 +326,13 @@ def run_stage(run: Stage, init: str) -> dict[str, Any]:
     log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
     if workdir.is_main():
-      record = {'train': run.source.record(), **{s.name: s.source.record() for s in run.splits}}
-      workdir.update_record(run.run_folder, data={name: record})
+      reading = {
+        'channels': 'RGB',
+        'sampler': 'shuffle',
+        'image_size': run.image_size,
+        'class_names': run.class_names,
+      }
+      workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': reading}})
       results.save_contact_sheet(run.folder, run.source)
     with log:
       state, meta = _loop(run, state, meta, step, checkpoints, log)
@@ -323,45 +353,52 @@ def _loop(
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
-  stream = _ahead(batches, run.mesh)
+  stream = _ahead(batches, total - start, run.mesh)
   before, began = meta['seconds'], time.monotonic()
   late: dict[str, jax.Array] | None = None
 
   def settle(step: int, measured: dict[str, jax.Array]) -> None:
     log.add(step, measured)
-    _stop_if_bad(run, measured, step, checkpoints)
+    _stop_if_bad(run, measured, step)
     meta['seconds'] = before + time.monotonic() - began
     log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
 
-  for step in range(start + 1, total + 1):
-    state, measured = program.step(state, next(stream), run.key)
-    if late is not None:
-      settle(step - 1, late)
-    late, last = measured, step == total
-    saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
-    measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
-    if saving or measuring:
-      settle(step, late)
-      late = None
-    if saving:
-      log.flush()
-      checkpoints.save(step, state, {**meta, 'pending': log.pending})
-    if measuring:
-      log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
-      results.show(run, state, final=False, every=run.config['log']['report_every'])
-  meta['skipped'] = batches.skipped()
+  def save(step: int) -> None:
+    log.flush()
+    meta['skipped'] = {**meta.get('skipped', {}), **batches.skipped()}
+    checkpoints.save(step, state, {**meta, 'pending': log.pending})
+
+  try:
+    for step in range(start + 1, total + 1):
+      state, measured = program.step(state, next(stream), run.step_key)
+      if late is not None:
+        settle(step - 1, late)
+      late, last = measured, step == total
+      saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
+      measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
+      if saving or measuring:
+        settle(step, late)
+        late = None
+      if measuring:
+        log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
+        results.show(run, state, final=False, every=run.config['log']['report_every'])
+      if saving:
+        save(step)
+  except UserError:
+    # A bad picture or bad numbers: the weights are those of the last good step, and nothing of it is to be lost.
+    if (done := int(state['step'])) > start:
+      save(done)
+    raise
   return state, meta
 
 
-def _stop_if_bad(
-  run: Stage, measured: dict[str, jax.Array], step: int, checkpoints: checkpoint.Checkpoints
-) -> None:
+def _stop_if_bad(run: Stage, measured: dict[str, jax.Array], step: int) -> None:
   """Raises UserError when more steps than allowed had a loss or gradient that is not finite."""
   bad = int(measured['bad_steps'])
   if bad > run.stage['max_bad_steps']:
     raise UserError(
       f'stage {run.name}, step {step}: loss {float(measured["loss"]):g}, gradient norm '
       f'{float(measured["grad_norm"]):g}; expected finite numbers ({bad} such steps, config.{run.name}.max_bad_steps is '
-      f'{run.stage["max_bad_steps"]}). The weights were left as before; the last checkpoint is of step '
-      f'{checkpoints.latest() or 0}. A lower optim.lr, clip_norm or model.dtype=float32 may help'
+      f'{run.stage["max_bad_steps"]}). The weights were left as before and are saved; the same command with a higher '
+      'max_bad_steps goes on, a new run with a lower optim.lr, a clip_norm or model.dtype=float32 may do better'
     )

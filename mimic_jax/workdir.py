@@ -41,16 +41,19 @@ def write_json(path: epath.Path, value: Any) -> None:
   metrics.write_whole(path, json.dumps(metrics.jsonable(value), indent=2, ensure_ascii=False) + '\n')
 
 
-def read_json(path: epath.Path) -> Any:
-  """Reads a JSON file.
+def read_json(path: epath.Path) -> dict[str, Any]:
+  """Reads a JSON object.
 
   Raises:
-    UserError: when it is not JSON.
+    UserError: when it is none.
   """
   try:
-    return json.loads(path.read_text())
-  except json.JSONDecodeError as e:
-    raise UserError(f'{path}: not valid JSON (line {e.lineno}); expected what mimic_jax wrote') from e
+    value = json.loads(path.read_text())
+  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    raise UserError(f'{path}: not valid JSON ({e}); expected what mimic_jax wrote') from e
+  if not isinstance(value, dict):
+    raise UserError(f'{path}: not a JSON object; expected what mimic_jax wrote')
+  return value
 
 
 def as_dict(config: Mapping[str, Any]) -> dict[str, Any]:

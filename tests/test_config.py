@@ -74,9 +74,51 @@ def test_the_small_configs_pretraining_roots_follow_both_folders():
   assert config.pretrain.data.root == '/f,/g'
 
 
-def test_every_field_can_be_set_from_the_command_line():
-  for name, value in config_lib.fields(defaults.mimic()):
-    assert value is not None, f'{name} is None, which the command line can not override'
+@pytest.mark.parametrize('section', [defaults.mimic, defaults.masked_autoencoding, defaults.base])
+def test_no_field_is_none_which_the_command_line_could_not_override(section):
+  assert [name for name, value in config_lib.fields(section()) if value is None] == []
+
+
+@pytest.mark.parametrize(
+  'config', ['finetune_ferplus:vitb16', 'finetune_ferplus:small', 'finetune_folder:small']
+)
+@pytest.mark.parametrize('method', defaults.METHODS)
+def test_a_method_behind_a_config_is_that_method(config, method):
+  stage = dict(config_lib.fields(parse(f'--config={config},{method}').config.finetune))
+  for field, value in defaults.METHODS[method].items():
+    assert stage[field] == value, field
+
+
+@pytest.mark.parametrize(
+  ('lines', 'words'),
+  [
+    ('c.finetune.optim.leyer_decay = 1.0', ['mine.py', 'leyer_decay', 'layer_decay']),
+    ('c.modle = {"dim": 3}', ['config.modle', "did you mean 'model'"]),
+    ('c.finetune = defaults.mimc()', ['mine.py', 'mimc']),
+    ('raise ValueError("no\\nsuch")', ['mine.py', 'ValueError: no such']),
+    ('return None', ['mine.py', 'expected a function get_config']),
+    ('c.finetune.epochs = 0.0', ['config.finetune.epochs is 0.0', 'above 0']),
+    ('c.finetune.augment.mean = (0.5, 0.5)', ['augment.mean', 'three numbers']),
+  ],
+)
+def test_a_mistake_inside_a_config_file_is_one_line(lines, words, tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(
+    'from mimic_jax import defaults\ndef get_config():\n  c = defaults.base()\n  c.stages = "finetune"\n'
+    f'  c.finetune = defaults.mimic()\n  {lines}\n  return c\n'
+  )
+  with pytest.raises(UserError) as e:
+    parse(f'--config={file}')
+  assert '\n' not in str(e.value)
+  for word in words:
+    assert word in str(e.value), str(e.value)
+
+
+def test_a_file_that_is_no_config_is_one_line(tmp_path):
+  for text in ('{"a": 1', '# A page', 'x = 1'):
+    (tmp_path / 'a.json').write_text(text)
+    with pytest.raises(UserError, match=r'a\.json: '):
+      parse(f'--config={tmp_path / "a.json"}')
 
 
 @pytest.mark.parametrize(
@@ -115,7 +157,7 @@ def test_a_config_file_with_a_mistake_is_named(tmp_path):
   with pytest.raises(UserError, match=r'mine\.py: SyntaxError'):
     parse(f'--config={bad}')
   bad.write_text('x = 1\n')
-  with pytest.raises(UserError, match='no function get_config'):
+  with pytest.raises(UserError, match='expected a function get_config'):
     parse(f'--config={bad}')
 
 

@@ -30,9 +30,9 @@ def run(config, folder, *, devices=8, fsdp=1, init='', name=None) -> dict:
   name = name or config.stages
   mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
   folder = epath.Path(folder)
-  stage = train.Stage(config, name, folder, mesh)
+  stage = train.Stage(config, name, folder, mesh, init)
   workdir.begin(folder, config)
-  return train.run_stage(stage, init)
+  return train.run_stage(stage)
 
 
 def losses(folder, name: str) -> list[float]:
@@ -180,11 +180,19 @@ def poison(monkeypatch, steps: set[int]) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path, monkeypatch):
   poison(monkeypatch, {6})
   config = small.run_config(finetune=small.mimic_stage(**{'checkpoint.every_epochs': 0.5}))
-  with pytest.raises(UserError, match=r'stage finetune, step 7: loss nan.*last checkpoint is of step 4') as e:
+  message = r'stage finetune, step 7: loss nan.*\(1 such steps, config.finetune.max_bad_steps is 0\)'
+  with pytest.raises(UserError, match=message) as e:
     run(config, tmp_path)
   assert '\n' not in str(e.value)
-  for name, value in final_arrays(tmp_path, 'finetune', 4).items():
+  _, step = checkpoint.find(epath.Path(tmp_path))
+  assert step >= 7
+  for name, value in final_arrays(tmp_path, 'finetune', step).items():
     assert np.isfinite(value.astype(np.float64)).all(), name
+  with pytest.raises(UserError, match='expected finite numbers'):
+    run(config, tmp_path)
+  config.finetune.max_bad_steps = 1
+  workdir.open_run(str(tmp_path), FrozenConfigDict(config))
+  assert run(config, tmp_path)['steps'] == 10
 
 
 def test_bad_steps_within_the_limit_leave_the_weights_as_they_were(tmp_path, monkeypatch):
@@ -194,7 +202,7 @@ def test_bad_steps_within_the_limit_leave_the_weights_as_they_were(tmp_path, mon
   assert np.isfinite(result['metrics']['valid']['loss'])
   stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
-  fresh = stage.program.init(jax.random.fold_in(stage.key, 0))
+  fresh = stage.program.init(stage.init_key)
   after = final_arrays(tmp_path, 'finetune', 3)
   for name, value in checkpoint.flatten(fresh['params'], 'params/').items():
     np.testing.assert_array_equal(value, after[name], err_msg=name)
@@ -274,3 +282,43 @@ def test_merging_and_splitting_the_model_keeps_its_plain_names():
   names = set(checkpoint.flatten(params)) | set(checkpoint.flatten(rest))
   assert 'encoder/blocks/attn/qkv/kernel' in names
   assert not any('value' in name for name in names)
+
+
+def test_initial_weights_are_looked_at_before_anything_is_written_or_computed(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage())
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'other').mkdir()
+  (tmp_path / 'other' / 'config.json').write_text('{"model_type": "vit_mae"}')
+  for place in ('empty', 'other'):
+    with pytest.raises(UserError, match=r'config.finetune.init .* holds no checkpoint of mimic_jax'):
+      run(config, tmp_path / 'run', init=str(tmp_path / place))
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_of_several_stages_is_no_initial_weight_until_one_is_named(tmp_path):
+  config = small.run_config(pretrain=small.mae_stage(steps=1), finetune=small.mimic_stage(steps=1))
+  for name in ('pretrain', 'finetune'):
+    run(config, tmp_path, name=name)
+  with pytest.raises(UserError, match=r'several stages; expected one of .*finetune.*pretrain'):
+    checkpoint.find(epath.Path(tmp_path))
+  assert checkpoint.find(epath.Path(tmp_path / 'pretrain'))[1] == 1
+
+
+@pytest.mark.parametrize('harm', ['truncate', 'no meta'])
+def test_a_damaged_checkpoint_is_named_with_the_one_before_it(harm, tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(**{'checkpoint.every_epochs': 1.0}))  # at 8 and 10
+  run(config, tmp_path)
+  (tmp_path / 'finetune' / 'result.json').unlink()
+  folder = tmp_path / 'finetune' / checkpoint.FOLDER / '10'
+  if harm == 'truncate':
+    for file in (folder / 'state' / 'd').iterdir():
+      file.write_bytes(file.read_bytes()[:10])
+    for file in (folder / 'state').rglob('d/*'):
+      file.write_bytes(file.read_bytes()[:10])
+  else:
+    for file in (folder / 'meta').iterdir():
+      file.unlink()
+    (folder / 'meta').rmdir()
+  with pytest.raises(UserError, match=r'10 is damaged .*goes on from step 8') as e:
+    run(config, tmp_path)
+  assert '\n' not in str(e.value)

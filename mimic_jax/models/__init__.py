@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+
 from mimic_jax import errors
 from mimic_jax.models import vit
 from mimic_jax.models.state import Template, merge, rest_of, split
@@ -40,6 +42,11 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Conf
     )
   if not 0.0 <= drop_path < 1.0:
     raise errors.UserError(f'drop_path is {drop_path}; expected a rate from 0 to below 1')
+  if model['attention'] == 'cudnn' and (jax.default_backend() != 'gpu' or model['dtype'] != 'bfloat16'):
+    raise errors.UserError(
+      f"model.attention is 'cudnn' with model.dtype {model['dtype']} on {jax.default_backend()}; expected bfloat16 on a "
+      "GPU, or 'xla'"
+    )
   return vit.Config(
     **sizes,
     mlp_ratio=model['mlp_ratio'],

@@ -74,6 +74,7 @@ class Objective:
   """Masked autoencoding; see mimic_jax/objectives for the contract."""
 
   views = 1
+  labelled = False
   pair_loss = False
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):

@@ -56,6 +56,8 @@ class Model(nnx.Module):
 class Objective:
   """Cross-entropy and mix-supervised contrast; see mimic_jax/objectives for the contract."""
 
+  labelled = True
+
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     if not class_names:
       raise UserError(f'objective mimic needs labels; {stage["data"]["source"]} of this stage has none')
