@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   from mimic_jax.train import Stage
 
 MOST_FEATURES = 2000  # rows kept for the t-SNE
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal for a bar
 
 
 def say(text: str) -> None:
@@ -56,7 +57,7 @@ class Log:
     self.pending = list(pending)  # figures since the last line; a checkpoint carries them
     self._start, self._began, self._done = step, None, step
     self._bar_wanted = options['progress'] and self._main
-    self._bar = None
+    self._bar, self._said = None, time.monotonic()
     self._writers: list[Any] = []
     self._measured: set[tuple[int, str]] = set()
     if self._main:
@@ -68,7 +69,7 @@ class Log:
         self._writers.append(metrics.TensorBoardWriter(folder / 'tensorboard', step + 1))
 
   def __enter__(self) -> 'Log':
-    if self._bar_wanted:
+    if self._bar_wanted and sys.stderr.isatty():
       self._bar = tqdm(
         total=self._total,
         initial=self._start,
@@ -109,15 +110,24 @@ class Log:
     self._write({'step': step, 'epoch': epoch, 'split': 'train', 'total_steps': self._total, **mean})
     if self._bar is not None:
       self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}{rate}')
+    elif self._bar_wanted and now - self._said >= SECONDS_BETWEEN_LINES:
+      self._said = now
+      left = (self._total - step) * (seconds / step)
+      say(
+        f'{self._stage}: step {step} of {self._total}, loss {mean["loss"]:.4f}{rate}, {left / 60:.0f} min left'
+      )
 
   def evaluated(self, step: int, epoch: float, found: Mapping[str, evaluation.Measured]) -> None:
-    """Writes a line per split, and does not count the time it took as training."""
+    """Writes a line per split."""
     for name, measured in found.items():
       scalars = {k: v for k, v in measured.metrics.items() if isinstance(v, (int, float))}
       if (step, name) not in self._measured:  # a run resumed at its end measures once more
         self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
       accuracy = f', accuracy {100 * scalars["accuracy"]:.2f} %' if 'accuracy' in scalars else ''
       say(f'{self._stage}: step {step}, epoch {epoch:.1f}, {name}: loss {scalars["loss"]:.4f}{accuracy}')
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves what was done since the last step, evaluating and drawing, out of the images per second."""
     self._began, self._done = time.monotonic(), step
 
   def flush(self) -> None:

@@ -382,6 +382,7 @@ def _loop(
       if measuring:
         log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
         results.show(run, state, final=False, every=run.config['log']['report_every'])
+        log.restart_clock(step)
       if saving:
         save(step)
   except UserError:
