@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
     'no layer-wise decay.'
   )
   c.log.every = 10
-  c.log.report_every = 45.0
+  c.log.report_every = 90.0
   m = c.model
   m.preset = 'vit_ti16'
   m.image_size, m.patch_size = 48, 8
@@ -39,14 +39,14 @@ def get_config(variant: str = '') -> ConfigDict:
   p.data.source = 'synthetic_images'
   p.data.size = 4096 if full else 512
   p.batch_images = 64
-  p.epochs = 8.0 if full else 1.0
+  p.epochs = 6.0 if full else 1.0
   p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 64, 2, 4
   p.augment.scale = (0.5, 1.0)
   p.augment.interpolation = 'bilinear'
   p.optim.blr = 4e-3
   p.optim.warmup_epochs = 1.0
   p.eval.splits = 'valid'
-  p.eval.every_epochs = 4.0
+  p.eval.every_epochs = 3.0
   c.pretrain = p
 
   for name in ('finetune', 'scratch'):
@@ -55,7 +55,7 @@ def get_config(variant: str = '') -> ConfigDict:
     f.data.source = 'synthetic_faces'
     f.data.size = 2048 if full else 256
     f.batch_images = 32
-    f.epochs = 6.0 if full else 1.0
+    f.epochs = 5.5 if full else 1.0
     f.drop_path = 0.0
     f.augment.scale = (0.9, 1.0)
     f.mix.probability = 0.3  # with so few steps, most batches stay as they are
@@ -63,11 +63,11 @@ def get_config(variant: str = '') -> ConfigDict:
     f.optim.name = 'adamw'
     f.optim.lr = 1e-3
     f.optim.weight_decay = 0.05
-    f.optim.layer_decay = 0.75 if name == 'finetune' else 1.0
+    f.optim.layer_decay = 0.9 if name == 'finetune' else 1.0
     f.optim.warmup_epochs = 1.0 if full else 0.5
     f.eval.splits = 'valid'
     f.eval.size = 700 if full else 140
-    f.eval.every_epochs = 2.0
+    f.eval.every_epochs = 2.5
     c[name] = f
 
   for name in ('pretrain', 'finetune', 'scratch'):
