@@ -40,9 +40,9 @@ NEIGHBOURS = (
   (4, 5, 3),  # neutral: sadness, anger, happiness
 )
 
-SPREAD = 0.1  # standard deviation of every field
-BLEND = 0.35  # the largest share of a neighbour
-INTENSITY = (0.9, 1.3)
+SPREAD = 0.12  # standard deviation of every field
+BLEND = 0.45  # the largest share of a neighbour
+INTENSITY = (0.7, 1.25)
 
 
 def expression(label: int, rng: np.random.Generator) -> np.ndarray:
