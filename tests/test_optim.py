@@ -27,7 +27,9 @@ def test_the_learning_rate_warms_up_linearly_and_ends_on_the_cosines_minimum(rng
       want = peak * step / warm
     else:
       want = low + (peak - low) * 0.5 * (1 + np.cos(np.pi * (step - warm) / (total - warm)))
-    assert got == pytest.approx(want, rel=2e-5, abs=1e-6 * peak)  # float32 loses digits where the cosine is flat
+    assert got == pytest.approx(
+      want, rel=2e-5, abs=1e-6 * peak
+    )  # float32 loses digits where the cosine is flat
 
 
 def test_without_warm_up_the_first_step_has_the_peak():
