@@ -43,11 +43,13 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 def _manager(
   folder: epath.Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
+  # orbax reports every file it touches at info level and warns of its own defaults; errors are raised in any case.
+  logging.getLogger('absl').setLevel(logging.ERROR)
+  # Of a damaged checkpoint's other reads, which it leaves running, asyncio would print the tracebacks.
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, read_only=read_only, create=not read_only, enable_async_checkpointing=not read_only
   )
-  # orbax reports every file it touches at info level and warns of its own defaults; errors are raised in any case.
-  logging.getLogger('absl').setLevel(logging.ERROR)
   return ocp.CheckpointManager(folder, options=options, item_names=('state', 'meta'))
 
 
@@ -163,12 +165,39 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
   return (stages[0] / FOLDER, _steps(stages[0] / FOLDER)[-1]) if stages else None
 
 
-def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
-  """Reads only the arrays whose flat names begin with one of `prefixes`, as NumPy, whatever devices wrote them."""
+@contextlib.contextmanager
+def _whole(folder: epath.Path, step: int) -> Iterator[ocp.CheckpointManager]:
+  """Opens a folder for reading; whatever orbax raises on a damaged checkpoint becomes a UserError that names it."""
   manager = _manager(folder, read_only=True)
   with contextlib.closing(manager):
-    meta = manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-    names = [n for n in meta['shapes'] if n.startswith(tuple(f'{p}/' for p in prefixes))]
+    try:
+      yield manager
+    except Exception as e:
+      what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+      raise UserError(f'{folder}/{step} is damaged ({what}); expected a whole checkpoint') from e
+
+
+def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+  return manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
+
+
+def read_meta(folder: epath.Path, step: int) -> dict[str, Any]:
+  """Reads what stands beside a checkpoint's arrays: stage, config, reading, shapes; raises UserError when damaged."""
+  with _whole(folder, step) as manager:
+    meta = _read_meta(manager, step)
+    meta['stage'], meta['config'], meta['shapes']  # what a whole one has at the least
+    return meta
+
+
+def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
+  """Reads only the arrays whose flat names begin with one of `prefixes`, as NumPy, whatever devices wrote them.
+
+  Raises:
+    UserError: when the checkpoint is damaged.
+  """
+  with _whole(folder, step) as manager:
+    shapes = _read_meta(manager, step)['shapes']
+    names = [n for n in shapes if n.startswith(tuple(f'{p}/' for p in prefixes))]
     wanted = nest({name: np.zeros(0) for name in names})
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)

@@ -29,6 +29,7 @@ CHOICES = {
   'model.attention': ('auto', 'xla', 'cudnn'),
   'data.on_bad_image': ('error', 'skip'),
   'data.label_rule': ('majority', 'argmax10', 'argmax8', 'soft', 'soft_argmax10', 'soft_argmax8'),
+  'data.sampler': ('shuffle', 'balanced'),
   'augment.interpolation': ('bilinear', 'bicubic'),
   'optim.name': ('adam', 'adamw'),
   'head.pool': ('gap', 'cls'),
@@ -58,6 +59,8 @@ RANGES = {
   'model.image_size': (1, INF),
   'mae.mask_ratio': (0.01, 0.99),
   'data.size': (1, INF),
+  'data.classes': (7, 8),
+  'data.align_size': (16, 4096),
   'data.max_pixels': (1, INF),
   'data.threads': (1, INF),
   'data.workers': (0, INF),
@@ -172,16 +175,41 @@ def fields(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, A
       yield f'{prefix}{key}', value
 
 
+def filled(config: Mapping[str, Any]) -> ConfigDict:
+  """Returns the config of an earlier run with the fields it did not have yet at their defaults.
+
+  Args:
+    config: as config.json holds it, nested dicts.
+  """
+  whole = ConfigDict(dict(config))
+
+  def fill(here: ConfigDict, usual: ConfigDict) -> None:
+    for key, value in usual.items():
+      if key not in here:
+        here[key] = value
+      elif isinstance(value, ConfigDict) and isinstance(here[key], ConfigDict):
+        fill(here[key], value)
+
+  fill(whole, defaults.base())
+  for section in whole.values():
+    if isinstance(section, ConfigDict) and 'objective' in section:
+      fill(section, defaults.OBJECTIVES.get(section.objective, defaults.stage)())
+  return whole
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-  """Returns the fields that differ between two configs and must not when a run is resumed, as 'field: old → new'."""
-  a, b = dict(fields(old)), dict(fields(new))
+  """Returns the fields that differ between two configs and must not when a run is resumed, as 'field: old → new'.
+
+  A field that `old` does not have, since it is from an earlier version, counts as its default.
+  """
+  a, b = dict(fields(filled(old))), dict(fields(new))
 
   def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
   return [
     f'{name}: {plain(a.get(name, "(absent)"))} → {plain(b.get(name, "(absent)"))}'
-    for name in sorted({*a, *b})
+    for name in sorted({*dict(fields(old)), *b})
     if not RESUMABLE.search(name) and plain(a.get(name)) != plain(b.get(name))
   ]
 
@@ -201,24 +229,29 @@ def stages(config: Mapping[str, Any]) -> list[str]:
   return names
 
 
+def check_values(section: Mapping[str, Any], prefix: str) -> None:
+  """Checks the words and numbers of a section, `prefix` being its name; raises UserError as `check` does."""
+  for name, value in fields(section, f'{prefix}.'):
+    last_two = '.'.join(name.split('.')[-2:])
+    last = name.rsplit('.', 1)[-1]
+    if last_two in CHOICES:
+      one_of(name, value, CHOICES[last_two])
+    for key in (last_two, last):
+      if key in RANGES and not isinstance(value, (int, float)):
+        raise UserError(f"{name} is '{value}'; expected a number")
+      if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
+        low, high = RANGES[key]
+        expected = f'at least {low}' if high == INF else f'from {low} to {high}'
+        raise UserError(f'{name} is {value}; expected {expected}')
+
+
 def check(config: Mapping[str, Any]) -> None:
   """Checks every value that can be judged without looking at data or devices.
 
   Raises:
     UserError: naming the first field that is wrong and what was expected.
   """
-  for name, value in fields(config):
-    last_two = '.'.join(name.split('.')[-2:])
-    last = name.rsplit('.', 1)[-1]
-    if last_two in CHOICES:
-      one_of(f'config.{name}', value, CHOICES[last_two])
-    for key in (last_two, last):
-      if key in RANGES and not isinstance(value, (int, float)):
-        raise UserError(f"config.{name} is '{value}'; expected a number")
-      if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
-        low, high = RANGES[key]
-        expected = f'at least {low}' if high == INF else f'from {low} to {high}'
-        raise UserError(f'config.{name} is {value}; expected {expected}')
+  check_values(config, 'config')
   known = set(defaults.base())
   for name, value in config.items():
     if name not in known and not (hasattr(value, 'get') and 'objective' in value):
@@ -244,15 +277,15 @@ def check(config: Mapping[str, Any]) -> None:
         )
 
 
-def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
-  """Raises UserError when `--config.a.b=…` names a field that the config does not have."""
-  known = [name for name, _ in fields(config)]
+def check_overrides(argv: Sequence[str], section: ConfigDict, flag: str) -> None:
+  """Raises UserError when `--flag.a.b=…` names a field that the section does not have."""
+  known = [name for name, _ in fields(section)]
   for arg in argv:
-    match = re.match(r'--?config\.([^=]+)(=.*)?$', arg)
+    match = re.match(rf'--?{flag}\.([^=]+)(=.*)?$', arg)
     if not match:
       continue
     name = match[1]
-    node = config
+    node = section
     for i, part in enumerate(name.split('.')):
       if not isinstance(node, ConfigDict) or part not in node:
         where = '.'.join(name.split('.')[:i])
@@ -262,10 +295,32 @@ def _check_overrides(argv: Sequence[str], config: ConfigDict) -> None:
           f" (did you mean '{same_leaf[0]}'?)" if same_leaf else nearest(name, known)
         )
         raise UserError(
-          f"--config.{name}: there is no field '{part}' in config{'.' + where if where else ''}{hint}; "
+          f"--{flag}.{name}: there is no field '{part}' in {flag}{'.' + where if where else ''}{hint}; "
           f'its fields: {", ".join(sorted(here)) or "none, it is a value"}'
         )
       node = node[part]
+
+
+def overridden(section: ConfigDict, argv: Sequence[str], flag: str) -> ConfigDict:
+  """Returns a section changed by `--flag.field=value` arguments and checked.
+
+  Args:
+    section: what may be changed.
+    argv: such arguments only.
+    flag: its name on the command line.
+
+  Raises:
+    UserError: for an unknown field, a value of another type or out of range.
+  """
+  check_overrides(argv, section, flag)
+  values = flags.FlagValues()
+  argv = [flag, *argv]
+  holder = config_flags.DEFINE_config_dict(flag, section, flag_values=values, sys_argv=argv)
+  rest = _parsed(values, argv)
+  if len(rest) > 1:
+    raise UserError(f"'{rest[1]}' is not understood; expected --{flag}.field=value")
+  check_values(holder.value, flag)
+  return holder.value
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -290,7 +345,7 @@ def parse(argv: Sequence[str]) -> Command:
     value = argv[i].partition('=')[2] if '=' in argv[i] else ''.join(argv[i + 1 : i + 2])
     path, variant = find_config(value)
     base = load(path, variant)
-    _check_overrides(argv, base)
+    check_overrides(argv, base, 'config')
     rest = argv[1:i] + argv[i + (1 if '=' in argv[i] else 2) :]
     # First, wherever it stood: ml_collections wants the file before the fields.
     argv = [argv[0], '--config=' + str(path) + (f':{variant}' if variant else ''), *rest]
@@ -300,10 +355,7 @@ def parse(argv: Sequence[str]) -> Command:
   )
   flags.DEFINE_string('workdir', '', 'Folder of the run; default runs/<config name>.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')
-  try:
-    rest = values(argv)
-  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
-    raise UserError(_one_line(e)) from e
+  rest = _parsed(values, argv)
   if values.help:
     print(_usage(), flush=True)
     sys.exit(0)
@@ -317,11 +369,19 @@ def parse(argv: Sequence[str]) -> Command:
   return Command(FrozenConfigDict(config), values.workdir or f'runs/{config.name}')
 
 
+def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+  """Sets the flags from a command line and returns what is left of it; raises UserError."""
+  try:
+    return values(argv)
+  except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as e:
+    raise UserError(_one_line(e)) from e
+
+
 def _one_line(error: Exception) -> str:
   text = ' '.join(str(error).split())
-  match = re.match(r'flag --config\.(\S+?)=(.*?): (.*)', text)
+  match = re.match(r'flag --(\w+)\.(\S+?)=(.*?): (.*)', text)
   if match:
-    return f"--config.{match[1]} is '{match[2]}'; expected a value of the field's own type ({match[3]})"
+    return f"--{match[1]}.{match[2]} is '{match[3]}'; expected a value of the field's own type ({match[4]})"
   match = re.match(r"Unknown command line flag '(.*?)'", text)
   if match:
     return f'--{match[1]} is no flag{nearest(match[1], ["config", "workdir", "help"])}; expected --config, --workdir, --config.field=value'

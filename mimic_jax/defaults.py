@@ -60,9 +60,18 @@ def encoder() -> ConfigDict:
 def data() -> ConfigDict:
   """Returns the section of one stage's pictures."""
   d = ConfigDict()
-  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | ferplus, or several: 'ferplus,folder'
-  d.root = ''  # one path per source, comma-separated
+  d.source = (
+    'folder'  # synthetic_images | synthetic_faces | folder | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
+  )
+  d.root = ''  # one path per source, comma-separated; of tfds its data_dir
+  d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
+  d.classes = 7  # affectnet: 7, or 8 with contempt
+  d.align = (
+    'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
+  )
+  d.align_size = 224  # five_point: side of the aligned picture in pixels
+  d.sampler = 'shuffle'  # shuffle (every picture once an epoch) | balanced (classes equally often, with replacement)
   d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
   d.size = 2048  # synthetic sources: number of pictures drawn
   d.draw_size = 64  # synthetic sources: side in pixels
@@ -126,6 +135,7 @@ def stage() -> ConfigDict:
   s = ConfigDict()
   s.objective = ''  # a module of mimic_jax/objectives
   s.init = ''  # an earlier stage's name, a run's folder, a checkpoint, a weight file; '' = from scratch
+  s.init_head = False  # also take the classifier (and projection) of `init`; classes are matched by name
   s.epochs = 1.0
   s.steps = 0  # when not 0: the number of steps, instead of epochs
   s.batch_images = 64  # images per step over all devices, not crops
@@ -222,6 +232,9 @@ def mimic() -> ConfigDict:
   s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)
   return s.lock()
 
+
+# objective -> the section that a stage with it begins as
+OBJECTIVES = {'masked_autoencoding': masked_autoencoding, 'mimic': mimic}
 
 # The fine-tunings that a study of the contrastive loss compares (P table II and method.md §2), as changes to `mimic()`.
 # 'mixed_ce' and 'scl_dominant' are the two controls: the cross-entropy changes, too, when mixing is switched on, and the

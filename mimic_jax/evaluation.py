@@ -1,17 +1,18 @@
 """Exact evaluation: every example once, whatever the batch size and however many devices."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mimic_jax import data, metrics, models, sharding
-from mimic_jax.data import pipeline
+from mimic_jax import data, metrics, models, sharding, uncertainty
+from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
-from mimic_jax.errors import UserError
+
+BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,30 +47,33 @@ class Measured:
   skipped: dict[str, str]
 
 
-def splits_of(stage: Mapping[str, Any], options: Mapping[str, Any]) -> list[Split]:
+def splits_of(
+  stage: Mapping[str, Any], options: Mapping[str, Any], class_names: Sequence[str], field: str
+) -> list[Split]:
   """Builds the splits that a stage's config names.
 
   Args:
     stage: a stage's section of the config.
     options: its data section, as the sources take it.
+    class_names: of the model, by which the splits' classes are matched; () where it has none.
+    field: the stage's, for errors.
+
+  Raises:
+    UserError: on what a source finds wrong, and on a split that shares no class with the model.
   """
   names = [s.strip() for s in stage['eval']['splits'].split(',') if s.strip()]
   kind, root = stage['data']['source'], stage['data']['root']
   if ',' in kind:  # of several, the first
     kind, root = kind.split(',')[0], root.split(',')[0]
-  kind, root = stage['eval']['source'] or kind, stage['eval']['root'] or root
+  kind, root = (stage['eval']['source'] or kind).strip(), (stage['eval']['root'] or root).strip()
   options = {**options, 'size': stage['eval']['size']}
-  return [Split(name, data.build(kind.strip(), root.strip(), name, options)) for name in names]
-
-
-def check_classes(splits: list[Split], class_names: tuple[str, ...], stage: str) -> None:
-  """Raises UserError when a split's classes are not those that the stage is trained on."""
-  for split in splits:
-    if class_names and tuple(split.source.class_names) != class_names:
-      raise UserError(
-        f"config.{stage}.eval.splits: '{split.name}' has the classes {', '.join(split.source.class_names) or 'none'}; "
-        f'expected those of the training data, {", ".join(class_names)}'
-      )
+  splits = []
+  for name in names:
+    source = data.build(kind, root, name, options)
+    if class_names:
+      source = selection.for_classes(source, class_names, f"{field}.eval.splits: '{name}' of {kind}")
+    splits.append(Split(name, source))
+  return splits
 
 
 def find_duplicates(splits: list[Split], train: Any) -> None:
@@ -142,11 +146,54 @@ def measure(
   index = outputs.pop('index')
   figures: dict[str, Any] = {'loss': sums['loss_sum'] / max(sums['count'], 1), 'count': int(sums['count'])}
   if 'logits' in outputs:
-    figures |= metrics.classification(outputs['label'], outputs['logits'], class_names)
-    if split.duplicates is not None:
-      keep = ~split.duplicates[index]
-      figures['count_without_duplicates'] = int(keep.sum())
-      if keep.any():
-        fresh = metrics.classification(outputs['label'][keep], outputs['logits'][keep], class_names)
-        figures['accuracy_without_duplicates'] = fresh['accuracy']
+    figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
   return Measured(figures, index, outputs, batches.skipped())
+
+
+def _classification(
+  labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str], split: Split, index: np.ndarray
+) -> dict[str, Any]:
+  """Returns the scores on all pictures; without duplicates and among shared classes, where that is another thing."""
+  figures = metrics.classification(labels, logits, class_names)
+  if split.duplicates is not None:
+    keep = ~split.duplicates[index]
+    figures['count_without_duplicates'] = int(keep.sum())
+    if keep.any():
+      fresh = metrics.classification(labels[keep], logits[keep], class_names)
+      figures['accuracy_without_duplicates'] = fresh['accuracy']
+  absent = getattr(split.source, 'classes_absent', ())
+  if absent:
+    shared = np.where(np.isin(class_names, absent), -np.inf, logits)
+    figures['accuracy_among_shared_classes'] = metrics.classification(labels, shared, class_names)['accuracy']
+  return figures
+
+
+def add_intervals(
+  measured: Measured,
+  split: Split,
+  class_names: Sequence[str],
+  identity: str = 'auto',
+  samples: int = BOOTSTRAP_SAMPLES,
+  seed: int = 0,
+) -> None:
+  """Adds to a split's figures the bootstrap intervals of its scores, clustered by identity where ids tell it.
+
+  Args:
+    measured: changed; left as it is where there are no classes.
+    split: what was measured on.
+    class_names: of the model.
+    identity: 'auto', 'none' or a regular expression (uncertainty.identities).
+    samples: of the bootstrap; 0 = none.
+    seed: of the bootstrap.
+  """
+  if 'logits' not in measured.outputs or not samples:
+    return
+  ids = [split.source.id(int(i)) for i in measured.index]
+  measured.metrics['intervals'] = uncertainty.intervals(
+    measured.outputs['label'],
+    measured.outputs['logits'],
+    class_names,
+    uncertainty.identities(ids, identity),
+    samples,
+    seed,
+  )

@@ -4,7 +4,7 @@ import io
 import sys
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -274,7 +274,7 @@ def finish(
     if best:
       result[f'best_on_{split}'] = best
   if workdir.is_main():
-    _save_outputs(run, found)
+    save_outputs(run.folder, run.splits, found, run.class_names)
     skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
     workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
     workdir.write_json(run.folder / 'result.json', result)
@@ -282,27 +282,36 @@ def finish(
   return result
 
 
-def _save_outputs(run: 'Stage', found: Mapping[str, evaluation.Measured]) -> None:
-  with_logits = {s: found[s.name] for s in run.splits if 'logits' in found[s.name].outputs}
+def save_outputs(
+  folder: epath.Path,
+  splits: Sequence[evaluation.Split],
+  found: Mapping[str, evaluation.Measured],
+  class_names: Sequence[str],
+) -> None:
+  """Writes what a classifier said of every picture: predictions.npz, and features.npz of the first split for t-SNE.
+
+  predictions.npz holds id [N], split [N], label int [N] or float [N, K], logits float32 [N, K] and class_names [K].
+  """
+  with_logits = {s: found[s.name] for s in splits if 'logits' in found[s.name].outputs}
   if not with_logits:
     return
   ids = [s.source.id(int(i)) for s, m in with_logits.items() for i in m.index]
   save_npz(
-    run.folder / 'predictions.npz',
+    folder / 'predictions.npz',
     id=np.array(ids),
     split=np.repeat([s.name for s in with_logits], [len(m.index) for m in with_logits.values()]),
     label=np.concatenate([m.outputs['label'] for m in with_logits.values()]),
     logits=np.concatenate([m.outputs['logits'] for m in with_logits.values()]),
-    class_names=np.array(run.class_names),
+    class_names=np.array(class_names),
   )
   first = next(iter(with_logits.values()))
   if 'features' in first.outputs:
     label = first.outputs['label']
     save_npz(
-      run.folder / 'features.npz',
+      folder / 'features.npz',
       features=first.outputs['features'][:MOST_FEATURES],
       label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
-      class_names=np.array(run.class_names),
+      class_names=np.array(class_names),
     )
 
 

@@ -18,6 +18,7 @@ from mimic_jax import (
   checkpoint,
   data,
   evaluation,
+  metrics,
   models,
   objectives,
   optim,
@@ -216,13 +217,11 @@ class Stage:
     self.image_size = models.encoder_config(config['model'], self.stage['drop_path']).image_size
     d = self.stage['data']
     self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
-    self.splits = evaluation.splits_of(self.stage, {**d, 'cache': False})
     self.class_names = tuple(self.source.class_names)
     self.objective = objectives.make(
       self.stage, config['model'], self.class_names, f'config.{name}.objective'
     )
-    if self.objective.labelled:
-      evaluation.check_classes(self.splits, self.class_names, name)
+    self.splits = self._splits({**d, 'cache': False})
     self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
     self.init = '' if checkpoint.find(self.folder) else init
@@ -238,7 +237,7 @@ class Stage:
       evaluation.find_duplicates(self.splits, data.build(d['source'], d['root'], d['split'], whole))
     if d['cache']:
       self.source = data.build(d['source'], d['root'], d['split'], d)
-      for split, cached in zip(self.splits, evaluation.splits_of(self.stage, d), strict=True):
+      for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
     self.eval_step = evaluation.make_step(self.objective, self.program.template, self.mesh)
@@ -246,6 +245,23 @@ class Stage:
     self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
     shown = self.splits[0].source if self.splits else self.source
     self.sample = results.sample_batch(shown, self.image_size, self.stage['augment']['interpolation'])
+
+  def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
+    classes = self.class_names if self.objective.labelled else ()
+    return evaluation.splits_of(self.stage, options, classes, f'config.{self.name}')
+
+  def reading(self) -> dict[str, Any]:
+    """Returns how pictures and labels were read, which whoever uses the weights must do alike."""
+    a = self.stage['augment']
+    return {
+      'channels': 'RGB',
+      'image_size': self.image_size,
+      **{k: a[k] for k in ('interpolation', 'mean', 'std')},
+      'align': self.records['train'].get('align', {'align': 'none'}),
+      'sampler': self.stage['data']['sampler'],
+      'label_rule': self.records['train'].get('label_rule', 'none'),
+      'class_names': self.class_names,
+    }
 
   def batches(self, start: int) -> Any:
     """Returns the training batches from step `start` on."""
@@ -262,7 +278,7 @@ class Stage:
       scale=a['scale'],
       ratio=a['ratio'],
       interpolation=a['interpolation'],
-      **{k: d[k] for k in ('on_bad_image', 'threads', 'workers', 'prefetch')},
+      **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch')},
     )
 
   def measure(self, state: State) -> dict[str, evaluation.Measured]:
@@ -304,7 +320,7 @@ def run_stage(run: Stage) -> dict[str, Any]:
   run.prepare()
   config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
-    fingerprint = source_lib.fingerprint(run.source)
+    fingerprint = source_lib.fingerprint(run.records['train'])
     step = checkpoints.latest()
     if step is None:
       state, origin = initial_state(run.program, run.init_key, run.init, f'config.{name}.init')
@@ -323,20 +339,17 @@ def run_stage(run: Stage) -> dict[str, Any]:
           f"config.{name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
           f'(fingerprint {fingerprint}; expected {meta["data"]})'
         )
+    meta['reading'] = metrics.jsonable(run.reading())
     log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
     if workdir.is_main():
-      reading = {
-        'channels': 'RGB',
-        'sampler': 'shuffle',
-        'image_size': run.image_size,
-        'class_names': run.class_names,
-      }
-      workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': reading}})
+      workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': meta['reading']}})
       results.save_contact_sheet(run.folder, run.source)
     with log:
       state, meta = _loop(run, state, meta, step, checkpoints, log)
       found = run.measure(state)
+      for split in run.splits:
+        evaluation.add_intervals(found[split.name], split, run.class_names)
       total = run.program.total_steps
       log.evaluated(total, total / run.program.steps_per_epoch, found)
     return results.finish(run, state, meta, found)

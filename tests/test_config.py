@@ -176,6 +176,18 @@ def test_differences_survive_json():
   assert config_lib.differences({'pair': [1, 2]}, a) == []
 
 
+def test_a_field_that_an_older_run_does_not_have_counts_as_its_default():
+  new = defaults.base()
+  new.finetune = defaults.mimic()
+  old = new.to_dict()
+  del old['finetune']['data']['sampler'], old['finetune']['init_head'], old['log']
+  assert config_lib.differences(old, new) == []
+  new.finetune.data.sampler = 'balanced'
+  assert config_lib.differences(old, new) == ['finetune.data.sampler: shuffle → balanced']
+  old['finetune']['forgotten'] = 1
+  assert 'finetune.forgotten: 1 → (absent)' in config_lib.differences(old, new)
+
+
 def test_the_command_line_ends_with_code_2_and_no_traceback():
   done = subprocess.run(
     [sys.executable, '-m', 'mimic_jax.main', '--config=quickstart', '--config.finetune.batch_image=3'],

@@ -156,6 +156,11 @@ def test_any_number_of_processes_reads_the_same_global_batches(files, kind):
   same(runs[0], runs[2])
 
 
+def test_one_picture_per_process_and_step_is_enough():
+  whole = take(train(Numbers(7), 2), 9)
+  same(joined([take(train(Numbers(7), 2, process=(p, 2)), 9) for p in range(2)]), whole)
+
+
 @pytest.mark.parametrize('start', [1, 5, 11])
 def test_starting_at_a_step_gives_the_rest_of_the_run(files, start):
   whole = take(train(folder(files)), 14)
@@ -365,3 +370,150 @@ def test_readers_survive_pickling_for_worker_processes():
   np.testing.assert_array_equal(again(np.array([[0, 2]]))['index'], [2])
   step = pickle.loads(pickle.dumps(functools.partial(pipeline._pass_rows, 4, 0, 2, 3)))
   assert step(0).tolist() == [[0, 0], [0, 1]]
+
+
+def test_the_shuffled_order_and_its_crops_are_those_of_earlier_runs(rng, tmp_path):
+  """Pinned: a checkpoint of an earlier run goes on with the very pictures and crops that it would have seen."""
+  assert [b['index'].tolist() for b in take(train(Numbers(7), 4, seed=3), 7)] == [
+    [6, 2, 3, 5], [1, 4, 0, 5], [4, 2, 6, 3], [0, 1, 2, 4], [0, 6, 1, 3], [5, 0, 6, 2], [1, 5, 4, 3]
+  ]  # fmt: skip
+  assert [b['index'].tolist() for b in take(train(Numbers(5), 5, seed=2**32 - 1), 2)] == [
+    [3, 0, 4, 2, 1], [1, 0, 3, 2, 4]
+  ]  # fmt: skip
+  u = pipeline.crop_uniforms(3, 1, 5, 1)
+  np.testing.assert_array_equal(
+    u[0], [0.824412076621002, 0.11956114392990846, 0.8206706481361021, 0.8148448736942991]
+  )
+  for k in range(5):
+    Image.fromarray(rng.integers(0, 256, (20 + k, 30, 3), np.uint8)).save(tmp_path / f'{k}.png')
+  batches = take(train(folder(tmp_path), 5, seed=3), 2)
+  for epoch, batch in enumerate(batches):
+    for row, i in enumerate(batch['index'].tolist()):
+      u = np.stack([pipeline.crop_uniforms(3, epoch, i, v) for v in range(2)])
+      boxes = augment.crop_boxes(np, u, 20 + i, 30, CROPS['scale'], CROPS['ratio'])
+      with source.open_image(str(tmp_path / f'{i}.png'), BIG) as image:
+        expected = pipeline.read_crops(image, 'x', boxes, 8, 'bilinear')
+      np.testing.assert_array_equal(batch['image'][row], expected)
+
+
+class Classes(Numbers):
+  """Pictures labelled 0, 1, 3 or −1 of four classes; `soft` ones say so as distributions (−1 not among them)."""
+
+  class_names = ('a', 'b', 'c', 'd')
+
+  def __init__(self, classes, soft=False):
+    super().__init__(len(classes), soft=soft)
+    self.classes = list(classes)
+
+  def label(self, i):
+    if self.soft:
+      return (np.eye(4, dtype=np.float32)[self.classes[i]] * 0.4 + 0.15).astype(np.float32)
+    return self.classes[i]
+
+
+UNEQUAL = [0] * 40 + [3] * 2 + [1] * 9 + [-1] * 5 + [0] * 4
+
+
+def drawn(s, epochs, **options):
+  """Returns int [epochs, N], the pictures in the order drawn."""
+  n = len(s)
+  return np.stack([b['index'] for b in take(train(s, n, sampler='balanced', **options), epochs)])
+
+
+def philox(key, counter):
+  """Philox4x64-10 (Salmon et al. 2011) in plain integers: four words of one counter."""
+  c, k, mask = list(counter), list(key), 2**64 - 1
+  for _ in range(10):
+    a, b = 0xD2E7470EE14C6C93 * c[0], 0xCA5A826395121157 * c[2]
+    c = [(b >> 64) ^ c[1] ^ k[0], b & mask, (a >> 64) ^ c[3] ^ k[1], a & mask]
+    k = [(k[0] + 0x9E3779B97F4A7C15) & mask, (k[1] + 0xBB67AE8584CAA73B) & mask]
+  return c
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_balanced_draws_are_a_function_of_seed_epoch_and_number_alone(soft):
+  labels = [k for k in UNEQUAL if k >= 0] if soft else UNEQUAL
+  index = drawn(Classes(labels, soft), 3, seed=11)
+  members = [[i for i, k in enumerate(labels) if k == c] for c in (0, 1, 3)]
+  for epoch in range(3):
+    for k in range(len(labels)):
+      # numpy counts up before it draws, and makes 53 bits of each word
+      a, b, *_ = (w >> 11 for w in philox((11, 0x64726177), (1, 0, k, epoch)))
+      of_class = members[a * 3 >> 53]
+      assert index[epoch, k] == of_class[b * len(of_class) >> 53]
+
+
+def test_balanced_draws_bring_every_class_and_every_picture_of_it_equally_often():
+  labels = np.array(UNEQUAL)
+  counts = np.bincount(drawn(Classes(UNEQUAL), 300).ravel(), minlength=len(labels))
+  total = counts.sum()
+  assert total == 300 * len(labels)
+  assert (counts[labels < 0] == 0).all()
+  for c in (0, 1, 3):
+    inside = counts[labels == c]
+    assert abs(inside.sum() / total - 1 / 3) < 5 * np.sqrt(2 / 9 / total)
+    expected = total / 3 / len(inside)
+    assert (abs(inside - expected) < 6 * np.sqrt(expected)).all()
+
+
+def test_balanced_epochs_and_seeds_differ():
+  s = Classes(UNEQUAL)
+  epochs = [tuple(e) for seed in (0, 1, 2**32 - 1) for e in drawn(s, 4, seed=seed)]
+  assert len(set(epochs)) == 12
+
+
+@pytest.mark.parametrize('start', [0, 1, 9])
+def test_balanced_batches_are_the_same_from_any_start_in_any_number_of_processes(files, start):
+  whole = take(train(folder(files), 4, sampler='balanced'), 14)
+  for P in (1, 2, 4):
+    parts = [
+      take(train(folder(files), 4, start_step=start, process=(p, P), sampler='balanced'), 14 - start)
+      for p in range(P)
+    ]
+    same(joined(parts), whole[start:])
+
+
+def test_balanced_batches_come_from_worker_processes_too(files):
+  here, there = (train(folder(files), sampler='balanced', workers=w) for w in (0, 1))
+  same([next(here) for _ in range(4)], [next(there) for _ in range(4)])
+  here.close()
+  there.close()
+
+
+def test_crops_of_balanced_draws_belong_to_the_draw(files):
+  s = folder(files)
+  (batch,) = take(train(s, 13, views=1, seed=6, sampler='balanced'), 1)
+  assert len(set(batch['index'].tolist())) < 13  # some picture twice
+  for k, i in enumerate(batch['index'].tolist()):
+    height, width = s[i]['image'].shape[:2]
+    u = pipeline.crop_uniforms(6, 0, k, 0)[None]
+    boxes = augment.crop_boxes(np, u, height, width, CROPS['scale'], CROPS['ratio'])
+    with s.open(i) as image:
+      np.testing.assert_array_equal(batch['image'][k], pipeline.read_crops(image, 'x', boxes, 8, 'bilinear'))
+  assert len({crop.tobytes() for crop in batch['image']}) == 13
+
+
+def test_a_bad_picture_in_a_balanced_epoch_is_replaced_in_the_crops_of_its_draw(files):
+  s = folder(files)
+  before = take(train(s, 13, sampler='balanced'), 2)
+  bad = int(before[0]['index'][0])
+  (files / s.id(bad)).write_bytes(b'')
+  batches = train(s, 13, sampler='balanced', on_bad_image='skip')
+  after = take(batches, 2)
+  for a, b in zip(after, before):
+    hit = b['index'] == bad
+    np.testing.assert_array_equal(a['index'], np.where(hit, (bad + 1) % 13, b['index']))
+    np.testing.assert_array_equal(a['image'][~hit], b['image'][~hit])
+  assert list(batches.skipped()) == [s.id(bad)]
+
+
+def test_balanced_draws_need_labels_and_a_sampler_needs_a_known_name(tmp_path):
+  Image.new('RGB', (9, 9)).save(tmp_path / 'x.png')
+  for s in (folder(tmp_path), Classes([-1, -1])):
+    with pytest.raises(
+      UserError,
+      match=r"data\.sampler is 'balanced', but none of the \d pictures has a label; expected 'shuffle'",
+    ):
+      train(s, 1, sampler='balanced')
+  with pytest.raises(UserError, match=r"data\.sampler is 'balance' \(did you mean 'balanced'\?\)"):
+    train(Numbers(3), 1, sampler='balance')

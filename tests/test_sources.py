@@ -412,13 +412,13 @@ def test_duplicates_are_found_by_content(rng, tmp_path):
 
 
 def test_fingerprint_changes_with_labels_and_pictures_but_not_with_order_or_place(classes, tmp_path):
-  before = source.fingerprint(folder.build(str(classes), 'train', {}))
+  before = source.fingerprint(folder.build(str(classes), 'train', {}).record())
   moved = tmp_path / 'moved'
   moved.mkdir()
   os.rename(classes / 'train', moved / 'train')
-  assert source.fingerprint(folder.build(str(moved), 'train', {})) == before
+  assert source.fingerprint(folder.build(str(moved), 'train', {}).record()) == before
   os.rename(moved / 'train' / 'A', moved / 'train' / 'c')
-  assert source.fingerprint(folder.build(str(moved), 'train', {})) != before
+  assert source.fingerprint(folder.build(str(moved), 'train', {}).record()) != before
   ids, labels = ['a', 'b', 'c'], [0, 1, 0]
   assert source.split_hash(ids, labels) == source.split_hash(ids[::-1], labels[::-1])
   assert source.split_hash(ids, labels) != source.split_hash(ids, [0, 1, 1])
@@ -430,4 +430,4 @@ def test_sources_are_sources(classes):
   s = folder.build(str(classes), 'train', {})
   for kind in (s, source.Cached(s), source.Concat([s, s])):
     assert isinstance(kind, source.Source)
-    assert source.fingerprint(pickle.loads(pickle.dumps(kind))) == source.fingerprint(kind)
+    assert source.fingerprint(pickle.loads(pickle.dumps(kind)).record()) == source.fingerprint(kind.record())

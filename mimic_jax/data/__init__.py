@@ -13,7 +13,9 @@ SOURCES = {
   'synthetic_images': 'mimic_jax.data.synthetic_images',
   'synthetic_faces': 'mimic_jax.data.synthetic_faces',
   'folder': 'mimic_jax.data.folder',
+  'rafdb': 'mimic_jax.data.rafdb',
   'ferplus': 'mimic_jax.data.ferplus',
+  'affectnet': 'mimic_jax.data.affectnet',
 }
 
 

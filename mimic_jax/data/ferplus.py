@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mimic_jax.data import alignment
 from mimic_jax.data import source as sources
 from mimic_jax.errors import UserError, one_of
 
@@ -125,7 +126,6 @@ class FerPlus:
   """The labelled faces of one or more splits (a Source; see DESIGN §3): grey, repeated to three channels."""
 
   class_names = CLASS_NAMES
-  image_shape = (SIDE, SIDE, 3)
 
   def __init__(
     self,
@@ -136,7 +136,9 @@ class FerPlus:
     bad: dict[int, tuple[str, str]],
     record: dict[str, Any],
     max_pixels: int,
+    side: int = SIDE,
   ) -> None:
+    self.image_shape = (side, side, 3)
     self._ids, self._labels = ids, labels
     self._files, self._faces, self._bad = files, faces, bad
     self._record, self._max_pixels = record, max_pixels
@@ -154,8 +156,16 @@ class FerPlus:
       return np.repeat(self._faces[i][:, :, None], 3, axis=2)
     image = sources.decode_image(self._files[i], self._max_pixels)
     if image.shape != self.image_shape:
-      raise sources.BadImage(self._files[i], f'is {image.shape[1]}x{image.shape[0]}, expected {SIDE}x{SIDE}')
+      side = self.image_shape[0]
+      raise sources.BadImage(self._files[i], f'is {image.shape[1]}x{image.shape[0]}, expected {side}x{side}')
     return image
+
+  def file_bytes(self, i: int) -> bytes:
+    """Returns the picture's file; of the raw layout, which has none, the same as a PNG."""
+    if self._files is None:
+      return sources.encode_png(self._image(i))
+    with sources.reading(self._files[i]), open(self._files[i], 'rb') as f:
+      return f.read()
 
   def id(self, i: int) -> str:
     return self._ids[i]
@@ -184,11 +194,13 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
       left to whoever reads them.
 
   Raises:
-    UserError: on missing files, on rows that aren't as the layout says (file and line), on a missing picture.
+    UserError: on missing files, on rows that aren't as the layout says (file and line), on a missing picture, and on a
+      data.align other than none: the boxes of label.csv are the whole of each picture.
   """
   rule = one_of('data.label_rule', options.get('label_rule', 'majority'), (*RULES, *SOFT))
   parts = [one_of('the split of ferplus', s, SPLITS) for s in _canonical(split).split('+')]
   layout = _layout(root, parts)
+  _, align = alignment.choose(options, root, 'ferplus')
   read = _read_official if layout == 'official' else _read_raw
   rows = read(root, parts)
   _check_ids(rows)
@@ -215,9 +227,12 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     'class_names': list(CLASS_NAMES),
     'class_counts': sources.class_counts(classes, CLASS_NAMES),
     'dropped': len(rows.ids) - len(ids),
+    'align': align,
     **_expected(layout, rule, parts, len(ids)),
   }
-  return FerPlus(ids, labels[kept], files, faces, bad, record, options.get('max_pixels', 50_000_000))
+  # A folder that `python -m mimic_jax.align` made holds pictures of the size it was asked for.
+  side = align.get('size', SIDE) if files is not None else SIDE
+  return FerPlus(ids, labels[kept], files, faces, bad, record, options.get('max_pixels', 50_000_000), side)
 
 
 def _canonical(split: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mimic_jax.data import alignment
 from mimic_jax.data import source as sources
 from mimic_jax.errors import UserError
 
@@ -57,9 +58,11 @@ class Folder:
     labels: np.ndarray,
     class_names: tuple[str, ...],
     max_pixels: int,
+    align: dict[str, Any],
   ) -> None:
     self.class_names = class_names
     self._root, self._split, self._max_pixels = root, split, max_pixels
+    self._align = align
     self._ids = ids
     self._labels = labels
 
@@ -103,6 +106,7 @@ class Folder:
       'count': len(self),
       'class_names': list(self.class_names),
       'class_counts': sources.class_counts(self._labels, self.class_names),
+      'align': self._align,
       'split_hash': sources.split_hash(self._ids, self._labels),
     }
 
@@ -113,12 +117,14 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Folder:
   The classes are the training split's where there is one, so that a class missing from another split moves no label.
 
   Raises:
-    UserError: on a missing or empty folder, on pictures beside class folders, and on a class that training lacks.
+    UserError: on a missing or empty folder, on pictures beside class folders, on a class that training lacks, and on
+      a data.align that would cut faces out: a folder says nothing of where they are.
   """
   if not root:
     raise UserError("data.root is empty; source 'folder' needs the path of a folder of pictures")
   if not os.path.isdir(root):
     raise UserError(f"data.root '{root}' is not a folder; source 'folder' looks for pictures there")
+  _, align = alignment.choose(options, root, 'folder')
   base = _split_folder(root, split)
   folders, loose = _scan(base)
   found = {name: list(_pictures(os.path.join(base, name))) for name in folders}
@@ -139,7 +145,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Folder:
     ids = [f'{prefix}{name}/{file}' for name, files in found.items() for file in files]
     labels = [position[name] for name, files in found.items() for _ in files]
   return Folder(
-    root, split, ids, np.array(labels, np.int32), class_names, options.get('max_pixels', 50_000_000)
+    root, split, ids, np.array(labels, np.int32), class_names, options.get('max_pixels', 50_000_000), align
   )
 
 

@@ -1,8 +1,8 @@
 """Batches from a source, with grain (DESIGN §3): the position is the step number, and nothing else needs saving.
 
-Global batch s is the items [s·B, (s + 1)·B) of the seeded order, which is shuffled anew each epoch and never ends. Process
-p of P reads rows [p·B/P, (p + 1)·B/P) of each, so the global batch doesn't depend on P. Pixels leave as uint8: whole where
-all pictures have one size (they are cropped on the device), else cropped or resized here.
+Global batch s is the items [s·B, (s + 1)·B) of the seeded order, which is shuffled or drawn anew each epoch and never
+ends. Process p of P reads rows [p·B/P, (p + 1)·B/P) of each, so the global batch doesn't depend on P. Pixels leave as
+uint8: whole where all pictures have one size (they are cropped on the device), else cropped or resized here.
 """
 
 import concurrent.futures
@@ -18,6 +18,7 @@ from absl import flags
 from PIL import Image, JpegImagePlugin
 
 from mimic_jax.augment import ATTEMPTS, crop_boxes
+from mimic_jax.data import sampling
 from mimic_jax.data import source as sources
 from mimic_jax.data.source import BadImage, Source
 from mimic_jax.errors import UserError, one_of
@@ -88,6 +89,7 @@ def train_batches(
   scale: Sequence[float],
   ratio: Sequence[float],
   interpolation: str,
+  sampler: str = 'shuffle',
   on_bad_image: str = 'error',
   threads: int = 8,
   workers: int = 0,
@@ -104,6 +106,8 @@ def train_batches(
     views: V, crops per picture.
     image_size: S, side of the crops in pixels.
     scale, ratio, interpolation: of the crops; see augment.crop_boxes.
+    sampler: 'shuffle': each picture once an epoch; 'balanced': as many draws an epoch as there are pictures, classes
+      equally often, with replacement (sampling.Balanced), each draw in crops of its own.
     on_bad_image: 'error', or 'skip': the next readable picture by index takes its place, in the crops drawn for the bad
       one, so that a picture that comes twice is cropped differently. Every pass over the data repeats this.
     threads: that read pictures, in each process.
@@ -117,7 +121,7 @@ def train_batches(
       index: int32 [b], of the picture in the source
 
   Raises:
-    UserError: on an empty source, a batch that doesn't divide, a value out of range.
+    UserError: on an empty source, a batch that doesn't divide, a value out of range, balanced draws without labels.
   """
   b = _rows(source, batch_images, process_index, process_count, on_bad_image, threads)
   n = len(source)
@@ -136,10 +140,14 @@ def train_batches(
     seed,
     replace=on_bad_image == 'skip',
   )
-  order = grain.MapDataset.range(n).shuffle(seed=_order_seed(seed)).repeat()
-  order = order.map_with_index(functools.partial(_with_epoch, n))
-  # By slices of whole batches: `ds[p::P].batch(b)` would give other global batches for other P.
-  order = order.batch(b)[process_index::process_count][start_step:]
+  if one_of('data.sampler', sampler, sampling.SAMPLERS) == 'balanced':
+    order = grain.MapDataset.range(n).repeat().map_with_index(sampling.balanced(source, seed))
+  else:
+    order = grain.MapDataset.range(n).shuffle(seed=_order_seed(seed)).repeat()
+    order = order.map_with_index(functools.partial(_with_epoch, n))
+  # By slices of whole batches: `ds[p::P].batch(b)` would give other global batches for other P. An endless order drops
+  # nothing, but keeping a remainder would round its length up beyond what Python's len can say where b = 1.
+  order = order.batch(b, drop_remainder=True)[process_index::process_count][start_step:]
   dataset = order.map(reader).to_iter_dataset(grain.ReadOptions(_READERS, prefetch))
   if workers:
     if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags, which only app.run parses
@@ -244,7 +252,10 @@ def _in_threads(function: Callable[[int], Any], count: int, threads: int) -> lis
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-  """Turns rows of (epoch, index) into a batch; `views` = 0 means the whole picture, for evaluation."""
+  """Turns rows of (epoch, index) into a batch; `views` = 0 means the whole picture, for evaluation.
+
+  A third column is the place that keys the crops, where that isn't the index: a picture may be drawn twice in an epoch.
+  """
 
   source: Source
   size: int
@@ -262,7 +273,7 @@ class _Reader:
     one_of('augment.interpolation', self.interpolation, _FILTERS)
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
-    """int64 [b, 2] -> {'image', 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
+    """int64 [b, 2..3] -> {'image', 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
     crops = (self.views, self.size, self.size, 3) if self.views else (self.size, self.size, 3)
     images = np.zeros((len(rows), *(self.source.image_shape or crops)), np.uint8)
     read = _in_threads(lambda r: self._fill(images[r], *map(int, rows[r])), len(rows), self.threads)
@@ -277,14 +288,15 @@ class _Reader:
       'bad': json.dumps([[self.source.id(k), *self.bad[k]] for k in bad]),
     }
 
-  def _fill(self, out: np.ndarray, epoch: int, index: int) -> tuple[int, list[int]]:
+  def _fill(self, out: np.ndarray, epoch: int, index: int, place: int | None = None) -> tuple[int, list[int]]:
     """Reads a picture, or the next readable one, into `out`; returns its index or −1, and the bad ones on the way."""
     n, tried = len(self.source), []
+    place = index if place is None else place
     for k in range(0 if index < 0 else n if self.replace else 1):
       i = (index + k) % n
       if i not in self.bad:
         try:
-          out[...] = self._picture(i, epoch, index)
+          out[...] = self._picture(i, epoch, place)
           return i, tried
         except BadImage as e:
           self.bad[i] = (e.path, e.why)
@@ -292,7 +304,7 @@ class _Reader:
     return -1, tried
 
   def _picture(self, i: int, epoch: int, place: int) -> np.ndarray:
-    """Returns picture i as uint8: as it is, in the crops drawn for index `place`, or resized as a whole."""
+    """Returns picture i as uint8: as it is, in the crops drawn for `place`, or resized as a whole."""
     if self.source.image_shape is not None:
       return self.source[i]['image']
     with sources.open_picture(self.source, i) as image:

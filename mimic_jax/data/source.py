@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -51,7 +51,9 @@ class Source(Protocol):
   """Random access to labelled pictures: picklable and without state.
 
   A source may also have `open(i) -> PIL.Image.Image`, a picture whose header is read but whose pixels are not, so that
-  no more of a big picture is decoded than its crop needs; and `file_bytes(i) -> bytes` with it, for `Cached`.
+  no more of a big picture is decoded than its crop needs; and `file_bytes(i) -> bytes` with it, for `Cached` and for
+  `mimic_jax.prepare`: the picture as it is in its file. Where a picture is more than these bytes decoded, as a face cut
+  out of them, `cuts` is True.
 
   Attributes:
     class_names: the K classes in the order of the labels; () where there are no labels.
@@ -172,6 +174,14 @@ def decode_image(path: str, max_pixels: int, data: bytes | None = None) -> np.nd
     return np.array(to_rgb(upright(image)))
 
 
+def encode_png(picture: np.ndarray) -> bytes:
+  """Returns uint8 [H, W, 3] as a PNG that decode_image turns into the same; grey where all channels are alike."""
+  grey = (picture == picture[:, :, :1]).all()
+  out = io.BytesIO()
+  Image.fromarray(picture[:, :, 0] if grey else picture).save(out, 'PNG')
+  return out.getvalue()
+
+
 def file_hash(path: str, name: str) -> str:
   """Returns the SHA-256 of a file's bytes; of a file that can't be read, a value of its own made from `name`."""
   try:
@@ -211,9 +221,8 @@ def duplicates(eval_source: Source, train_source: Source) -> np.ndarray:
   return np.array([eval_source.content_hash(i) in known for i in range(len(eval_source))], bool)
 
 
-def fingerprint(source: Source) -> str:
-  """Returns a short name of the data for checkpoints: it changes when a picture comes, goes or gets another label."""
-  record = source.record()
+def fingerprint(record: Mapping[str, Any]) -> str:
+  """Returns a short name of a source's record for checkpoints: it changes when a picture comes, goes or gets another label."""
   return hashlib.sha256(f'{record["split_hash"]} {record["count"]}'.encode()).hexdigest()[:16]
 
 
@@ -274,9 +283,15 @@ class Concat:
       'parts': records,
       'count': n,
       'class_names': list(self.class_names),
+      'align': _joined_align([r.get('align', {'align': 'none'}) for r in records]),
       'split_hash': split_hash([self.id(i) for i in range(n)], [self.label(i) for i in range(n)]),
       **({'warnings': warned} if warned else {}),
     }
+
+
+def _joined_align(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Returns how the pictures of several sources were cut out: the parts' own entry where they agree."""
+  return parts[0] if all(p == parts[0] for p in parts) else {'align': 'mixed', 'parts': list(parts)}
 
 
 def open_picture(source: Source, i: int) -> Image.Image:

@@ -96,6 +96,7 @@ class Drawn:
       'root': '',
       'split': self.split,
       'label_rule': 'drawn',
+      'align': {'align': 'none'},
       'count': self.size,
       'class_counts': {name: int(n) for name, n in zip(self.class_names, counts)},
       'draw_seed': self.seed,

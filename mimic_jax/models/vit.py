@@ -254,6 +254,11 @@ class Encoder(nnx.Module):
     Returns:
       Tokens [B, 1 + L (or K), D] in the compute dtype; token 0 is the class token.
     """
+    x = run_blocks(self.blocks, self.embed(images, keep), self.config, key)
+    return self.norm(x) if norm else x
+
+  def embed(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
+    """Returns what the first block sees of images: tokens [B, 1 + L (or K), D]; the arguments are those of the call."""
     config = self.config
     patches = patchify(images.astype(config.dtype), config.patch_size)
     pos_embed = self.pos_embed[...]
@@ -264,9 +269,7 @@ class Encoder(nnx.Module):
       pos_patch = jnp.take(pos_patch[0], keep, axis=0, mode='clip')
     x = self.patch_embed(patches) + pos_patch.astype(config.dtype)
     cls = (self.cls_token[...] + pos_cls).astype(config.dtype)
-    x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
-    x = run_blocks(self.blocks, x, config, key)
-    return self.norm(x) if norm else x
+    return jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
 
 
 def parameter_count(create: Callable[[nnx.Rngs], nnx.Module]) -> int:

@@ -29,6 +29,11 @@ def names() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__))
 
 
+def is_labelled(name: str) -> bool:
+  """Returns whether the objective of that name learns from labels."""
+  return importlib.import_module(f'{__name__}.{name}').Objective.labelled
+
+
 def make(stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...], field: str) -> Any:
   """Returns the objective that `stage.objective` names.
 

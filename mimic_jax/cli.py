@@ -1,0 +1,37 @@
+"""What the commands beside `mimic_jax.main` share: flags whose errors are one line, and exit codes."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mimic_jax.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse, but a wrong command line is a UserError; flags can't be shortened."""
+
+  def __init__(self, command: str, description: str) -> None:
+    super().__init__(
+      prog=f'python -m mimic_jax.{command}',
+      description=description,
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; {self.prog} --help says what there is')
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+  """Runs a command on sys.argv; an error of the user's is one line on standard error and exit code 2."""
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  try:
+    main(sys.argv[1:])
+  except UserError as e:
+    print(f'mimic: error: {" ".join(str(e).split())}', file=sys.stderr)
+    sys.exit(2)
+  except KeyboardInterrupt:
+    print('mimic: interrupted', file=sys.stderr)
+    sys.exit(130)

@@ -1,0 +1,271 @@
+"""AffectNet: faces from the web, each labelled by one annotator with an expression, valence and arousal (arXiv 1708.03985).
+
+Both releases are read:
+  newer   train_set|val_set/images/{id}.jpg with annotations/{id}_exp.npy and, where they are there, _val, _aro and _lnd
+  older   training.csv and validation.csv (in Manually_Annotated_file_lists or the root) over Manually_Annotated_Images;
+          faces are cut out by the face_* columns (data.align = 'auto' is box(0) here)
+
+Seven classes, or eight with contempt (data.classes). Pictures of another class, and those labelled none, uncertain or
+non-face, are left out and counted. The training set is far from balanced: data.sampler = 'balanced'. There is no test
+split; results are on 'valid'.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mimic_jax.data import affectnet_index, alignment, faces, folder
+from mimic_jax.data import source as sources
+from mimic_jax.data.affectnet_index import CLASS_NAMES, EXPRESSIONS, Index
+from mimic_jax.data.faces import Faces
+from mimic_jax.errors import UserError, one_of
+
+# split -> (folder of the newer release, table of the older one)
+SPLITS = {'train': ('train_set', 'training.csv'), 'valid': ('val_set', 'validation.csv')}
+SYNONYMS = {name: split for split in SPLITS for name in folder.SPLITS[split]}
+TABLE_FOLDERS = ('', 'Manually_Annotated_file_lists', 'Manually_Annotated/Manually_Annotated_file_lists')
+PICTURE_FOLDERS = (
+  'Manually_Annotated_Images',
+  'Manually_Annotated/Manually_Annotated_Images',
+  'Manually_Annotated',
+)
+
+# Pictures of each class; contempt differs between copies of the release (287,568 or 287,651; 4,000 or 3,999 in all).
+_TRAIN = (74874, 134415, 25459, 14090, 6378, 3803, 24882)
+EXPECTED = {'train': [(*_TRAIN, 3667), (*_TRAIN, 3750)], 'valid': [(500,) * 8, (*(500,) * 7, 499)]}
+
+
+class Split(NamedTuple):
+  """One split as its files give it, before classes are chosen.
+
+  Attributes:
+    release: 'newer' or 'older'.
+    label_file: where the labels are from, relative to the root.
+    folder: the pictures' folder, relative to the root.
+    index: of all labelled pictures.
+    on_disk: the pictures that are there, relative to `folder`.
+    ending: of the pictures' names behind those of the index.
+    also_named: pictures that the other split's table names.
+  """
+
+  release: str
+  label_file: str
+  folder: str
+  index: Index
+  on_disk: set[str]
+  ending: str
+  also_named: frozenset[str]
+
+  def file(self, k: int) -> str:
+    """Returns picture k, relative to `folder`."""
+    return self.index.names[k] + self.ending
+
+  def place(self, root: str, k: int) -> str:
+    """Returns what gives picture k its label, for messages."""
+    if self.release == 'older':
+      return f'{os.path.join(root, self.label_file)}:{self.index.lines[k]}'
+    return os.path.join(root, os.path.dirname(self.label_file), f'{self.index.names[k]}_exp.npy')
+
+
+def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
+  """Returns the pictures of one split of AffectNet.
+
+  Pictures have 'valence' and 'arousal' (float32, −1..1, NaN where not given) beside the label where the files have them.
+  `image_shape` is None, since no file says that all pictures have one size, except under five_point.
+
+  Args:
+    root: the folder with train_set and val_set, or with the older release's tables. Newer where it has both.
+    split: 'train' or 'valid'.
+    options: the data section; `classes`, `align` ('auto' is none for the newer release, box(0) for the older; five_point
+      goes by the landmarks of either), `align_size`, `max_pixels`, `threads`, and `on_bad_image`: with 'skip', pictures
+      that are missing on disk are left to whoever reads them.
+
+  Raises:
+    UserError: on missing files, on labels that can't be read, on a missing picture, on 'test', on a data.align that the
+      label files don't allow.
+  """
+  split = _split(split)
+  count = options.get('classes', 7)
+  if count not in (7, 8):
+    raise UserError(f'data.classes is {count}; expected 7, or 8 with contempt')
+  whole = _read(root, split, options.get('threads', 8))
+  older = whole.release == 'older'
+  align, align_record = alignment.choose(
+    options,
+    root,
+    'affectnet',
+    auto='box(0)' if older else 'none',
+    kinds=('none', 'box', 'five_point') if older else ('none', 'five_point'),
+  )
+  index, class_names = whole.index, CLASS_NAMES[:count]
+  kept = np.flatnonzero(index.expression < count)
+  left_out = {name: int((index.expression == k).sum()) for k, name in enumerate(EXPRESSIONS) if k >= count}
+  kept, warnings = _with_faces(root, whole, kept, align)
+  kept, without_face = _on_disk(root, whole, kept, align_record, options.get('on_bad_image', 'error'))
+  if not kept.size:
+    raise UserError(f"no picture of {whole.label_file} in '{root}' has one of the {count} classes")
+  labels = index.expression[kept].astype(np.int32)
+  counts = sources.class_counts(labels, class_names)
+  published = [dict(zip(class_names, numbers)) for numbers in EXPECTED[split]]
+  compared = faces.held_against(f'affectnet {split}', counts, published[:1] if count == 7 else published)
+  paths = [f'{whole.folder}/{whole.file(k)}' for k in kept]
+  record = {
+    'source': 'affectnet',
+    'root': root,
+    'split': split,
+    'layout': whole.release,
+    'label_file': whole.label_file,
+    'label_rule': f'expression, {count} classes',
+    'count': len(kept),
+    'class_names': list(class_names),
+    'class_counts': counts,
+    'left_out': {**left_out, **without_face},
+    'align': align_record,
+    **compared,
+    'warnings': [
+      *compared['warnings'],
+      *(f'passed over a broken row: {row}' for row in index.broken),
+      *warnings,
+      *_unnamed(root, whole),
+    ],
+  }
+  size = options.get('align_size', 224)
+  return Faces(
+    root,
+    paths,
+    [index.names[k] for k in kept] if older else paths,
+    labels,
+    class_names,
+    record,
+    options.get('max_pixels', 50_000_000),
+    image_shape=(size, size, 3) if align.kind == 'five_point' else None,
+    align=align,
+    boxes=index.boxes[kept],
+    points=index.points[kept],
+    targets=_targets(index, kept),
+  )
+
+
+def _split(split: str) -> str:
+  if split in folder.SPLITS['test']:
+    raise UserError(
+      f"the split of affectnet is '{split}', but AffectNet's test set has no published labels; expected train or valid"
+    )
+  return one_of('the split of affectnet', SYNONYMS.get(split, split), SPLITS)
+
+
+def _read(root: str, split: str, threads: int) -> Split:
+  """Reads the labels of a split by the release that is there; raises UserError saying what was looked for."""
+  if not root:
+    raise UserError("data.root is empty; source 'affectnet' needs the folder that holds AffectNet")
+  if not os.path.isdir(root):
+    raise UserError(
+      f"data.root '{root}' is not a folder; source 'affectnet' looks for train_set or training.csv there"
+    )
+  newer, table = SPLITS[split]
+  parts = [f'{newer}/annotations', f'{newer}/images']
+  missing = [name for name in parts if not os.path.isdir(os.path.join(root, name))]
+  if not missing:
+    index = affectnet_index.of_folder(os.path.join(root, parts[0]), threads)
+    on_disk = set(faces.pictures(os.path.join(root, parts[1])))
+    return Split('newer', f'{parts[0]}/*_exp.npy', parts[1], index, on_disk, '.jpg', frozenset())
+  label_file = _find_table(root, table)
+  if label_file is None:
+    also = f' ({newer} is there, {missing[0]} is not)' if os.path.isdir(os.path.join(root, newer)) else ''
+    raise UserError(
+      f"no AffectNet in '{root}': looked for {' and '.join(parts)}, or for {table} there or in {TABLE_FOLDERS[1]}{also}"
+    )
+  index = affectnet_index.of_table(os.path.join(root, label_file))
+  pictures = _picture_folder(root, label_file, index)
+  also_named: frozenset[str] = frozenset()
+  other = _find_table(root, SPLITS['valid'][1])
+  if split == 'train' and other is not None:
+    also_named = frozenset(affectnet_index.of_table(os.path.join(root, other)).names)
+  on_disk = _there(os.path.join(root, pictures), index.names, split)
+  return Split('older', label_file, pictures, index, on_disk, '', also_named)
+
+
+def _find_table(root: str, name: str) -> str | None:
+  paths = (os.path.join(place, name) for place in TABLE_FOLDERS)
+  return next((path for path in paths if os.path.isfile(os.path.join(root, path))), None)
+
+
+def _picture_folder(root: str, label_file: str, index: Index) -> str:
+  """Returns the folder in which the table's pictures lie; raises UserError saying where they were looked for."""
+  first = {name.partition('/')[0] for name in index.names[:100]}
+  for place in PICTURE_FOLDERS:
+    if any(os.path.exists(os.path.join(root, place, name)) for name in first):
+      return place
+  raise UserError(
+    f"no pictures of {label_file} in '{root}': looked for {index.names[0]} in {', '.join(PICTURE_FOLDERS)}"
+  )
+
+
+def _there(place: str, names: Sequence[str], split: str) -> set[str]:
+  """Returns the pictures on disk; of the small split only in the folders that it names."""
+  if split == 'train':
+    return set(faces.pictures(place))
+  found: set[str] = set()
+  for inside in {os.path.dirname(name) for name in names}:
+    try:
+      found.update(f'{inside}/{name}' if inside else name for name in os.listdir(os.path.join(place, inside)))
+    except OSError:
+      continue  # its pictures are missing, then
+  return found
+
+
+def _with_faces(
+  root: str, whole: Split, kept: np.ndarray, align: alignment.Align
+) -> tuple[np.ndarray, list[str]]:
+  """Leaves out the pictures without the box or the points that `align` goes by, with a warning."""
+  if align.kind == 'none':
+    return kept, []
+  if align.kind == 'box':
+    boxes = whole.index.boxes[kept]
+    usable = np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > 0).all(axis=1)
+  else:
+    usable = np.isfinite(whole.index.points[kept]).all(axis=(1, 2))
+  lost = kept[~usable]
+  if not lost.size:
+    return kept, []
+  what = 'box of a face' if align.kind == 'box' else 'landmarks'
+  first = whole.place(root, lost[0])
+  return kept[usable], [
+    f'left out under {align}, {len(lost)} pictures without {what}; the first is that of {first}'
+  ]
+
+
+def _on_disk(
+  root: str, whole: Split, kept: np.ndarray, align_record: Mapping[str, Any], on_bad_image: str
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Refuses missing pictures, unless they are skipped or `python -m mimic_jax.align` kept them out."""
+  here = np.array([whole.file(k) in whole.on_disk for k in kept], bool)
+  if here.all():
+    return kept, {}
+  if align_record.get('on_missing') == 'keep_out':
+    return kept[here], {'without a face': int((~here).sum())}
+  if on_bad_image == 'error':
+    missing = kept[~here]
+    faces.refuse_missing(
+      [os.path.join(root, whole.folder, whole.file(k)) for k in missing],
+      [whole.place(root, k) for k in missing],
+    )
+  return kept, {}
+
+
+def _unnamed(root: str, whole: Split) -> list[str]:
+  """Returns a warning about pictures without a label; the older release's are all looked at for training only."""
+  if whole.release == 'older' and whole.label_file.endswith(SPLITS['valid'][1]):
+    return []
+  named = {name + whole.ending for name in whole.index.names}
+  extra = sorted(whole.on_disk - named - whole.also_named)
+  paths = [os.path.join(root, whole.folder, name) for name in extra]
+  return faces.unread(paths, f'{whole.label_file} has no label of them')
+
+
+def _targets(index: Index, kept: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns valence and arousal of the kept pictures, where any of them is given."""
+  named = {'valence': index.valence[kept], 'arousal': index.arousal[kept]}
+  return {name: values for name, values in named.items() if np.isfinite(values).any()}

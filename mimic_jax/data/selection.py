@@ -1,0 +1,192 @@
+"""A part of a source, or a source whose classes are numbered as a model has them."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mimic_jax.data import classes
+from mimic_jax.data import source as sources
+from mimic_jax.data.source import Source
+from mimic_jax.errors import UserError
+
+MOST_NAMED = 3  # of what a message lists
+
+
+class Selected:
+  """Some pictures of a source, in their order, with labels translated to other class numbers (a Source; DESIGN §3).
+
+  Args:
+    source: the whole.
+    index: int [n], which pictures.
+    columns: for each of the new classes its number in the source, −1 where the source lacks it; None keeps the labels.
+    class_names: of the new classes; () with columns = None.
+    about: what to add to the record.
+
+  Attributes:
+    classes_absent: those of `class_names` that the source does not have.
+  """
+
+  def __init__(
+    self,
+    source: Source,
+    index: np.ndarray,
+    columns: Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+    about: Mapping[str, Any] | None = None,
+  ) -> None:
+    self._source = source
+    self._index = np.asarray(index, np.int64)
+    self._columns = None if columns is None else tuple(columns)
+    self._about = dict(about or {})
+    self.class_names = tuple(source.class_names) if columns is None else tuple(class_names)
+    self.image_shape = source.image_shape
+    self.classes_absent = tuple(n for n, old in zip(class_names, columns or ()) if old < 0)
+    if columns is not None:
+      self._new = np.full(len(source.class_names), -1, np.int64)
+      for new, old in enumerate(columns):
+        if old >= 0:
+          self._new[old] = new
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, i: int) -> dict[str, Any]:
+    return {**self._source[self._at(i)], 'label': self.label(i)}
+
+  def _at(self, i: int) -> int:
+    return int(self._index[i])
+
+  def open(self, i: int) -> Image.Image:
+    return sources.open_picture(self._source, self._at(i))
+
+  def id(self, i: int) -> str:
+    return self._source.id(self._at(i))
+
+  def label(self, i: int) -> int | np.ndarray:
+    label = self._source.label(self._at(i))
+    if self._columns is None:
+      return label
+    if np.ndim(label) == 0:
+      return int(self._new[label]) if label >= 0 else -1
+    kept = np.array([label[old] if old >= 0 else 0.0 for old in self._columns], np.float32)
+    return kept / max(float(kept.sum()), np.finfo(np.float32).tiny)
+
+  def content_hash(self, i: int) -> str:
+    return self._source.content_hash(self._at(i))
+
+  def record(self) -> dict[str, Any]:
+    n = len(self)
+    labels = [self.label(i) for i in range(n)]
+    dominant = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
+    return {
+      **self._source.record(),
+      'count': n,
+      'class_names': list(self.class_names),
+      'class_counts': sources.class_counts(dominant, self.class_names),
+      'split_hash': sources.split_hash([self.id(i) for i in range(n)], labels),
+      **self._about,
+    }
+
+
+def for_classes(source: Source, class_names: Sequence[str], field: str) -> Source:
+  """Returns a source whose labels are numbered as `class_names`, matched by name.
+
+  Pictures of a class that is not among them are left out; the record says which and how many, and which of
+  `class_names` the source has no pictures of.
+
+  Args:
+    source: with labels.
+    class_names: of the model.
+    field: what chose the source, for errors.
+
+  Raises:
+    UserError: when no class is in both.
+  """
+  if tuple(source.class_names) == tuple(class_names):
+    return source
+  if not source.class_names:
+    raise UserError(f'{field} has no labels; expected the classes {", ".join(class_names)}')
+  columns = classes.match(source.class_names, class_names)
+  shared = [k for k in columns if k >= 0]
+  if not shared:
+    raise UserError(
+      f'{field} has the classes {", ".join(source.class_names)}; expected at least one of those of the model, '
+      f'{", ".join(class_names)}'
+    )
+  labels = [source.label(i) for i in range(len(source))]
+  dominant = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
+  index = np.flatnonzero(np.isin(dominant, shared))
+  left_out = {
+    name: int((dominant == k).sum()) for k, name in enumerate(source.class_names) if k not in shared
+  }
+  about = {
+    'classes_matched': {
+      class_names[new]: source.class_names[old] for new, old in enumerate(columns) if old >= 0
+    },
+    'classes_left_out': left_out,
+    'classes_absent': [name for name, old in zip(class_names, columns) if old < 0],
+  }
+  return Selected(source, index, columns, class_names, about)
+
+
+def listed(source: Source, path: str) -> Source:
+  """Returns the pictures of a source that a list file names.
+
+  A line's first word (words are separated by white space, commas or tabs) names a picture by its id, its file name or
+  its file name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and
+  lines that begin with '#' are passed over.
+
+  Args:
+    source: the whole.
+    path: of the list.
+
+  Raises:
+    UserError: on a list that can't be read or is empty, a line that names no picture or several, and one named twice.
+  """
+  try:
+    with open(path, encoding='utf-8-sig') as f:
+      lines = f.read().splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'{path}: is not a readable list of pictures ({e})') from None
+  places: dict[str, set[int]] = {}
+  for i in range(len(source)):
+    for name in _names(source.id(i)):
+      places.setdefault(name, set()).add(i)
+  found: dict[int, int] = {}
+  missing: list[str] = []
+  for number, line in enumerate(lines, 1):
+    words = re.split(r'[\s,]+', line.strip(), maxsplit=1)
+    word = words[0].strip('"')
+    if not word or word.startswith('#'):
+      continue
+    here = next((places[name] for name in _names(word) if name in places), set())
+    if not here:
+      missing.append(f"'{word}' (line {number})")
+    elif len(here) > 1:
+      ids = ', '.join(source.id(i) for i in sorted(here)[:MOST_NAMED])
+      raise UserError(f"{path}:{number}: '{word}' names {len(here)} pictures ({ids}, …); expected a whole id")
+    elif (i := next(iter(here))) in found:
+      raise UserError(f"{path}:{number}: '{word}' is named a second time (first in line {found[i]})")
+    else:
+      found[i] = number
+  if missing:
+    more = f' and {len(missing) - MOST_NAMED} more' if len(missing) > MOST_NAMED else ''
+    raise UserError(
+      f'{path}: {", ".join(missing[:MOST_NAMED])}{more} are not among the {len(source)} pictures, whose ids are like '
+      f"'{source.id(0)}'; expected a picture's id or file name in each line"
+    )
+  if not found:
+    raise UserError(f'{path}: names no picture; expected an id or a file name in each line')
+  about = {'subset': {'list': os.path.basename(path), 'count': len(found), 'of': len(source)}}
+  return Selected(source, np.array(sorted(found)), about=about)
+
+
+def _names(word: str) -> list[str]:
+  """Returns by which names a picture may be called, from the whole id to the bare stem."""
+  base = word.replace('\\', '/').rsplit('/', 1)[-1]
+  stem = os.path.splitext(base)[0]
+  return list(dict.fromkeys([word, base, stem, stem.removesuffix('_aligned')]))

@@ -1,0 +1,311 @@
+"""How sure a score is: bootstrap intervals, the paired difference of two classifiers, and who is on which picture.
+
+Everything is float64 NumPy over counts. A score depends on how often each cell (true class, predicted class) occurs, so a
+resample of the pictures is one multinomial draw over the occupied cells, whatever the number of pictures. Where pictures
+come in groups that are alike (several of one person), whole groups are drawn instead: pictures of one person are not as
+many independent observations.
+"""
+
+import math
+import os
+import re
+import statistics
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from mimic_jax import metrics
+from mimic_jax.errors import UserError
+
+SCORES = ('accuracy', 'mean_class_accuracy', 'macro_f1')
+CHUNK = 2**22  # numbers in memory at a time, per array
+LEAST_SAMPLES = 100  # with fewer, the ends of an interval are those of one or two resamples
+LEAST_IDENTITIES = 20  # below, what looks like names is more likely a few kinds of file
+NAMED_SHARE = 0.9  # of the file names that have to look like a person's,
+FULL_SHARE = 0.5  # and of those, like one with a first and a last name
+# Aaron_Eckhart_0001.jpg, Jean-Claude_van_Damme_12.png, Madonna_3.jpg: words without digits, and a number
+_PERSON = re.compile(r'([^\W\d_]\D*)_\d+')
+
+
+def intervals(
+  labels: np.ndarray,
+  logits: np.ndarray,
+  class_names: Sequence[str],
+  clusters: np.ndarray | None = None,
+  samples: int = 2000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> dict[str, Any]:
+  """Returns the scores of a classifier with percentile bootstrap intervals, ready for JSON.
+
+  The scores are those of `metrics.classification`; a resample without an example of some class is scored without that
+  class, as a split would be. The interval of a score of exactly 0 or 1 has no width, and intervals over fewer than
+  some thirty clusters are too narrow: that is the method's limit, not certainty.
+
+  Args:
+    labels: int [N], or float [N, K], whose largest entry counts.
+    logits: [N, K].
+    class_names: the K classes.
+    clusters: int [N], what is drawn as a whole (`identities`); None draws single pictures.
+    samples: resamples.
+    seed: of the draws; the same seed gives the same interval.
+    level: of confidence, between 0 and 1.
+
+  Returns:
+    {'accuracy': {'value', 'low', 'high'}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': {'interval', 'level',
+    'samples', 'seed', 'over': 'pictures' or 'identities', 'units': how many of these}}; scores are 0..1.
+
+  Raises:
+    UserError: on no example, labels out of range, fewer than LEAST_SAMPLES samples, a level that is none, or one cluster.
+    ValueError: when shapes do not fit.
+  """
+  whole = metrics.classification(labels, logits, class_names)
+  truth, guess = metrics.dominant(labels), np.asarray(logits).argmax(-1)
+  cells, (of_truth, of_guess) = _cells(truth, guess)
+  units = _units(clusters, len(truth), samples, level)
+  drawn = np.concatenate(
+    [
+      scores(counts, of_truth, of_guess, len(class_names))
+      for counts in _resamples(cells, clusters, samples, seed, len(class_names))
+    ]
+  )
+  low, high = _ends(drawn, level)
+  return {
+    **{
+      name: {'value': whole[name], 'low': float(low[i]), 'high': float(high[i])}
+      for i, name in enumerate(SCORES)
+    },
+    'method': _method(clusters, units, samples, seed, level),
+  }
+
+
+def paired(
+  labels: np.ndarray,
+  logits_a: np.ndarray,
+  logits_b: np.ndarray,
+  class_names: Sequence[str],
+  clusters: np.ndarray | None = None,
+  samples: int = 2000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> dict[str, Any]:
+  """Returns by how much classifier B differs from A on the same pictures, ready for JSON.
+
+  Both are scored on the same resamples, so what the pictures have in common for them cancels: the interval of the
+  difference is narrower than two intervals side by side suggest. McNemar's test looks at the pictures that only one of
+  the two gets right; it takes pictures as independent, whatever `clusters` says.
+
+  Args:
+    labels: int [N] or float [N, K].
+    logits_a: [N, K] of A.
+    logits_b: [N, K] of B, rows and columns as of A.
+    class_names, clusters, samples, seed, level: as for `intervals`.
+
+  Returns:
+    {'accuracy': {'a', 'b', 'difference' (B − A), 'low', 'high'}, 'mean_class_accuracy': …, 'macro_f1': …,
+    'counts': {'both_right', 'only_a', 'only_b', 'both_wrong', 'count'}, 'mcnemar_p', 'method': as of `intervals`}.
+
+  Raises:
+    UserError, ValueError: as `intervals`.
+  """
+  a, b = (metrics.classification(labels, x, class_names) for x in (logits_a, logits_b))
+  truth = metrics.dominant(labels)
+  guess_a, guess_b = (np.asarray(x).argmax(-1) for x in (logits_a, logits_b))
+  cells, (of_truth, of_a, of_b) = _cells(truth, guess_a, guess_b)
+  units = _units(clusters, len(truth), samples, level)
+  drawn = []
+  for counts in _resamples(cells, clusters, samples, seed, len(class_names)):
+    both = (scores(counts, of_truth, of_guess, len(class_names)) for of_guess in (of_b, of_a))
+    drawn.append(np.subtract(*both))
+  low, high = _ends(np.concatenate(drawn), level)
+  right_a, right_b = guess_a == truth, guess_b == truth
+  counts = {
+    'both_right': int((right_a & right_b).sum()),
+    'only_a': int((right_a & ~right_b).sum()),
+    'only_b': int((~right_a & right_b).sum()),
+    'both_wrong': int((~right_a & ~right_b).sum()),
+    'count': len(truth),
+  }
+  return {
+    **{
+      name: {
+        'a': a[name],
+        'b': b[name],
+        'difference': b[name] - a[name],
+        'low': float(low[i]),
+        'high': float(high[i]),
+      }
+      for i, name in enumerate(SCORES)
+    },
+    'counts': counts,
+    'mcnemar_p': mcnemar(counts['only_a'], counts['only_b']),
+    'method': _method(clusters, units, samples, seed, level),
+  }
+
+
+def scores(counts: np.ndarray, truth: np.ndarray, guess: np.ndarray, classes: int) -> np.ndarray:
+  """Returns accuracy, mean-class accuracy and macro F1, float64 [S, 3], of S sets of pictures given as counts.
+
+  Args:
+    counts: int [S, M], how many pictures of each set are in each of M cells; every set has at least one picture.
+    truth: int [M], the cells' true class.
+    guess: int [M], the cells' predicted class.
+    classes: how many there are.
+  """
+  hit = truth == guess
+  support, predicted = _sums(counts, truth, classes), _sums(counts, guess, classes)
+  hits = _sums(counts[:, hit], truth[hit], classes)
+  recall = np.divide(hits, support, out=np.zeros_like(hits), where=support > 0)
+  f1 = np.divide(2 * hits, support + predicted, out=np.zeros_like(hits), where=support + predicted > 0)
+  accuracy = hits.sum(1) / support.sum(1)
+  mean_class = recall.sum(1) / (support > 0).sum(1)
+  return np.stack([accuracy, mean_class, f1.sum(1) / (support + predicted > 0).sum(1)], axis=1)
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+  """Returns the two-sided p of McNemar's exact test: that of `only_a` heads in `only_a + only_b` throws of a fair coin."""
+  n, fewer = only_a + only_b, min(only_a, only_b)
+  if 2 * fewer == n:
+    return 1.0
+
+  def log_choose(k: int) -> float:
+    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+
+  return min(1.0, 2 * math.fsum(math.exp(log_choose(k) - n * math.log(2)) for k in range(fewer + 1)))
+
+
+def wilson(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
+  """Returns Wilson's score interval of a share of `hits` in `count` independent pictures; (0, 1) when there are none.
+
+  Unlike the bootstrap it has a width at shares of 0 and 1 and holds for a class of few pictures (Wilson 1927).
+  """
+  if not count:
+    return 0.0, 1.0
+  z = statistics.NormalDist().inv_cdf((1 + level) / 2)
+  share = hits / count
+  middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+  half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+  return (0.0 if hits == 0 else middle - half), (1.0 if hits == count else middle + half)
+
+
+def identities(ids: Sequence[str], pattern: str = 'auto', field: str = '--identity') -> np.ndarray | None:
+  """Returns who is on each picture as numbers, int64 [N], read off the pictures' ids; None where they don't tell.
+
+  Args:
+    ids: of the pictures: paths or names.
+    pattern: 'none'; 'auto', which knows names such as 'valid/fear/Aaron_Eckhart_0001.jpg' and returns None unless nine
+      in ten are of that kind, most with a first and a last name, and there are at least LEAST_IDENTITIES people (what
+      is no such name is a person of its own); or a regular expression with one group, searched for in each id: what
+      the group matches is the identity.
+    field: what holds the pattern, for errors.
+
+  Raises:
+    UserError: on a pattern that is no regular expression with one group, that an id does not match, or by which all
+      pictures are of one identity.
+  """
+  if pattern == 'none':
+    return None
+  if pattern == 'auto':
+    return _people(ids)
+  try:
+    compiled = re.compile(pattern)
+  except re.error as e:
+    raise UserError(
+      f"{field} is '{pattern}', which is no regular expression ({e}); expected auto, none or one with a group"
+    ) from None
+  if compiled.groups != 1:
+    raise UserError(
+      f"{field} is '{pattern}', which has {compiled.groups} groups; expected one, around what names the person"
+    )
+  found = [compiled.search(name) for name in ids]
+  # a group that took no part in the match is None
+  missing = [name for name, match in zip(ids, found) if match is None or match[1] is None]
+  if missing:
+    raise UserError(
+      f"{field} '{pattern}' finds no identity in '{missing[0]}' ({len(missing)} of {len(ids)} ids); expected one in each"
+    )
+  names, numbers = np.unique([match[1] for match in found], return_inverse=True)
+  if len(names) < 2:
+    raise UserError(
+      f"{field} '{pattern}' finds one identity, '{names[0]}', in all {len(ids)} ids; expected several"
+    )
+  return numbers.astype(np.int64)
+
+
+def _people(ids: Sequence[str]) -> np.ndarray | None:
+  stems = [os.path.splitext(name.replace('\\', '/').rsplit('/', 1)[-1])[0] for name in ids]
+  matches = [_PERSON.fullmatch(stem) if stem[:1].isupper() else None for stem in stems]
+  people = [match[1] for match in matches if match]
+  full = sum('_' in name for name in people)
+  named = len(people) >= NAMED_SHARE * len(stems) and full >= FULL_SHARE * len(people)
+  if not named or len(set(people)) < LEAST_IDENTITIES:
+    return None
+  names = [match[1] if match else stem for match, stem in zip(matches, stems)]
+  return np.unique(names, return_inverse=True)[1].astype(np.int64)
+
+
+def _cells(*of_each: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Returns each picture's cell, int [N], among the M that occur, and what each array has there, int [len, M]."""
+  kinds, cells = np.unique(np.stack(of_each), axis=1, return_inverse=True)
+  return cells.reshape(-1), kinds
+
+
+def _resamples(
+  cells: np.ndarray, clusters: np.ndarray | None, samples: int, seed: int, classes: int
+) -> Iterator[np.ndarray]:
+  """Yields counts of the cells, int64 [s, M], in `samples` resamples, some rows at a time so that memory is bounded."""
+  rng = np.random.default_rng(seed)
+  counts = np.bincount(cells)
+  if clusters is not None:
+    _, clusters = np.unique(clusters, return_inverse=True)
+    drawn = int(clusters.max()) + 1
+    # how many pictures each cluster has in each cell it has any in, sorted by cell
+    pairs, weight = np.unique(cells.astype(np.int64) * drawn + clusters, return_counts=True)
+    cell_of, cluster_of = np.divmod(pairs, drawn)
+    starts = np.searchsorted(cell_of, np.arange(len(counts)))
+  most = max(1, CHUNK // max(len(counts), classes, 1 if clusters is None else len(pairs)))
+  for first in range(0, samples, most):
+    rows = min(most, samples - first)
+    if clusters is None:
+      yield rng.multinomial(len(cells), counts / len(cells), size=rows)
+      continue
+    picks = rng.integers(drawn, size=(rows, drawn)) + drawn * np.arange(rows)[:, None]
+    times = np.bincount(picks.ravel(), minlength=rows * drawn).reshape(rows, drawn)
+    yield np.add.reduceat(times[:, cluster_of] * weight, starts, axis=1)
+
+
+def _sums(counts: np.ndarray, group: np.ndarray, groups: int) -> np.ndarray:
+  """Returns the sums of the columns of counts [S, M] by their group [M], float64 [S, groups]."""
+  total = np.zeros((len(counts), groups))
+  if len(group):
+    order = np.argsort(group, kind='stable')
+    there, starts = np.unique(group[order], return_index=True)
+    total[:, there] = np.add.reduceat(counts[:, order], starts, axis=1)
+  return total
+
+
+def _ends(drawn: np.ndarray, level: float) -> np.ndarray:
+  return np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
+
+
+def _units(clusters: np.ndarray | None, count: int, samples: int, level: float) -> int:
+  """Returns how many things are drawn from; raises what `intervals` says."""
+  if samples < LEAST_SAMPLES:
+    raise UserError(f'samples is {samples}; expected at least {LEAST_SAMPLES} resamples')
+  if not 0 < level < 1:
+    raise UserError(f'level is {level}; expected a share between 0 and 1, such as 0.95')
+  if clusters is None:
+    return count
+  if np.shape(clusters) != (count,):
+    raise ValueError(f'clusters {np.shape(clusters)} for {count} pictures; expected one number each')
+  units = len(np.unique(clusters))
+  if units < 2:
+    raise UserError(f'all {count} pictures are of one identity; expected at least two to draw from')
+  return units
+
+
+def _method(clusters: np.ndarray | None, units: int, samples: int, seed: int, level: float) -> dict[str, Any]:
+  over = 'pictures' if clusters is None else 'identities'
+  kind = {'interval': 'percentile bootstrap', 'level': level, 'samples': samples, 'seed': seed}
+  return {**kind, 'over': over, 'units': units}

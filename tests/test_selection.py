@@ -1,0 +1,163 @@
+"""Parts of sources, and classes matched by name across sets."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimic_jax.data import classes, selection, source
+from mimic_jax.data.pipeline import eval_batches
+from mimic_jax.errors import UserError
+
+
+class Plain:
+  """Pictures whose pixels are their number."""
+
+  image_shape = (4, 4, 3)
+
+  def __init__(self, class_names, labels, ids=None):
+    self.class_names = tuple(class_names)
+    self.labels = labels
+    self.ids = ids or [f'train/{i:03d}.png' for i in range(len(labels))]
+
+  def __len__(self):
+    return len(self.labels)
+
+  def __getitem__(self, i):
+    return {'image': np.full(self.image_shape, i, np.uint8), 'label': self.label(i), 'id': self.id(i)}
+
+  def id(self, i):
+    return self.ids[i]
+
+  def label(self, i):
+    return self.labels[i]
+
+  def content_hash(self, i):
+    return f'hash {i}'
+
+  def record(self):
+    return {'source': 'plain', 'count': len(self), 'split_hash': 'x', 'label_rule': 'kept'}
+
+
+EIGHT = ('neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt')
+SEVEN = ('Surprised', 'scared', 'disgusted', 'happy', 'sad', 'angry', 'neutral')
+
+
+def test_classes_are_matched_by_name_and_alias_never_by_number():
+  assert classes.match(EIGHT, SEVEN) == [2, 6, 5, 1, 3, 4, 0]
+  assert classes.match(SEVEN, EIGHT) == [6, 3, 0, 4, 5, 2, 1, -1]
+  assert classes.match(('a', 'b'), ('b', 'c')) == [1, -1]
+
+
+def test_one_class_by_two_names_is_refused():
+  with pytest.raises(UserError, match="'happy' and 'Happiness' are one class by two names"):
+    classes.match(('happy', 'Happiness'), ('sad',))
+
+
+def test_a_source_gets_the_models_numbers_and_says_what_it_left_out():
+  whole = Plain(EIGHT, [0, 1, 2, 3, 4, 5, 6, 7, 7, 1])
+  part = selection.for_classes(whole, SEVEN, 'data')
+  assert part.class_names == SEVEN
+  assert [part.label(i) for i in range(len(part))] == [6, 3, 0, 4, 5, 2, 1, 3]
+  assert [int(part[i]['image'][0, 0, 0]) for i in range(len(part))] == [0, 1, 2, 3, 4, 5, 6, 9]
+  assert [part[i]['label'] for i in range(len(part))] == [part.label(i) for i in range(len(part))]
+  assert part.id(7) == whole.id(9)
+  assert part.content_hash(7) == 'hash 9'
+  record = part.record()
+  assert record['classes_left_out'] == {'contempt': 2}
+  assert record['classes_absent'] == []
+  assert record['classes_matched']['scared'] == 'fear'
+  assert record['class_counts']['happy'] == 2
+  assert (record['count'], record['label_rule']) == (8, 'kept')
+
+
+def test_classes_that_the_source_lacks_are_named():
+  part = selection.for_classes(Plain(SEVEN, [0, 6]), EIGHT, 'data')
+  assert part.record()['classes_absent'] == ['contempt']
+  assert [part.label(i) for i in range(2)] == [2, 0]
+
+
+def test_distributions_keep_the_shared_classes_and_add_up_to_one():
+  votes = np.array([[0.5, 0.25, 0, 0, 0, 0, 0, 0.25], [0, 0, 0, 0, 0, 0, 0.2, 0.8]], np.float32)
+  part = selection.for_classes(Plain(EIGHT, list(votes)), SEVEN, 'data')
+  assert len(part) == 1  # the other's dominant class is left out
+  np.testing.assert_allclose(part.label(0), np.array([0, 0, 0, 1 / 3, 0, 0, 2 / 3], np.float32))
+
+
+def test_the_same_classes_change_nothing():
+  whole = Plain(SEVEN, [1, 2])
+  assert selection.for_classes(whole, SEVEN, 'data') is whole
+
+
+@pytest.mark.parametrize(
+  ('names', 'words'),
+  [(('1', '2'), r'set has the classes 1, 2; expected at least one of those of the model, Surprised'), ((), 'set has no labels')],
+)  # fmt: skip
+def test_a_source_without_a_shared_class_is_refused(names, words):
+  with pytest.raises(UserError, match=words):
+    selection.for_classes(Plain(names, [0, 1]), SEVEN, 'set')
+
+
+def test_a_selection_reads_the_same_batches_in_order_and_survives_pickling():
+  part = selection.for_classes(Plain(EIGHT, [7, 1, 7, 2, 3]), SEVEN, 'data')
+  part = pickle.loads(pickle.dumps(part))
+  batch = next(
+    iter(
+      eval_batches(part, batch_images=4, image_size=4, interpolation='bilinear', process_index=0, process_count=1)
+    )
+  )  # fmt: skip
+  assert batch['label'].tolist() == [3, 0, 4, -1]
+  assert batch['image'][:3, 0, 0, 0].tolist() == [1, 3, 4]
+  assert isinstance(part.open(0), Image.Image)
+
+
+def write(path, text):
+  path.write_text(text)
+  return str(path)
+
+
+RAF = ['test_0001', 'test_0002', 'test_0003']
+FOLDER = ['test/a/x.png', 'test/b/x.png', 'test/b/y.png']
+
+
+@pytest.mark.parametrize(
+  ('ids', 'text', 'chosen'),
+  [
+    (RAF, 'test_0003.jpg 5\n\n# comment\ntest_0001_aligned.jpg,3\n', [0, 2]),
+    (RAF, 'Image/aligned/test_0002_aligned.jpg\n', [1]),
+    (FOLDER, 'test/b/x.png 1\ny 2\n', [1, 2]),
+    (FOLDER, '"y.png"\t1\n', [2]),
+  ],
+)
+def test_a_list_names_pictures_by_id_file_name_or_stem(ids, text, chosen, tmp_path):
+  whole = Plain(('a', 'b', 'c'), [0, 1, 2], ids)
+  part = selection.listed(whole, write(tmp_path / 'list.txt', text))
+  assert [part.id(i) for i in range(len(part))] == [ids[k] for k in chosen]
+  assert [part.label(i) for i in range(len(part))] == chosen
+  assert part.record()['subset'] == {'list': 'list.txt', 'count': len(chosen), 'of': 3}
+  assert part.class_names == whole.class_names
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [
+    ('a\n1.png\nq\nr\ns\nt\n', r"list.txt: 'a' \(line 1\), '1.png' \(line 2\), 'q' \(line 3\) and 3 more are not among the 3"),
+    ('x\n', r"list.txt:1: 'x' names 2 pictures \(test/a/x.png, test/b/x.png"),
+    ('y\ny.png\n', r"list.txt:2: 'y.png' is named a second time \(first in line 1\)"),
+    ('# nothing\n', 'list.txt: names no picture'),
+  ],
+)  # fmt: skip
+def test_a_wrong_list_is_one_line(text, words, tmp_path):
+  with pytest.raises(UserError, match=words) as e:
+    selection.listed(Plain(('a',), [0, 0, 0], FOLDER), write(tmp_path / 'list.txt', text))
+  assert '\n' not in str(e.value)
+
+
+def test_a_missing_list_is_one_line(tmp_path):
+  with pytest.raises(UserError, match=r'nowhere.txt: is not a readable list'):
+    selection.listed(Plain(('a',), [0], ['x']), str(tmp_path / 'nowhere.txt'))
+
+
+def test_a_selection_is_a_source():
+  assert isinstance(selection.for_classes(Plain(EIGHT, [0]), SEVEN, 'data'), source.Source)
