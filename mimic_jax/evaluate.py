@@ -1,0 +1,331 @@
+"""`python -m mimic_jax.evaluate --checkpoint W`: any run or checkpoint on any source and split.
+
+  python -m mimic_jax.evaluate --checkpoint runs/mine --data.source=rafdb --data.root=/data/rafdb --data.split=test
+
+Without --data flags it is measured on what its own config names. Classes of another set are matched by name; what has no
+counterpart is left out, and said. The folder it writes holds result.json, predictions.npz and report.html, as a run's
+stage does, so `python -m mimic_jax.compare` reads it.
+"""
+
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from mimic_jax import cli, data, evaluation, models, results, sharding, trained, uncertainty, workdir
+from mimic_jax import config as config_lib
+from mimic_jax.data import selection
+from mimic_jax.errors import UserError
+from mimic_jax.report import page
+from mimic_jax.report.drawing import save_drawing
+from mimic_jax.trained import Trained
+
+STAGE = 'evaluation'  # what the folder's one stage is called
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How to measure.
+
+  Attributes:
+    subsets: files that list pictures; each is a split of its own beside the whole.
+    without_duplicates: also score without the pictures that are byte-identical to a training one.
+    batch_images: per step over all devices.
+    identity: 'auto', 'none' or a regular expression (uncertainty.identities).
+    samples: of the bootstrap; 0 = no intervals.
+    seed: of the bootstrap.
+  """
+
+  subsets: tuple[str, ...] = ()
+  without_duplicates: bool = False
+  batch_images: int = 256
+  identity: str = 'auto'
+  samples: int = evaluation.BOOTSTRAP_SAMPLES
+  seed: int = 0
+
+
+def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
+  """Returns the data section to measure on: the one the model's own config was measured on, changed by flags.
+
+  Args:
+    model: the trained one.
+    flags: '--data.field=value'.
+
+  Raises:
+    UserError: on a wrong flag, or another source without its root.
+  """
+  stage = model.stage
+  section = ConfigDict(stage.data.to_dict())
+  for field in ('source', 'root'):  # of several, the first
+    section[field] = (stage.eval[field] or stage.data[field].split(',')[0]).strip()
+  section.split = stage.eval.splits or stage.data.split
+  section.size = stage.eval.size
+  section.cache = False
+  section.lock()
+  changed = config_lib.overridden(section, flags, 'data')
+  named = {f.split('=')[0].lstrip('-') for f in flags}
+  if 'data.source' in named and 'data.root' not in named and changed.source != stage.data.source:
+    changed.root = ''  # the other source's folder is not this one's
+  return changed
+
+
+def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list[evaluation.Split]:
+  """Builds what is measured: each split of the section, and each subset of each.
+
+  Args:
+    model: the trained one.
+    section: of the data.
+    options: how to measure.
+
+  Raises:
+    UserError: on what a source finds wrong, a list that names no picture, or no class in common.
+  """
+  found = []
+  for name in (s.strip() for s in section['split'].split(',') if s.strip()):
+    whole = data.build(section['source'], section['root'], name, section)
+    if model.class_names:
+      whole = selection.for_classes(whole, model.class_names, f"data.split '{name}' of {section['source']}")
+    found.append(evaluation.Split(name, whole))
+    for path in options.subsets:
+      stem = os.path.splitext(os.path.basename(path))[0]
+      found.append(evaluation.Split(f'{name}/{stem}', selection.listed(whole, path)))
+  if not found:
+    raise UserError("data.split is ''; expected one or more splits, comma-separated")
+  for split in found:  # a wrong expression is better known before the pictures are looked at
+    uncertainty.identities([split.source.id(i) for i in range(len(split.source))], options.identity)
+  if options.without_duplicates:
+    d = model.stage.data
+    train = data.build(d.source, d.root, d.split, {**d, 'cache': False, 'label_rule': 'argmax8'})
+    evaluation.find_duplicates(found, train)
+  return found
+
+
+def measure(
+  model: Trained, found: Sequence[evaluation.Split], section: Mapping[str, Any], options: Options, mesh: Mesh
+) -> dict[str, evaluation.Measured]:
+  """Runs every split through the model and adds intervals to its scores."""
+  step = evaluation.make_step(model.objective, model.template, mesh)
+  measured = {}
+  for split in found:
+    measured[split.name] = evaluation.measure(
+      step,
+      model.params,
+      model.rest,
+      split,
+      mesh,
+      class_names=model.class_names,
+      batch_images=options.batch_images,
+      image_size=model.reading['image_size'],
+      interpolation=model.reading['interpolation'],
+      on_bad_image=section['on_bad_image'],
+    )
+    evaluation.add_intervals(
+      measured[split.name],
+      split,
+      model.class_names,
+      identity=options.identity,
+      samples=options.samples,
+      seed=options.seed,
+    )
+  return measured
+
+
+def notes(model: Trained, found: Sequence[evaluation.Split]) -> list[str]:
+  """Returns what a reader of the figures must know: classes left out or absent, another alignment, sources' warnings."""
+  lines = []
+  for split in found:
+    record = split.source.record()
+    lines += [f'{split.name}: {w}' for w in record.get('warnings', ())]
+    left_out = {k: n for k, n in record.get('classes_left_out', {}).items() if n}
+    if left_out:
+      which = ', '.join(f'{name} ({n:,} pictures)' for name, n in left_out.items())
+      lines.append(f'{split.name}: left out, since the model has no such class: {which}')
+    if record.get('classes_absent'):
+      absent = ', '.join(record['classes_absent'])
+      lines.append(
+        f'{split.name}: the set has no {absent}; answers of the model with them count as wrong '
+        '(accuracy_among_shared_classes does not let it give them)'
+      )
+    here, there = (r.get('align', {'align': 'none'})['align'] for r in (record, model.reading))
+    if here != there:
+      lines.append(f"{split.name}: pictures are aligned '{here}', those of the training were '{there}'")
+  return list(dict.fromkeys(lines))
+
+
+def write(
+  folder: epath.Path,
+  model: Trained,
+  section: ConfigDict,
+  options: Options,
+  found: Sequence[evaluation.Split],
+  measured: Mapping[str, evaluation.Measured],
+  seconds: float,
+) -> None:
+  """Writes an evaluation's folder: config.json, record.json, evaluation/ with its results and pictures, report.html."""
+  where = f'{model.folder}/{model.step}'
+  names = ', '.join(s.name for s in found)
+  config = {
+    'name': f'{model.config.name} on {section.source} {names}',
+    'stages': STAGE,
+    STAGE: {
+      'objective': model.stage.objective,
+      'checkpoint': where,
+      'data': section.to_dict(),
+      **dataclasses.asdict(options),
+    },
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  workdir.write_json(folder / 'config.json', config)
+  record = {
+    'environment': workdir.environment(),
+    'checkpoint': {'path': where, 'config': model.config.to_dict(), 'reading': model.reading},
+    'data': {STAGE: {s.name: s.source.record() for s in found}},
+    'notes': {'warnings': notes(model, found)},
+    'skipped': {STAGE: {k: m.skipped for k, m in measured.items() if m.skipped}},
+  }
+  workdir.write_json(folder / 'record.json', record)
+  inside = folder / STAGE
+  inside.mkdir(exist_ok=True)
+  results.save_outputs(inside, found, measured, model.class_names)
+  _draw(inside, model, found, measured)
+  count = sum(m.metrics['count'] for m in measured.values())
+  result = {
+    'stage': STAGE,
+    'objective': model.stage.objective,
+    'init': where,
+    'steps': model.step,
+    'total_steps': model.step,
+    'seconds': seconds,
+    'images_per_second': count / max(seconds, 1e-9),
+    'metrics': {name: m.metrics for name, m in measured.items()},
+  }
+  workdir.write_json(inside / 'result.json', result)
+  page.write(folder)
+
+
+def _draw(
+  folder: epath.Path,
+  model: Trained,
+  found: Sequence[evaluation.Split],
+  measured: Mapping[str, evaluation.Measured],
+) -> None:
+  first = found[0]
+  sample = results.sample_batch(first.source, model.reading['image_size'], model.reading['interpolation'])
+  merged = models.merge(model.template, model.params, model.rest)
+  drawings = model.objective.look(merged, sample)
+  m = measured[first.name]
+  if 'logits' in m.outputs:
+    mistakes = results.mistakes(
+      first.source, m.index, m.outputs['label'], m.outputs['logits'], model.class_names
+    )
+    if mistakes is not None:
+      drawings['mistakes'] = mistakes
+  for name, drawing in drawings.items():
+    save_drawing(folder / 'pictures', name, drawing)
+
+
+def table(measured: Mapping[str, evaluation.Measured]) -> str:
+  """Returns the scores of every split as lines of text."""
+  lines = []
+  for name, m in measured.items():
+    held = m.metrics
+    if 'accuracy' not in held:
+      lines.append(f'{name}: loss {held["loss"]:.4f} on {held["count"]:,} pictures')
+      continue
+    lines.append(f'{name}: {held["count"]:,} pictures')
+    for score in ('accuracy', 'mean_class_accuracy', 'macro_f1'):
+      interval = held.get('intervals', {}).get(score)
+      between = f'   [{100 * interval["low"]:.2f}, {100 * interval["high"]:.2f}]' if interval else ''
+      lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %{between}')
+    for score in ('accuracy_without_duplicates', 'accuracy_among_shared_classes', 'largest_class'):
+      if score in held:
+        lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %')
+    if 'intervals' in held:
+      how = held['intervals']['method']
+      lines.append(
+        f'  [{100 * how["level"]:g} % {how["interval"]}, {how["samples"]} resamples of {how["units"]:,} {how["over"]}]'
+      )
+  return '\n'.join(lines)
+
+
+def _parser() -> cli.Parser:
+  parser = cli.Parser('evaluate', __doc__)
+  add = parser.add_argument
+  add('--checkpoint', required=True, help="a run's folder, a stage's folder or a checkpoint")
+  add('--out', default='', help='folder to write; default <run>/evaluations/<source>-<split>')
+  add('--subset', action='append', default=[], help='file that lists pictures of a part; may be given again')
+  add('--without_duplicates', action='store_true', help='also score without copies of training pictures')
+  add('--batch_images', type=int, default=256)
+  add(
+    '--identity',
+    default='auto',
+    help='who is on a picture, for intervals: auto | none | a regular expression',
+  )
+  add('--samples', type=int, default=evaluation.BOOTSTRAP_SAMPLES, help='of the bootstrap; 0 = no intervals')
+  add('--seed', type=int, default=0, help='of the bootstrap')
+  parser.epilog = 'and --data.FIELD=VALUE for each field of mimic_jax.defaults.data()'
+  return parser
+
+
+def main(argv: Sequence[str]) -> None:
+  """Runs the command line without the program's name; raises UserError."""
+  given, rest = _parser().parse_known_args(list(argv))
+  for arg in rest:
+    if not arg.startswith(('--data.', '-data.')):
+      raise UserError(f"'{arg}' is not understood; expected --data.FIELD=VALUE or a flag that --help names")
+  if given.batch_images < 1:
+    raise UserError(f'--batch_images is {given.batch_images}; expected at least 1')
+  if given.samples and given.samples < uncertainty.LEAST_SAMPLES:
+    raise UserError(f'--samples is {given.samples}; expected 0 or at least {uncertainty.LEAST_SAMPLES}')
+  mesh = sharding.make_mesh()
+  sharding.check_divides('--batch_images', given.batch_images, mesh)
+  model = trained.load(given.checkpoint, mesh)
+  section = data_section(model, rest)
+  options = Options(
+    subsets=tuple(given.subset),
+    without_duplicates=given.without_duplicates,
+    batch_images=given.batch_images,
+    identity=given.identity,
+    samples=given.samples,
+    seed=given.seed,
+  )
+  folder = _folder(given.out, model, section, given.subset)
+  found = splits(model, section, options)
+  for note in notes(model, found):
+    results.say(f'note: {note}')
+  began = time.monotonic()
+  measured = measure(model, found, section, options, mesh)
+  write(folder, model, section, options, found, measured, time.monotonic() - began)
+  print(table(measured))
+  print(f'report: {folder / "report.html"}')
+
+
+def _folder(out: str, model: Trained, section: Mapping[str, Any], subsets: Sequence[str]) -> epath.Path:
+  """Returns the folder to write; raises UserError when it holds something else than an evaluation."""
+  place = [
+    section['source'],
+    section['name'] or os.path.basename(section['root'].rstrip('/')),
+    section['split'],
+  ]
+  subsets = [os.path.splitext(os.path.basename(path))[0] for path in subsets]
+  name = re.sub(r'[^\w.+-]', '+', '-'.join(filter(None, [*place, *subsets])))
+  folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name
+  if folder.exists() and not folder.is_dir():
+    raise UserError(f"--out is '{folder}', a file; expected a folder")
+  if folder.exists() and any(folder.iterdir()):
+    kept = folder / 'config.json'
+    if not kept.exists() or workdir.read_json(kept).get('stages') != STAGE:
+      raise UserError(
+        f"--out is '{folder}', which holds something else; expected a new folder or an evaluation's"
+      )
+  return folder
+
+
+if __name__ == '__main__':
+  cli.run(main)

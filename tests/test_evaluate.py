@@ -1,0 +1,253 @@
+"""Evaluation of a trained model on any source: the same figures as its run, classes by name, subsets, honest notes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from etils import epath
+from ml_collections import FrozenConfigDict
+from PIL import Image
+
+from mimic_jax import checkpoint, data, evaluate, evaluation, sharding, train, trained, uncertainty, workdir
+from mimic_jax.errors import UserError
+from tests import small
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A run of two stages: pre-training of one step, fine-tuning of three."""
+  folder = epath.Path(tmp_path_factory.mktemp('run'))
+  config = FrozenConfigDict(
+    small.run_config(pretrain=small.mae_stage(steps=1), finetune=small.mimic_stage(steps=3))
+  )
+  workdir.begin(folder, config)
+  for name in ('pretrain', 'finetune'):
+    train.run_stage(train.Stage(config, name, folder, sharding.make_mesh()))
+  return folder
+
+
+def held(out) -> tuple[dict, dict]:
+  """Returns result.json's metrics and record.json of an evaluation."""
+  result = json.loads((out / 'evaluation' / 'result.json').read_text())
+  return result['metrics'], json.loads((out / 'record.json').read_text())
+
+
+def predictions(folder) -> dict[str, np.ndarray]:
+  return dict(np.load(folder / 'predictions.npz'))
+
+
+def test_on_its_own_split_the_figures_are_those_of_the_run(run, tmp_path, capsys):
+  evaluate.main(['--checkpoint', str(run), '--out', str(tmp_path / 'e'), '--batch_images=16'])
+  found, _ = held(tmp_path / 'e')
+  theirs = json.loads((run / 'finetune' / 'result.json').read_text())['metrics']
+  assert found == theirs
+  ours, there = predictions(tmp_path / 'e' / 'evaluation'), predictions(run / 'finetune')
+  for key in ('id', 'label', 'logits', 'class_names'):
+    np.testing.assert_array_equal(ours[key], there[key])
+  printed = capsys.readouterr().out
+  assert f'accuracy {100 * found["valid"]["accuracy"]:.2f}' in ' '.join(printed.split())
+  assert '2000 resamples of 24 pictures' in printed
+  assert (tmp_path / 'e' / 'report.html').stat().st_size > 5_000
+  assert (tmp_path / 'e' / 'evaluation' / 'pictures' / 'attention.png').exists()
+
+
+def test_without_out_it_is_written_into_the_run_and_may_be_repeated(run):
+  for _ in range(2):
+    evaluate.main(['--checkpoint', str(run / 'finetune'), '--samples=0'])
+  folder = run / 'evaluations' / 'synthetic_faces-valid'
+  assert 'intervals' not in held(folder)[0]['valid']
+
+
+@pytest.fixture
+def other_set(tmp_path):
+  """Drawn faces as class folders by other names and in another order, with a class the model lacks and without one."""
+  source = data.build('synthetic_faces', '', 'test', {'size': 28, 'draw_size': 16, 'draw_seed': 0})
+  names = {'happiness': 'happy', 'anger': 'angry', 'fear': 'scared'}
+  truth = {}
+  for i in range(len(source)):
+    name = source.class_names[source.label(i)]
+    if name == 'disgust':
+      continue
+    path = (
+      tmp_path
+      / 'set'
+      / 'valid'
+      / names.get(name, name)
+      / f'Jane_Doe{"abcdefghijklmnopqrstuvwxyz"[i % 26]}_{i:04d}.png'
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(source[i]['image']).save(path)
+    truth[f'valid/{names.get(name, name)}/{path.name}'] = source.label(i)
+  for i in range(3):
+    path = tmp_path / 'set' / 'valid' / 'contempt' / f'Max_Mo_{i}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(source[i]['image']).save(path)
+  return tmp_path / 'set', truth
+
+
+def test_classes_of_another_set_are_matched_by_name_and_what_is_left_out_is_said(
+  run, other_set, tmp_path, capsys
+):
+  root, truth = other_set
+  out = tmp_path / 'e'
+  evaluate.main(
+    [
+      '--checkpoint',
+      str(run / 'finetune'),
+      '--out',
+      str(out),
+      '--data.source=folder',
+      f'--data.root={root}',
+      '--data.split=valid',
+    ]
+  )
+  found, record = held(out)
+  p = predictions(out / 'evaluation')
+  assert dict(zip(p['id'].tolist(), p['label'].tolist())) == truth
+  right = p['logits'].argmax(1) == p['label']
+  assert found['valid']['accuracy'] == right.mean()
+  shared = np.delete(np.arange(7), list(p['class_names']).index('disgust'))
+  among = shared[p['logits'][:, shared].argmax(1)] == p['label']
+  assert found['valid']['accuracy_among_shared_classes'] == among.mean()
+  of = record['data']['evaluation']['valid']
+  assert of['classes_left_out'] == {'contempt': 3}
+  assert of['classes_absent'] == ['disgust']
+  said = ' '.join(capsys.readouterr().err.split())
+  assert 'valid: left out, since the model has no such class: contempt (3 pictures)' in said
+  assert 'valid: the set has no disgust' in said
+  assert any('contempt' in w for w in record['notes']['warnings'])
+  # each picture is of a person of its own here, but for the letters that come round again
+  clusters = uncertainty.identities(p['id'].tolist(), 'auto')
+  assert found['valid']['intervals'] == uncertainty.intervals(
+    p['label'], p['logits'], p['class_names'].tolist(), clusters
+  )
+  assert found['valid']['intervals']['method']['over'] == 'identities'
+
+
+def test_a_listed_subset_is_a_split_of_its_own(run, tmp_path):
+  p = predictions(run / 'finetune')
+  chosen = p['id'][[3, 5, 11]]
+  (tmp_path / 'occlusion.txt').write_text(''.join(f'{name} 1\n' for name in chosen))
+  evaluate.main(
+    [
+      '--checkpoint',
+      str(run / 'finetune'),
+      '--out',
+      str(tmp_path / 'e'),
+      '--subset',
+      str(tmp_path / 'occlusion.txt'),
+    ]
+  )
+  found, record = held(tmp_path / 'e')
+  assert found['valid']['count'] == 24
+  part = found['valid/occlusion']
+  assert part['count'] == 3
+  assert part['accuracy'] == np.mean((p['logits'].argmax(1) == p['label'])[[3, 5, 11]])
+  assert record['data']['evaluation']['valid/occlusion']['subset']['of'] == 24
+
+
+def test_copies_of_training_pictures_are_left_out_when_asked(run, tmp_path):
+  # A model trained on the five first of thirteen.
+  config = small.run_config(
+    finetune=small.mimic_stage(steps=1, **{'data.size': 5, 'eval.source': 'synthetic_faces'})
+  )
+  config.finetune.eval.splits = 'train'
+  config.finetune.eval.size = 13
+  folder = epath.Path(tmp_path / 'run')
+  config = FrozenConfigDict(config)
+  workdir.begin(folder, config)
+  train.run_stage(train.Stage(config, 'finetune', folder, sharding.make_mesh()))
+  evaluate.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'e'), '--without_duplicates'])
+  found, _ = held(tmp_path / 'e')
+  assert (found['train']['count'], found['train']['count_without_duplicates']) == (13, 8)
+
+
+def test_a_pretrained_model_is_measured_by_its_loss(run, tmp_path, capsys):
+  evaluate.main(['--checkpoint', str(run / 'pretrain'), '--out', str(tmp_path / 'e'), '--batch_images=16'])
+  found, _ = held(tmp_path / 'e')
+  theirs = json.loads((run / 'pretrain' / 'result.json').read_text())['metrics']
+  assert found == theirs
+  assert 'valid: loss' in capsys.readouterr().out
+  assert (tmp_path / 'e' / 'evaluation' / 'pictures' / 'reconstructions.png').exists()
+
+
+def test_another_alignment_than_the_trainings_is_noted(run):
+  model = trained.load(str(run), sharding.make_mesh())
+  source = data.build('synthetic_faces', '', 'valid', {'size': 4, 'draw_size': 16, 'draw_seed': 0})
+  model.reading['align'] = {'align': 'five_point(arcface)'}
+  (note,) = evaluate.notes(model, [evaluation.Split('valid', source)])
+  assert note == "valid: pictures are aligned 'none', those of the training were 'five_point(arcface)'"
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--data.split=nowhere'], "'nowhere'"),
+    (['--data.source=folder'], "data.root is empty; source 'folder' needs"),
+    (['--data.source=folders'], "data.source is 'folders' (did you mean 'folder'?)"),
+    (['--data.siz=3'], "there is no field 'siz' in data (did you mean 'size'?)"),
+    (['--data.size=0'], 'data.size is 0; expected at least 1'),
+    (['--data.size=many'], "--data.size is 'many'; expected a value of the field's own type"),
+    (['--sample=3'], "'--sample=3' is not understood"),
+    (['--samples=3'], '--samples is 3; expected 0 or at least 100'),
+    (['--batch_images=12'], '--batch_images is 12; expected a multiple of 8'),
+    (['--identity=(a)(b)'], "--identity is '(a)(b)', which has 2 groups"),
+    (['--subset=nowhere.txt'], 'nowhere.txt: is not a readable list of pictures'),
+    (['--out', __file__], 'a file; expected a folder'),
+  ],
+)
+def test_a_wrong_command_line_is_one_line(flags, words, run):
+  with pytest.raises(UserError) as e:
+    evaluate.main(['--checkpoint', str(run / 'finetune'), *flags])
+  assert words in str(e.value)
+  assert '\n' not in str(e.value)
+
+
+def test_what_is_no_trained_model_is_named(run, tmp_path):
+  (tmp_path / 'a').mkdir()
+  (tmp_path / 'a' / 'x.txt').write_text('mine')
+  for path, words in (
+    ('nowhere', 'does not exist'),
+    (str(tmp_path / 'a' / 'x.txt'), 'a file; expected'),
+    (str(tmp_path / 'a'), 'holds no checkpoint of mimic_jax'),
+  ):
+    with pytest.raises(UserError, match=words):
+      evaluate.main(['--checkpoint', path])
+  with pytest.raises(UserError, match='holds something else'):
+    evaluate.main(['--checkpoint', str(run), '--out', str(tmp_path / 'a')])
+
+
+def test_a_run_with_two_fine_tuned_stages_needs_one_named(tmp_path):
+  config = FrozenConfigDict(small.run_config(one=small.mimic_stage(steps=1), two=small.mimic_stage(steps=1)))
+  folder = epath.Path(tmp_path / 'run')
+  workdir.begin(folder, config)
+  for name in ('one', 'two'):
+    train.run_stage(train.Stage(config, name, folder, sharding.make_mesh()))
+  with pytest.raises(UserError, match=r'several fine-tuned stages; expected one of .*/one, .*/two'):
+    trained.locate(str(folder), '--checkpoint')
+  assert trained.locate(str(folder / 'two'), '--checkpoint')[0].parent.name == 'two'
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(run, tmp_path, monkeypatch):
+  whole = checkpoint.read_arrays
+
+  def spoilt(*args):
+    arrays = whole(*args)
+    arrays['params/classifier/fc/bias'] = arrays['params/classifier/fc/bias'] * np.nan
+    return arrays
+
+  monkeypatch.setattr(trained.checkpoint, 'read_arrays', spoilt)
+  with pytest.raises(UserError, match=r"'classifier/fc/bias' has values that are not finite"):
+    trained.load(str(run), sharding.make_mesh())
+
+
+def test_a_damaged_checkpoint_is_named(run, tmp_path):
+  shutil.copytree(run, tmp_path / 'copy')
+  (step,) = (p for p in (tmp_path / 'copy' / 'finetune' / 'checkpoints').iterdir() if p.name.isdigit())
+  for path in sorted((step / 'state').rglob('*')):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  with pytest.raises(UserError, match=r'finetune/checkpoints/3 is damaged') as e:
+    trained.load(str(tmp_path / 'copy'), sharding.make_mesh())
+  assert '\n' not in str(e.value)
