@@ -60,18 +60,16 @@ def encoder() -> ConfigDict:
 def data() -> ConfigDict:
   """Returns the section of one stage's pictures."""
   d = ConfigDict()
-  d.source = (
-    'folder'  # synthetic_images | synthetic_faces | folder | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
-  )
+  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
   d.classes = 7  # affectnet: 7, or 8 with contempt
-  d.align = (
-    'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
-  )
+  d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels
-  d.sampler = 'shuffle'  # shuffle (every picture once an epoch) | balanced (classes equally often, with replacement)
+  d.sampler = (
+    'shuffle'  # shuffle (every picture once an epoch) | balanced (classes equally often, with replacement)
+  )
   d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
   d.size = 2048  # synthetic sources: number of pictures drawn
   d.draw_size = 64  # synthetic sources: side in pixels

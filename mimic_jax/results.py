@@ -13,17 +13,19 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from mimic_jax import evaluation, metrics, workdir
-from mimic_jax.data import pipeline
+from mimic_jax import evaluation, metrics, weights, workdir
+from mimic_jax.data import pipeline, selection
 from mimic_jax.data.source import BadImage
 from mimic_jax.report import page
-from mimic_jax.report.drawing import Drawing, save_drawing
+from mimic_jax.report.drawing import Drawing, in_rows, save_drawing
 
 if TYPE_CHECKING:
   from mimic_jax.train import Stage
 
 MOST_FEATURES = 2000  # rows kept for the t-SNE
 SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal for a bar
+MOST_MISTAKES = 24  # pictures shown of those that a classifier is most confidently wrong about
+SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their side in pixels
 
 
 def say(text: str) -> None:
@@ -168,16 +170,22 @@ def introduction(run: 'Stage', meta: Mapping[str, Any], step: int) -> str:
     lines.append(
       f'  note   from scratch with optim.layer_decay {o["layer_decay"]}: the first blocks hardly learn; 1 is fairer'
     )
-  unused = meta['origin'].get('unused')
-  if unused and not step:
-    lines.append(f'  note   not used of these weights: {", ".join(unused)}')
+  for key, what in (
+    ('resized', 'resized'),
+    ('fresh', 'started anew'),
+    ('unused', 'not used of these weights'),
+  ):
+    if not step and meta['origin'].get(key):
+      lines.append(f'  note   {what}: {weights.summary(meta["origin"][key])}')
+  lines += [f'  note   {note}' for note in meta['origin'].get('notes', ()) if not step]
   return '\n'.join(lines)
 
 
 def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8) -> dict[str, np.ndarray]:
-  """Returns the first pictures of a source as an evaluation batch, for drawing."""
+  """Returns pictures evenly spread over a source as an evaluation batch, for drawing: a folder's first are of one class."""
+  picks = np.linspace(0, len(source) - 1, min(rows, len(source))).astype(int)
   batches = pipeline.eval_batches(
-    source,
+    selection.Selected(source, picks),
     batch_images=rows,
     image_size=image_size,
     interpolation=interpolation,
@@ -188,30 +196,77 @@ def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8
   return next(iter(batches))
 
 
-def save_contact_sheet(
-  folder: epath.Path, source: Any, rows: int = 3, columns: int = 8, side: int = 96
-) -> None:
+def save_contact_sheet(folder: epath.Path, source: Any, rows: int = 3) -> None:
   """Saves a sheet of a source's pictures, evenly spread over it, with their classes."""
-  cells, captions = [], []
-  picks = np.linspace(0, len(source) - 1, min(rows * columns, len(source))).astype(int)
+  pictures, captions = [], []
+  picks = np.linspace(0, len(source) - 1, min(rows * SHEET_COLUMNS, len(source))).astype(int)
   for i in picks:
     try:
-      item = source[int(i)]
+      pictures.append(_square(source, int(i)))
     except BadImage:
       continue
-    image = Image.fromarray(item['image']).resize((side, side), Image.Resampling.BICUBIC)
-    cells.append(np.asarray(image))
-    label = item['label']
+    label = source.label(int(i))
     k = int(label) if np.ndim(label) == 0 else int(np.argmax(label))
     captions.append(source.class_names[k] if source.class_names else '')
-  if not cells:
+  if not pictures:
     return
-  full = len(cells) // columns * columns or len(cells)
-  width = min(columns, full)
-  images = np.stack(cells[:full]).reshape(-1, width, side, side, 3)
-  texts = [captions[r * width : (r + 1) * width] for r in range(len(images))] if source.class_names else None
-  sheet = Drawing('Training pictures', f'{len(cells)} of the {len(source):,} pictures.', images, (), texts)
+  images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
+  about = f'{len(pictures)} of the {len(source):,} pictures.'
+  sheet = Drawing('Training pictures', about, images, (), cells if source.class_names else None)
   save_drawing(folder / 'pictures', 'data_train', sheet)
+
+
+def _square(source: Any, i: int) -> np.ndarray:
+  """Returns a picture as a sheet shows it and a model sees it: squeezed into a square, uint8 [SIDE, SIDE, 3]."""
+  image = Image.fromarray(source[i]['image'])
+  return np.asarray(image.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC))
+
+
+def mistakes(
+  source: Any,
+  index: np.ndarray,
+  labels: np.ndarray,
+  logits: np.ndarray,
+  class_names: Sequence[str],
+  split: str = '',
+) -> Drawing | None:
+  """Draws the pictures that a classifier is most confidently wrong about: a look at labels and model alike.
+
+  Args:
+    source: of the pictures; those that can't be read are passed over.
+    index: int [N], the position of each row in `source`.
+    labels: int [N], or float [N, K], whose largest entry counts.
+    logits: [N, K].
+    class_names: the K classes.
+    split: its name, for the title.
+
+  Returns:
+    Up to MOST_MISTAKES pictures, the surest first, with 'true → answer probability'; None when nothing is wrong.
+  """
+  truth, logits = metrics.dominant(labels), np.asarray(logits).astype(np.float64)
+  chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+  guess, surest = logits.argmax(axis=1), 1 / chances.sum(axis=1)  # the largest numerator is 1
+  wrong = np.flatnonzero(guess != truth)
+  pictures, captions = [], []
+  for row in wrong[np.argsort(-surest[wrong], kind='stable')]:
+    try:
+      pictures.append(_square(source, int(index[row])))
+    except BadImage:
+      continue
+    captions.append(f'{class_names[truth[row]]} → {class_names[guess[row]]} {surest[row]:.2f}')
+    if len(pictures) == MOST_MISTAKES:
+      break
+  if not pictures:
+    return None
+  images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
+  return Drawing(
+    f'Confidently wrong on {split}' if split else 'Confidently wrong',
+    f'The {len(pictures)} of {len(wrong):,} wrong answers (of {len(truth):,} pictures) given with the highest '
+    'probability: label → answer, and its probability. Labels that are wrong themselves end up here, too.',
+    images,
+    (),
+    cells,
+  )
 
 
 def show(run: 'Stage', state: dict[str, Any], *, final: bool, every: float = 0.0) -> None:
@@ -275,11 +330,25 @@ def finish(
       result[f'best_on_{split}'] = best
   if workdir.is_main():
     save_outputs(run.folder, run.splits, found, run.class_names)
+    _save_mistakes(run, found)
     skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
     workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
     workdir.write_json(run.folder / 'result.json', result)
   show(run, state, final=True)
   return result
+
+
+def _save_mistakes(run: 'Stage', found: Mapping[str, evaluation.Measured]) -> None:
+  """Draws the mistakes on the first split, where the objective classifies."""
+  if not run.splits or 'logits' not in found[run.splits[0].name].outputs:
+    return
+  split = run.splits[0]
+  m = found[split.name]
+  drawing = mistakes(
+    split.source, m.index, m.outputs['label'], m.outputs['logits'], run.class_names, split.name
+  )
+  if drawing is not None:
+    save_drawing(run.folder / 'pictures', 'mistakes', drawing)
 
 
 def save_outputs(

@@ -134,7 +134,7 @@ def make_program(
 
 
 def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tuple[State, dict[str, Any]]:
-  """Makes a stage's first state: fresh, with the encoder's weights from `init` when it is not ''.
+  """Makes a stage's first state: fresh, with what its objective takes of the weights in `init` when that is not ''.
 
   Args:
     program: of the stage.
@@ -143,7 +143,7 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
     field: the config's field that holds it, for errors.
 
   Returns:
-    The state, and where the weights are from: {'origin', 'loaded', 'resized', 'unused'}.
+    The state, and where the weights are from: {'origin', 'kind', 'loaded', 'resized', 'fresh', 'unused', 'notes'}.
 
   Raises:
     UserError: when the weights do not fit.
@@ -154,10 +154,8 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
   state = program.init(key)
 
   def replace(path: tuple, leaf: jax.Array) -> jax.Array:
-    names = tuple(str(k.key) for k in path)
-    if names[0] != 'encoder':
-      return leaf
-    return jax.device_put(fitted['/'.join(names[1:])], leaf.sharding)
+    name = '/'.join(str(k.key) for k in path)
+    return jax.device_put(fitted[name], leaf.sharding) if name in fitted else leaf
 
   for tree in ('params', 'rest'):
     state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
@@ -165,13 +163,19 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
 
 
 def _fitted(program: Program, init: str, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads an encoder's weights and fits them to the program's; raises UserError when that can't be."""
+  """Reads weights and fits them to the program's model; raises UserError when that can't be."""
   read = weights.read(init, field)
-  target = {}
-  for tree in ('params', 'rest'):
-    target |= checkpoint.flatten(program.abstract[tree].get('encoder', {}))
-  fitted, account = weights.fit(read, target, field)
-  return fitted, {'origin': read.origin, **account}
+  objective = program.objective
+  target = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
+  fitted, account = weights.fit(
+    read,
+    target,
+    objective.initial,
+    field,
+    heads=objective.config.heads,
+    class_names=objective.class_names if objective.labelled else (),
+  )
+  return fitted, {'origin': read.origin, 'kind': read.kind, **account}
 
 
 def _ahead(
@@ -201,7 +205,7 @@ class Stage:
     name: of the stage.
     folder: the run's.
     mesh: of the devices.
-    init: where the encoder's first weights are from; '' = from scratch. Weights that an earlier stage of the run has yet
+    init: where the first weights are from; '' = from scratch. Weights that an earlier stage of the run has yet
       to make are not looked at here.
 
   Raises:

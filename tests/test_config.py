@@ -29,6 +29,10 @@ ALL = [
   'finetune_ferplus:vitl16',
   'finetune_ferplus:small',
   *(f'finetune_ferplus:small,{m}' for m in defaults.METHODS),
+  'finetune_rafdb',
+  'finetune_rafdb:vitl16,scl',
+  'finetune_affectnet',
+  'finetune_affectnet:vitl16,classes8,ce',
 ]
 
 

@@ -7,7 +7,9 @@ import pytest
 
 from mimic_jax import defaults, mixing
 from mimic_jax.errors import UserError
+from mimic_jax.models import rollout
 from mimic_jax.objectives import mimic
+from mimic_jax.report.drawing import overlay
 from tests import small
 
 CLASSES = ('a', 'b', 'c')
@@ -166,13 +168,59 @@ def test_pictures_without_labels_are_refused():
     mimic.Objective(small.mimic_stage(), small.model_section(), ())
 
 
+def shown(rng, n=8):
+  """Returns an evaluation batch of n pictures, the last of which is padding."""
+  return {
+    'image': jnp.asarray(rng.integers(0, 255, (n, 16, 16, 3)), jnp.uint8),
+    'label': jnp.asarray([*rng.integers(0, K, n - 1), -1]),
+    'mask': jnp.arange(n) < n - 1,
+  }
+
+
 def test_what_is_drawn_is_mixed_and_says_its_labels(rng):
   objective = make(**{'mix.probability': 0.1})
-  batch = {
-    'image': jnp.asarray(rng.integers(0, 255, (8, 16, 16, 3)), jnp.uint8),
-    'label': jnp.asarray(rng.integers(0, K, 8)),
-  }
-  drawing = objective.draw(None, batch, jax.random.key(0))['mixed']
+  drawings = objective.draw(objective.init(jax.random.key(0)), shown(rng), jax.random.key(0))
+  assert list(drawings) == ['attention', 'mixed']
+  drawing = drawings['mixed']
   assert drawing.images.shape == (6, 4, 16, 16, 3)
   assert not np.array_equal(drawing.images[:, :2], drawing.images[:, 2:])
   assert all(cell.split()[1] in CLASSES for row in drawing.cells for cell in row[2:])
+
+
+@pytest.mark.parametrize('pool', ['gap', 'cls'])
+def test_attention_is_drawn_beside_each_picture_with_its_class_and_the_answer(rng, pool):
+  objective = make(**{'head.pool': pool, 'mix.probability': 0.0})
+  model = objective.init(jax.random.key(1))
+  model.classifier.fc.kernel[...] = jnp.asarray(rng.normal(size=(16, K)), jnp.float32)
+  batch = shown(rng)
+  (drawing,) = objective.draw(model, batch, jax.random.key(0)).values()
+  assert drawing.images.shape == (4, 4, 16, 16, 3)  # 7 pictures with their maps, and a place left over
+  assert drawing.columns == ('picture', 'attention', 'picture', 'attention')
+  pairs = drawing.images.reshape(8, 2, 16, 16, 3)
+  np.testing.assert_array_equal(pairs[:7, 0], batch['image'][:7])
+  assert (pairs[7] == 255).all()
+  logits = np.asarray(jax.jit(objective.evaluate)(model, batch)['outputs']['logits'], np.float64)
+  chances = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  cells = [cell for row in drawing.cells for cell in row]
+  assert cells[14:] == ['', '']
+  for i in range(7):
+    assert cells[2 * i] == CLASSES[int(batch['label'][i])]
+    arrow, answer, chance = cells[2 * i + 1].split()
+    assert (arrow, answer) == ('→', CLASSES[logits[i].argmax()])
+    assert float(chance) == pytest.approx(chances[i].max(), abs=0.006)
+  a = objective.stage['augment']
+  normed = (np.asarray(batch['image'][:7]) / 255.0 - a['mean']) / a['std']
+  heat = jax.jit(rollout.attention_rollout, static_argnames='pool')(
+    model.encoder, jnp.asarray(normed, jnp.float32), pool=pool
+  )
+  want = overlay(np.asarray(batch['image'][:7]), np.asarray(heat))
+  np.testing.assert_allclose(pairs[:7, 1].astype(int), want, atol=1)
+
+
+def test_what_an_evaluation_shows_holds_nothing_drawn_at_random(rng):
+  objective = make()
+  model, batch = objective.init(jax.random.key(0)), shown(rng)
+  first, again = (objective.look(model, batch) for _ in range(2))
+  assert list(first) == ['attention']
+  np.testing.assert_array_equal(first['attention'].images, again['attention'].images)
+  assert objective.look(model, {**batch, 'mask': jnp.zeros(8, bool)}) == {}

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from etils import epath
 from PIL import Image
+from scipy import stats
 
 from mimic_jax import metrics
 from mimic_jax.report import figures, page, tables
 from mimic_jax.report.__main__ import main
-from mimic_jax.report.drawing import GAP, Drawing, save_drawing
+from mimic_jax.report.drawing import GAP, HEAT_OPACITY, Drawing, in_rows, overlay, save_drawing
 
 NAMES = ('surprise', '_fear $x$', '<b>anger</b>')
 
@@ -65,6 +66,39 @@ def test_a_drawing_that_does_not_fit_together_is_refused(tmp_path, images, colum
     save_drawing(epath.Path(tmp_path), 'x', Drawing('T', '', images, columns, cells))
 
 
+@pytest.mark.parametrize(('n', 'shape'), [(5, (1, 5)), (8, (1, 8)), (13, (2, 8)), (1, (1, 1)), (24, (3, 8))])
+def test_pictures_are_laid_out_in_rows_and_none_is_lost(rng, n, shape):
+  pictures = rng.integers(0, 255, (n, 4, 6, 3), dtype=np.uint8)
+  images, cells = in_rows(pictures, [str(k) for k in range(n)], 8)
+  assert images.shape == (*shape, 4, 6, 3)
+  flat = images.reshape(-1, 4, 6, 3)
+  np.testing.assert_array_equal(flat[:n], pictures)
+  assert (flat[n:] == 255).all()
+  assert [len(row) for row in cells] == [shape[1]] * shape[0]
+  assert [cell for row in cells for cell in row] == [str(k) for k in range(n)] + [''] * (
+    shape[0] * shape[1] - n
+  )
+
+
+def test_heat_lies_over_a_grey_picture_in_its_place_and_scale(rng):
+  pictures = rng.integers(0, 255, (2, 40, 60, 3), dtype=np.uint8)
+  heat = np.zeros((2, 4, 6))
+  heat[0, 0, 5] = 1e-3  # a scale of its own: the same picture as with 1
+  heat[1, 3, 0] = 7.0
+  laid = overlay(pictures, heat)
+  assert laid.dtype == np.uint8
+  assert laid.shape == pictures.shape
+  grey = np.stack([np.asarray(Image.fromarray(p).convert('L')) for p in pictures])[..., None]
+  cold = [laid[0, 25:, :35], laid[1, :15, 25:]]
+  for got, want in zip(cold, (grey[0, 25:, :35], grey[1, :15, 25:])):
+    np.testing.assert_array_equal(got, np.broadcast_to(want, got.shape))
+  hottest = np.array([252, 255, 164]) * HEAT_OPACITY  # the end of inferno
+  for got, want in ((laid[0, 0, 59], grey[0, 0, 59]), (laid[1, 39, 0], grey[1, 39, 0])):
+    np.testing.assert_allclose(got, hottest + (1 - HEAT_OPACITY) * want, atol=2)
+  same = overlay(pictures[:1], np.full((1, 4, 6), 0.1))
+  np.testing.assert_array_equal(same, np.broadcast_to(grey[:1], same.shape))
+
+
 def make_run(folder, rng, ended=('pretrain', 'finetune')):
   """Writes a run of three stages, of which `ended` have a result, and returns the results."""
   config = {
@@ -98,6 +132,7 @@ def make_run(folder, rng, ended=('pretrain', 'finetune')):
       labels = rng.integers(0, 3, 60)
       scores |= metrics.classification(labels, rng.normal(size=(60, 3)) + np.eye(3)[labels], NAMES)
       scores |= {'accuracy_without_duplicates': 0.12345, 'count_without_duplicates': 51}
+      scores |= {'accuracy_among_shared_classes': 0.54321}
     result = {'stage': name, 'objective': 'o', 'init': '', 'steps': 100, 'total_steps': 100, 'seconds': 90.0}
     result |= {'metrics': {'valid': scores}, 'images_per_second': 321.4}
     if name == 'finetune':
@@ -130,6 +165,8 @@ def test_the_page_has_every_stage_and_its_numbers(tmp_path, rng):
       f'<td class=main>{100 * scores[name]:.2f} %</td>' in text
       or f'<td>{100 * scores[name]:.2f} %</td>' in text
     )
+  among = text[text.index('valid with answers among its own classes only') :]
+  assert among.index('<td>54.32 %</td>') < among.index('<td>60</td>') < among.index('</tr>')
   for result in held.values():
     assert f'<td>{result["metrics"]["valid"]["loss"]:.4g}</td>' in text
   assert text.count('<td>321</td><td>1.5</td>') == 2
@@ -141,6 +178,67 @@ def test_the_page_has_every_stage_and_its_numbers(tmp_path, rng):
   assert '98.77 %' not in text[: text.index('Epochs chosen by accuracy')]
   (data,) = re.findall(r'data:image/png;base64,([^"]+)', text)
   assert base64.b64decode(data) == (tmp_path / 'pretrain/pictures/faces.png').read_bytes()
+
+
+def test_intervals_stand_under_their_scores_and_say_where_they_are_from(tmp_path, rng):
+  held = make_run(tmp_path, rng)
+  page.write(tmp_path)
+  assert 'Under a score' not in text_of(tmp_path)
+  result = held['finetune']
+  how = {
+    'interval': 'percentile bootstrap',
+    'level': 0.9,
+    'samples': 2000,
+    'over': 'identities',
+    'units': 1234,
+  }
+  result['metrics']['valid']['intervals'] = {
+    'accuracy': {'value': 0.5, 'low': 0.41117, 'high': 0.62228},
+    'mean_class_accuracy': {'value': 0.5, 'low': 0.31113, 'high': 0.72224},
+    'macro_f1': {'value': 0.5, 'low': 0.21119, 'high': 0.82226},
+    'method': how,
+  }
+  (tmp_path / 'finetune' / 'result.json').write_text(json.dumps(result))
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  scores = result['metrics']['valid']
+  for name, ends in (
+    ('accuracy', '41.12 – 62.23'),
+    ('mean_class_accuracy', '31.11 – 72.22'),
+    ('macro_f1', '21.12 – 82.23'),
+  ):
+    assert f'{100 * scores[name]:.2f} %<small>{ends} %</small></td>' in text
+  assert '90 % interval 41.1 – 62.2 %; mean class' in text
+  assert (
+    'Under a score its 90 % interval (percentile bootstrap, 2,000 resamples), drawn over 1,234 identities '
+    '(finetune, valid).' in text
+  )
+
+
+@pytest.mark.parametrize('intervals', [None, 'x', {'accuracy': 3, 'method': []}, {'accuracy': {'low': None}}])
+def test_intervals_that_can_not_be_read_are_left_out(tmp_path, rng, intervals):
+  held = make_run(tmp_path, rng)
+  held['finetune']['metrics']['valid']['intervals'] = intervals
+  (tmp_path / 'finetune' / 'result.json').write_text(json.dumps(held['finetune']))
+  page.write(tmp_path)
+  assert 'interval (' not in text_of(tmp_path)
+
+
+def test_each_class_has_its_recall_with_interval_precision_f1_and_support(rng):
+  labels = np.repeat([0, 1], [40, 25])  # the third class has no picture
+  guess = np.where(rng.random(65) < 0.6, labels, rng.integers(0, 3, 65))
+  held = metrics.classification(labels, np.eye(3)[guess], NAMES)
+  rows = re.findall('<tr>(.*?)</tr>', tables.per_class(held))[1:]
+  assert len(rows) == 3
+  for k, (row, support) in enumerate(zip(rows[:2], (40, 25))):
+    scores = held['per_class'][NAMES[k]]
+    hits = int((guess[labels == k] == k).sum())
+    low, high = stats.binomtest(hits, support).proportion_ci(0.95, method='wilson')
+    cells = re.findall('<td[^>]*>([^<]*)</td>', row)
+    shares = (scores['recall'], scores['precision'], scores['f1'])
+    recall, precision, f1 = (f'{100 * share:.1f} %' for share in shares)
+    assert cells == [recall, f'{100 * low:.1f} – {100 * high:.1f} %', precision, f1, str(support)]
+  assert re.findall('<td[^>]*>([^<]*)</td>', rows[2])[:2] == ['–', '–']
 
 
 def test_the_page_escapes_and_asks_for_nothing_from_outside(tmp_path, rng):

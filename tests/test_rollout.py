@@ -51,8 +51,7 @@ def by_hand(model, image, pool):
     for column in range(c.grid):
       cut = image[row * side : (row + 1) * side, column * side : (column + 1) * side]
       patches.append(cut.reshape(-1) @ p['patch_embed']['kernel'] + p['patch_embed']['bias'])
-  x = np.concatenate([p['cls_token'][0], np.array(patches)])
-  x = x + np.concatenate([p['pos_embed'][0][:1], p['pos_embed'][0][1:]])
+  x = np.concatenate([p['cls_token'][0], np.array(patches)]) + p['pos_embed'][0]
   n, d = len(x), c.dim // c.heads
   total = np.eye(n)
   for block in range(c.depth):

@@ -112,7 +112,9 @@ def test_the_second_stage_starts_from_the_firsts_encoder_and_leaves_the_decoder(
   assert got.keys() == want.keys()
   for key in got:
     np.testing.assert_array_equal(got[key], want[key])
-  assert sorted(account['loaded']) == sorted(got)
+  assert sorted(account['loaded']) == sorted(f'encoder/{key}' for key in got)
+  assert account['unused'] == sorted(k for k in account['unused'] if k.startswith('decoder/')) != []
+  assert {name.split('/')[0] for name in account['fresh']} == {'classifier', 'fc_norm', 'projection'}
 
 
 def test_position_embeddings_are_resized_when_the_pictures_are(tmp_path):
@@ -122,7 +124,7 @@ def test_position_embeddings_are_resized_when_the_pictures_are(tmp_path):
   stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   state, account = train.initial_state(stage.program, jax.random.key(1), str(tmp_path), 'init')
-  assert account['resized'] == ['pos_embed']
+  assert account['resized'] == ['encoder/pos_embed']
   assert state['params']['encoder']['pos_embed'].shape == (1, 17, 16)
 
 
@@ -261,6 +263,8 @@ def test_what_a_finished_stage_leaves_behind(tmp_path):
   record = json.loads((tmp_path / 'record.json').read_text())
   assert record['data']['finetune']['train']['split_hash']
   assert (tmp_path / 'report.html').stat().st_size > 10_000
+  shown = {p.stem for p in (folder / 'pictures').glob('*.png')}
+  assert shown == {'attention', 'data_train', 'mistakes', 'mixed'}
 
 
 def test_evaluation_counts_every_example_once_whatever_the_batch(tmp_path):

@@ -16,6 +16,7 @@ SOURCES = {
   'rafdb': 'mimic_jax.data.rafdb',
   'ferplus': 'mimic_jax.data.ferplus',
   'affectnet': 'mimic_jax.data.affectnet',
+  'tfds': 'mimic_jax.data.tfds',
 }
 
 

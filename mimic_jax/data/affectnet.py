@@ -62,6 +62,10 @@ class Split(NamedTuple):
     """Returns picture k, relative to `folder`."""
     return self.index.names[k] + self.ending
 
+  def path(self, k: int) -> str:
+    """Returns picture k, relative to the root."""
+    return f'{self.folder}/{self.file(k)}'
+
   def place(self, root: str, k: int) -> str:
     """Returns what gives picture k its label, for messages."""
     if self.release == 'older':
@@ -99,53 +103,56 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
     auto='box(0)' if older else 'none',
     kinds=('none', 'box', 'five_point') if older else ('none', 'five_point'),
   )
-  index, class_names = whole.index, CLASS_NAMES[:count]
-  kept = np.flatnonzero(index.expression < count)
-  left_out = {name: int((index.expression == k).sum()) for k, name in enumerate(EXPRESSIONS) if k >= count}
-  kept, warnings = _with_faces(root, whole, kept, align)
-  kept, without_face = _on_disk(root, whole, kept, align_record, options.get('on_bad_image', 'error'))
+  index = whole.index
+  kept, faceless = _with_faces(root, whole, np.flatnonzero(index.expression < count), align)
+  chosen, by_align = faces.to_keep(
+    root,
+    [whole.path(k) for k in kept],
+    [whole.file(k) in whole.on_disk for k in kept],
+    lambda k: whole.place(root, kept[k]),
+    options.get('on_bad_image', 'error'),
+  )
+  kept = kept[chosen]
   if not kept.size:
     raise UserError(f"no picture of {whole.label_file} in '{root}' has one of the {count} classes")
-  labels = index.expression[kept].astype(np.int32)
-  counts = sources.class_counts(labels, class_names)
+  paths = [whole.path(k) for k in kept]
+  described = _described(split, whole, kept, count)
+  described['left_out'].update(by_align)
+  described['warnings'] += [*faceless, *_unnamed(root, whole)]
+  size = options.get('align_size', 224)
+  return Faces(
+    root,
+    paths,
+    [index.names[k] for k in kept] if older else paths,
+    index.expression[kept].astype(np.int32),
+    CLASS_NAMES[:count],
+    {'source': 'affectnet', 'root': root, 'split': split, **described, 'align': align_record},
+    options.get('max_pixels', 50_000_000),
+    image_shape=(size, size, 3) if align.kind == 'five_point' else None,
+    align=align,
+    boxes=index.boxes[kept] if align.kind == 'box' else None,
+    points=index.points[kept] if align.kind == 'five_point' else None,
+    targets=_targets(index, kept),
+  )
+
+
+def _described(split: str, whole: Split, kept: np.ndarray, count: int) -> dict[str, Any]:
+  """Returns the record's entries about labels and counts."""
+  class_names, expression = CLASS_NAMES[:count], whole.index.expression
+  counts = sources.class_counts(expression[kept], class_names)
   published = [dict(zip(class_names, numbers)) for numbers in EXPECTED[split]]
-  compared = faces.held_against(f'affectnet {split}', counts, published[:1] if count == 7 else published)
-  paths = [f'{whole.folder}/{whole.file(k)}' for k in kept]
-  record = {
-    'source': 'affectnet',
-    'root': root,
-    'split': split,
+  compared = faces.held_against(f'affectnet {split}', counts, published[: 1 if count == 7 else 2])
+  return {
     'layout': whole.release,
     'label_file': whole.label_file,
     'label_rule': f'expression, {count} classes',
     'count': len(kept),
     'class_names': list(class_names),
     'class_counts': counts,
-    'left_out': {**left_out, **without_face},
-    'align': align_record,
+    'left_out': {name: int((expression == k).sum()) for k, name in enumerate(EXPRESSIONS) if k >= count},
     **compared,
-    'warnings': [
-      *compared['warnings'],
-      *(f'passed over a broken row: {row}' for row in index.broken),
-      *warnings,
-      *_unnamed(root, whole),
-    ],
+    'warnings': compared['warnings'] + [f'passed over a broken row: {row}' for row in whole.index.broken],
   }
-  size = options.get('align_size', 224)
-  return Faces(
-    root,
-    paths,
-    [index.names[k] for k in kept] if older else paths,
-    labels,
-    class_names,
-    record,
-    options.get('max_pixels', 50_000_000),
-    image_shape=(size, size, 3) if align.kind == 'five_point' else None,
-    align=align,
-    boxes=index.boxes[kept],
-    points=index.points[kept],
-    targets=_targets(index, kept),
-  )
 
 
 def _split(split: str) -> str:
@@ -235,24 +242,6 @@ def _with_faces(
   return kept[usable], [
     f'left out under {align}, {len(lost)} pictures without {what}; the first is that of {first}'
   ]
-
-
-def _on_disk(
-  root: str, whole: Split, kept: np.ndarray, align_record: Mapping[str, Any], on_bad_image: str
-) -> tuple[np.ndarray, dict[str, int]]:
-  """Refuses missing pictures, unless they are skipped or `python -m mimic_jax.align` kept them out."""
-  here = np.array([whole.file(k) in whole.on_disk for k in kept], bool)
-  if here.all():
-    return kept, {}
-  if align_record.get('on_missing') == 'keep_out':
-    return kept[here], {'without a face': int((~here).sum())}
-  if on_bad_image == 'error':
-    missing = kept[~here]
-    faces.refuse_missing(
-      [os.path.join(root, whole.folder, whole.file(k)) for k in missing],
-      [whole.place(root, k) for k in missing],
-    )
-  return kept, {}
 
 
 def _unnamed(root: str, whole: Split) -> list[str]:

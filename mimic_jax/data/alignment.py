@@ -146,13 +146,16 @@ def similarity(points: np.ndarray, template: np.ndarray) -> np.ndarray:
   Raises:
     ValueError: on points that aren't finite, and on points (or templates) that give no direction or size.
   """
-  p, t = (np.asarray(v, np.float64) @ [1, 1j] for v in (points, template))
+  points, template = np.asarray(points, np.float64), np.asarray(template, np.float64)
+  if not np.isfinite(points).all():
+    raise ValueError('the points of the face are not all finite numbers')
+  p, t = (v[:, 0] + 1j * v[:, 1] for v in (points, template))
   centre, target = p.mean(), t.mean()
   p, t = p - centre, t - target
   spread = float((abs(p) ** 2).sum())
-  a = (p.conj() * t).sum() / spread if np.isfinite(spread) and spread > 1e-12 else 0.0
-  if not np.isfinite(a) or abs(a) < 1e-12:
-    raise ValueError('the points of the face are not finite or give no size and direction')
+  a = (p.conj() * t).sum() / spread if spread > 1e-12 else 0.0
+  if abs(a) < 1e-12:
+    raise ValueError('the points of the face give no size and direction')
   shift = target - a * centre
   return np.array([[a.real, -a.imag, shift.real], [a.imag, a.real, shift.imag]])
 

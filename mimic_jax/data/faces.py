@@ -1,6 +1,7 @@
 """What the readers of published face sets share: pictures in files, cut out on the way, and a tree held against its lists."""
 
 import concurrent.futures
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -138,19 +139,49 @@ def unread(paths: Sequence[str], why: str) -> list[str]:
   return [f'not read, since {why}: {paths[0]}{more}'] if paths else []
 
 
-def refuse_missing(paths: Sequence[str], places: Sequence[str]) -> None:
-  """Raises UserError if there is any picture that isn't on disk: the first, what names it, and how many others.
+def to_keep(
+  root: str, paths: Sequence[str], on_disk: Sequence[bool], place: Callable[[int], str], on_bad_image: str
+) -> tuple[np.ndarray, dict[str, int]]:
+  """Decides which of the pictures that label files name are kept, though not all of them may be on disk.
+
+  Those that `python -m mimic_jax.align` left out of a folder that it made are left out here. Of others that are missing
+  none may be, unless they are left to whoever reads them.
 
   Args:
-    paths: of the missing pictures.
-    places: what names each, as 'file:line'.
+    root: the source's folder.
+    paths: of the pictures, relative to it, with '/'.
+    on_disk: which of them are there.
+    place: says of picture k what names it, as 'file:line'.
+    on_bad_image: 'skip' keeps those that are missing.
+
+  Returns:
+    The kept ones' numbers, and {'by mimic_jax.align': number left out}, {} where that is none.
+
+  Raises:
+    UserError: on a missing picture, with the number of others.
   """
-  if paths:
-    more = f' (and {len(paths) - 1} more)' if len(paths) > 1 else ''
+  missing = [k for k, here in enumerate(on_disk) if not here]
+  known = _left_out(root) if missing else frozenset()
+  without = [k for k in missing if paths[k] in known]
+  others = [k for k in missing if paths[k] not in known]
+  if others and on_bad_image == 'error':
+    more = f' (and {len(others) - 1} more)' if len(others) > 1 else ''
     raise UserError(
-      f"{paths[0]}: does not exist, but {places[0]} names it{more}; expected a picture (data.on_bad_image = 'skip' goes "
-      'on without)'
+      f'{os.path.join(root, paths[others[0]])}: does not exist, but {place(others[0])} names it{more}; expected a '
+      "picture (data.on_bad_image = 'skip' goes on without)"
     )
+  kept = np.delete(np.arange(len(paths)), without)
+  return kept, {f'by {alignment.MADE_BY}': len(without)} if without else {}
+
+
+def _left_out(root: str) -> frozenset[str]:
+  """Returns the pictures that `python -m mimic_jax.align` did not write into a folder that it made."""
+  if alignment.of_root(root)['align'] == 'none':
+    return frozenset()
+  with open(os.path.join(root, alignment.FILE), encoding='utf-8') as f:
+    made = json.load(f)
+  without_face = made.get('pictures_without_face', []) if made.get('on_missing') == 'keep_out' else []
+  return frozenset([*without_face, *made.get('unreadable', {})])
 
 
 def held_against(
@@ -173,10 +204,7 @@ def held_against(
   def said(numbers: Mapping[str, int]) -> str:
     return f'{sum(numbers.values())} pictures ({"/".join(map(str, numbers.values()))})'
 
-  differs = (
-    f'{what} has {said(counts)}, the published release {" or ".join(map(said, published))}; '
-    f'the classes are {", ".join(counts)}'
-  )
+  differs = f'{what} has {said(counts)}, the published release {" or ".join(map(said, published))}'
   return {'expected_count': expected[0], 'warnings': [differs]}
 
 

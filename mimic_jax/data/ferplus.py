@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimic_jax.data import alignment
+from mimic_jax.data import alignment, faces
 from mimic_jax.data import source as sources
 from mimic_jax.errors import UserError, one_of
 
@@ -208,14 +208,23 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
   kept = np.flatnonzero(classes >= 0)
   if not kept.size:
     raise UserError(f"no picture of {rows.label_file} in '{root}' has a label under label_rule '{rule}'")
-  ids = [rows.ids[i] for i in kept]
-  files, faces, bad = None, None, {}
+  dropped = len(rows.ids) - len(kept)
+  files, pixels, bad, by_align = None, None, {}, {}
   if rows.pixels is None:
-    files = [os.path.join(root, name) for name in ids]
-    if options.get('on_bad_image', 'error') == 'error':
-      _check_pictures(root, parts, ids, [rows.places[i] for i in kept])
+    here = _listing(root, parts)
+    named = [rows.ids[i] for i in kept]
+    chosen, by_align = faces.to_keep(
+      root,
+      named,
+      [name in here for name in named],
+      lambda k: rows.places[kept[k]],
+      options.get('on_bad_image', 'error'),
+    )
+    kept = kept[chosen]
+    files = [os.path.join(root, rows.ids[i]) for i in kept]
   else:
-    faces, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
+    pixels, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
+  ids = [rows.ids[i] for i in kept]
   record = {
     'source': 'ferplus',
     'root': root,
@@ -225,14 +234,15 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     'label_rule': rule,
     'count': len(ids),
     'class_names': list(CLASS_NAMES),
-    'class_counts': sources.class_counts(classes, CLASS_NAMES),
-    'dropped': len(rows.ids) - len(ids),
+    'class_counts': sources.class_counts(classes[kept], CLASS_NAMES),
+    'dropped': dropped,
+    **({'left_out': by_align} if by_align else {}),
     'align': align,
     **_expected(layout, rule, parts, len(ids)),
   }
   # A folder that `python -m mimic_jax.align` made holds pictures of the size it was asked for.
   side = align.get('size', SIDE) if files is not None else SIDE
-  return FerPlus(ids, labels[kept], files, faces, bad, record, options.get('max_pixels', 50_000_000), side)
+  return FerPlus(ids, labels[kept], files, pixels, bad, record, options.get('max_pixels', 50_000_000), side)
 
 
 def _canonical(split: str) -> str:
@@ -371,17 +381,11 @@ def _check_ids(rows: Rows) -> None:
     seen[name] = place
 
 
-def _check_pictures(root: str, parts: list[str], ids: list[str], places: list[str]) -> None:
-  """Raises UserError on the first picture that isn't on disk, from one listing of each folder."""
-  here = {
+def _listing(root: str, parts: list[str]) -> set[str]:
+  """Returns the files that are there, named as ids are, from one listing of each folder."""
+  return {
     f'{SPLITS[s][0]}/{entry.name}' for s in parts for entry in os.scandir(os.path.join(root, SPLITS[s][0]))
   }
-  missing = [k for k, name in enumerate(ids) if name not in here]
-  if missing:
-    first = missing[0]
-    more = f' (and {len(missing) - 1} more)' if len(missing) > 1 else ''
-    path = os.path.join(root, ids[first])
-    raise UserError(f'{path}: does not exist, but {places[first]} names it{more}')
 
 
 def _faces(texts: list[str], places: list[str]) -> tuple[np.ndarray, dict[int, tuple[str, str]]]:

@@ -1,7 +1,7 @@
 """What `python -m mimic_jax.prepare` leaves beside TFDS's own files, so that nothing needs a pass over the pictures.
 
-    mimic_jax.json            how the set was made, and of each split the record of the source it came from
-    mimic_index-<split>.npz   of each picture, in order: its id, label, content hash and named targets
+mimic_jax.json            how the set was made, and of each split the record of the source it came from
+mimic_index-<split>.npz   of each picture, in order: its id, label, content hash and named targets
 """
 
 import json
@@ -15,7 +15,6 @@ import numpy as np
 
 from mimic_jax.errors import UserError
 
-RECORD = 'mimic_jax.json'
 FORMAT = 1  # of both files
 
 
@@ -40,6 +39,11 @@ class Index(NamedTuple):
     """Returns the id of picture i."""
     start = int(self.ends[i - 1]) if i else 0
     return self.names[start : int(self.ends[i])].tobytes().decode('utf-8', 'surrogateescape')
+
+
+def record_path(root: str | os.PathLike[str]) -> pathlib.Path:
+  """Returns where the record of a data set is."""
+  return pathlib.Path(root) / 'mimic_jax.json'
 
 
 def index_path(root: str | os.PathLike[str], split: str) -> pathlib.Path:
@@ -84,7 +88,9 @@ def read_index(path: pathlib.Path) -> Index:
       targets = {k.removeprefix('target/'): v for k, v in arrays.items() if k.startswith('target/')}
       return Index(*(arrays[name] for name in Index._fields[:-1]), targets)
   except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
-    raise UserError(f'{path}: is no index of `python -m mimic_jax.prepare` ({e}); prepare the set again') from None
+    raise UserError(
+      f'{path}: is no index of `python -m mimic_jax.prepare` ({e}); prepare the set again'
+    ) from None
 
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
@@ -93,12 +99,12 @@ def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
 
 
 def read_record(root: str | os.PathLike[str]) -> dict[str, Any] | None:
-  """Returns what RECORD in a data set's folder holds; None where there is none.
+  """Returns the record in a data set's folder; None where there is none.
 
   Raises:
     UserError: on a file that can't be read or is of another format.
   """
-  path = pathlib.Path(root) / RECORD
+  path = record_path(root)
   try:
     found = json.loads(path.read_text('utf-8'))
   except FileNotFoundError:

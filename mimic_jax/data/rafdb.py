@@ -49,8 +49,8 @@ class Rows(NamedTuple):
     ids: 'train_00001'.
     paths: relative to the root.
     labels: 0..6.
-    places: 'file:line' or the folder that gives each its label, for messages.
-    label_rule: where the labels are from.
+    places: where each got its label, for messages: 'file:line', or the picture's own path.
+    label_file: the list, or the split's folder, that the labels are from, relative to the root.
     warnings: what was found odd.
   """
 
@@ -58,7 +58,7 @@ class Rows(NamedTuple):
   paths: list[str]
   labels: list[int]
   places: list[str]
-  label_rule: str
+  label_file: str
   warnings: list[str]
 
 
@@ -83,21 +83,12 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
   _, align = alignment.choose(options, root, 'rafdb')
   rows = _read_official(root, split) if layout == 'official' else _read_folders(root, split)
   if not rows.ids:
-    raise UserError(f"no picture of split '{split}' in '{root}': {rows.label_rule} names none")
+    raise UserError(f"no picture of split '{split}' in '{root}': '{rows.label_file}' names none")
   _check_ids(rows)
-  on_disk, warnings = [True] * len(rows.ids), list(rows.warnings)
-  if layout == 'official':
-    on_disk, unnamed = _on_disk(root, rows)
-    warnings += unnamed
-  rows, on_disk, left_out = _without_faces(rows, on_disk, align)
-  missing = [k for k, here in enumerate(on_disk) if not here]
-  if options.get('on_bad_image', 'error') == 'error':
-    faces.refuse_missing(
-      [os.path.join(root, rows.paths[k]) for k in missing], [rows.places[k] for k in missing]
-    )
-  labels = np.array(rows.labels, np.int32)
-  counts = sources.class_counts(labels, CLASS_NAMES)
-  compared = faces.held_against(f'rafdb {split}', counts, [EXPECTED[split]])
+  on_disk, unnamed = _on_disk(root, rows) if layout == 'official' else ([True] * len(rows.ids), [])
+  policy = options.get('on_bad_image', 'error')
+  kept, left_out = faces.to_keep(root, rows.paths, on_disk, rows.places.__getitem__, policy)
+  rows, on_disk = _chosen(rows, kept), [on_disk[k] for k in kept]
   if layout == 'official' and align['align'] == 'none':
     align['of_release'] = 'aligned by its authors'
   record = {
@@ -105,26 +96,35 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
     'root': root,
     'split': split,
     'layout': layout,
-    'label_rule': rows.label_rule,
-    'count': len(rows.ids),
-    'class_names': list(CLASS_NAMES),
-    'class_counts': counts,
-    **left_out,
+    **_described(split, rows),
+    'left_out': left_out,
     'align': align,
-    **compared,
-    'warnings': compared['warnings'] + warnings,
   }
-  files = [os.path.join(root, path) for path, here in zip(rows.paths, on_disk) if here]
+  record['warnings'] += [*rows.warnings, *unnamed]
+  there = [os.path.join(root, path) for path, here in zip(rows.paths, on_disk) if here]
   return Faces(
     root,
     rows.paths,
     rows.ids,
-    labels,
+    np.array(rows.labels, np.int32),
     CLASS_NAMES,
     record,
     options.get('max_pixels', 50_000_000),
-    image_shape=_one_size(files, options.get('threads', 8)),
+    image_shape=_one_size(there, options.get('threads', 8)),
   )
+
+
+def _described(split: str, rows: Rows) -> dict[str, Any]:
+  """Returns the record's entries about labels and counts."""
+  counts = sources.class_counts(np.array(rows.labels, np.int32), CLASS_NAMES)
+  return {
+    'label_file': rows.label_file,
+    'label_rule': 'one label',
+    'count': len(rows.ids),
+    'class_names': list(CLASS_NAMES),
+    'class_counts': counts,
+    **faces.held_against(f'rafdb {split}', counts, [EXPECTED[split]]),
+  }
 
 
 def _split(split: str) -> str:
@@ -207,14 +207,14 @@ def _read_folders(root: str, split: str) -> Rows:
     ids.append(named[1] if named else f'{name}/{file}')
     paths.append(f'{name}/{file}')
     labels.append(label)
-    places.append(os.path.join(base, class_folder))
+    places.append(os.path.join(base, file))
   warnings = faces.unread([os.path.join(base, file) for file in loose], 'they lie in no class folder')
   if foreign:
     warnings.append(
       f"{len(foreign)} pictures in '{base}' have names of the other split and are read all the same; the first is "
       f'{foreign[0]}'
     )
-  return _by_id(Rows(ids, paths, labels, places, f'folder names of {name}', warnings))
+  return _by_id(Rows(ids, paths, labels, places, name, warnings))
 
 
 def _class_of(name: str, base: str) -> int:
@@ -235,16 +235,15 @@ def _by_id(rows: Rows) -> Rows:
 
 def _chosen(rows: Rows, index: Sequence[int]) -> Rows:
   kept = ([values[k] for k in index] for values in (rows.ids, rows.paths, rows.labels, rows.places))
-  return Rows(*kept, rows.label_rule, rows.warnings)
+  return Rows(*kept, rows.label_file, rows.warnings)
 
 
 def _check_ids(rows: Rows) -> None:
   for k in range(1, len(rows.ids)):
     if rows.ids[k] == rows.ids[k - 1]:
-      first, second = rows.places[k - 1], rows.places[k]
-      if first == second:  # one class folder
-        first, second = rows.paths[k - 1], rows.paths[k]
-      raise UserError(f"{second}: picture '{rows.ids[k]}' comes a second time (first in {first})")
+      raise UserError(
+        f"{rows.places[k]}: picture '{rows.ids[k]}' comes a second time (first in {rows.places[k - 1]})"
+      )
 
 
 def _on_disk(root: str, rows: Rows) -> tuple[list[bool], list[str]]:
@@ -254,17 +253,7 @@ def _on_disk(root: str, rows: Rows) -> tuple[list[bool], list[str]]:
   here = {name for name in faces.pictures(os.path.join(root, ALIGNED)) if not name.startswith(others)}
   named = [os.path.basename(path) for path in rows.paths]
   unnamed = [os.path.join(root, ALIGNED, name) for name in sorted(here.difference(named))]
-  return [name in here for name in named], faces.unread(unnamed, f'{rows.label_rule} does not name them')
-
-
-def _without_faces(
-  rows: Rows, on_disk: list[bool], align: Mapping[str, Any]
-) -> tuple[Rows, list[bool], dict[str, Any]]:
-  """Leaves out the pictures that `python -m mimic_jax.align --on_missing keep_out` found no face in."""
-  if align.get('on_missing') != 'keep_out' or all(on_disk):
-    return rows, on_disk, {}
-  kept = [k for k, here in enumerate(on_disk) if here]
-  return _chosen(rows, kept), [True] * len(kept), {'left_out': {'without a face': len(rows.ids) - len(kept)}}
+  return [name in here for name in named], faces.unread(unnamed, f'{rows.label_file} does not name them')
 
 
 def _one_size(paths: Sequence[str], threads: int) -> tuple[int, int, int] | None:

@@ -253,7 +253,7 @@ class Concat:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     _, source, j = self._locate(i)
-    return {'image': source[j]['image'], 'label': self.label(i), 'id': self.id(i)}
+    return {**source[j], 'label': self.label(i), 'id': self.id(i)}
 
   def id(self, i: int) -> str:
     part, source, j = self._locate(i)
@@ -314,6 +314,7 @@ class Cached:
     self.class_names = source.class_names
     self.image_shape = source.image_shape
     self._bad: dict[int, BadImage] = {}
+    self._items: dict[int, dict[str, Any]] = {}  # where a source has named targets beside the label
     n = len(source)
     self._lazy = source.image_shape is None and hasattr(source, 'file_bytes')
     if source.image_shape is None:
@@ -322,7 +323,13 @@ class Cached:
       self._pictures = np.zeros((n, *source.image_shape), np.uint8)
     for i in range(n):
       try:
-        self._pictures[i] = source.file_bytes(i) if self._lazy else source[i]['image']
+        if self._lazy:
+          self._pictures[i] = source.file_bytes(i)
+          continue
+        item = dict(source[i])
+        self._pictures[i] = item.pop('image')
+        if item.keys() - {'label', 'id'}:
+          self._items[i] = item
       except BadImage as e:
         self._bad[i] = e
 
@@ -338,7 +345,7 @@ class Cached:
     picture = self._picture(i)
     if self._lazy:
       return self._source.read(i, picture)
-    return {'image': picture, 'label': self.label(i), 'id': self.id(i)}
+    return {**self._items.get(i, {}), 'image': picture, 'label': self.label(i), 'id': self.id(i)}
 
   def open(self, i: int) -> Image.Image:
     picture = self._picture(i)

@@ -10,7 +10,11 @@ The contract (`Objective(stage, model, class_names)`; stage and model are sectio
   loss(model, batch, key, step, total_steps) -> (float32 [], {name: scalar})
   evaluate(model, batch) -> {'sums': {name: scalar}, 'outputs': {name: [B, …]}}; batch has 'mask', False on padding
   trainable(path) -> bool                       whether the parameter at this path of names is trained
-  draw(model, batch, key) -> {name: Drawing}    what the report shows
+  initial(path) -> str                          what it takes from initial weights: 'needed' (an error where they lack it),
+                                                'if_whole' (only if all such of its top-level module fit), 'fresh' (nothing)
+  config: vit.Config                            of its encoder; class_names: of its classifier, where it is labelled
+  draw(model, batch, key) -> {name: Drawing}    what the report of a stage shows
+  look(model, batch) -> {name: Drawing}         what that of an evaluation shows: nothing that is drawn at random
 
 `augment`, `loss` and `evaluate` are traced inside jax.jit over global, sharded arrays; they see no optimiser, no mesh
 and no file system.

@@ -104,6 +104,10 @@ class Objective:
     """Everything but the fixed sin-cos tables of encoder and decoder."""
     return path[-1] != 'pos_embed'
 
+  def initial(self, path: tuple[str, ...]) -> str:
+    """The encoder is needed; a decoder is taken where there is one of this size."""
+    return 'needed' if path[0] == 'encoder' else 'if_whole'
+
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """One random crop per image, flip, normalisation.
 
@@ -179,6 +183,10 @@ class Objective:
       ('masked', 'reconstruction', 'original'),
     )
     return {'reconstructions': drawing}
+
+  def look(self, model: MaskedAutoencoder, batch: Batch) -> dict[str, Drawing]:
+    """Returns what `draw` does, under masks that are the same every time."""
+    return self.draw(model, batch, jax.random.key(EVALUATION_SEED))
 
   def _whole(self, images: jax.Array) -> jax.Array:
     a = self.augmentation

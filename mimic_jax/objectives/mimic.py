@@ -15,8 +15,8 @@ from flax import nnx
 
 from mimic_jax import augment, losses, mixing, models
 from mimic_jax.errors import UserError
-from mimic_jax.models import heads, vit
-from mimic_jax.report.drawing import Drawing
+from mimic_jax.models import heads, rollout, vit
+from mimic_jax.report.drawing import Drawing, in_rows, overlay
 
 Batch = dict[str, jax.Array]
 
@@ -69,6 +69,7 @@ class Objective:
     self.weight = self.contrast.pop('weight')
     self.pair_loss = self.weight > 0 or stage['mix']['probability'] > 0
     self._mixed_views = jax.jit(self._mix_for_drawing)
+    self._attended = jax.jit(self._attention, static_argnums=0)
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
@@ -222,11 +223,21 @@ class Objective:
     del path
     return True
 
+  def initial(self, path: tuple[str, ...]) -> str:
+    """The encoder is needed, the heads with `init_head`: the classifier for certain, the projection where it fits."""
+    if path[0] == 'classifier':
+      return 'needed' if self.stage['init_head'] else 'fresh'
+    if path[0] == 'projection':
+      return 'if_whole' if self.stage['init_head'] else 'fresh'
+    # Global pooling does without the encoder's norm, and weights that were fine-tuned with it have none.
+    unused_norm = path[:2] == ('encoder', 'norm') and self.stage['head']['pool'] == 'gap'
+    return 'if_whole' if path[0] == 'fc_norm' or unused_norm else 'needed'
+
   def draw(self, model: Model, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
-    """Returns the two crops of a few images, what they become when mixed, and the mixed labels."""
-    del model
+    """Returns what `look` does, and the two crops of a few images, what they become when mixed, and the mixed labels."""
+    drawings = self.look(model, batch)
     if self.stage['mix']['probability'] == 0:
-      return {}
+      return drawings
     rows = 6
     crops, mixed = jax.device_get(self._mixed_views(batch, key))
     a = self.stage['augment']
@@ -234,16 +245,60 @@ class Objective:
     captions = [[''] * self.views + [self._caption(y) for y in ys] for ys in mixed.y[:rows]]
     titles = [f'{what} {v + 1}' for what in ('crop', 'mixed') for v in range(self.views)]
     how = 'CutMix' if mixed.is_cutmix else 'Mixup'
+    drawings['mixed'] = Drawing(
+      'Mixed samples',
+      f'The crops of each image and what {how} makes of them in this batch; below, the mixed label that decides '
+      'which other samples count as positives.',
+      augment.to_uint8(pictures, a['mean'], a['std']),
+      tuple(titles),
+      captions,
+    )
+    return drawings
+
+  def look(self, model: Model, batch: Batch) -> dict[str, Drawing]:
+    """Returns where the model's attention goes in the images of an evaluation batch, with their classes and its answers.
+
+    Args:
+      model: of this objective.
+      batch: 'image' uint8 [B, H, W, 3], 'label' int32 [B] or float32 [B, K], 'mask' bool [B], False on padding.
+    """
+    shown = np.flatnonzero(batch['mask'])
+    if not shown.size:
+      return {}
+    template, params, rest = models.split(model, self.trainable)
+    x, heat, logits = jax.device_get(self._attended(template, params, rest, batch['image']))
+    a = self.stage['augment']
+    pictures = augment.to_uint8(x[shown], a['mean'], a['std'])
+    chances = np.asarray(jax.nn.softmax(logits[shown], axis=-1))
+    true = np.argmax(self._distribution(jnp.asarray(batch['label'])), axis=-1)[shown]
+    captions = []
+    for k, chance in zip(true, chances):
+      guess = int(np.argmax(chance))
+      captions += [self.class_names[k], f'→ {self.class_names[guess]} {chance[guess]:.2f}']
+    pairs = np.stack([pictures, overlay(pictures, heat[shown])], axis=1)
+    images, cells = in_rows(rearrange(pairs, 'n two h w c -> (n two) h w c'), captions, columns=4)
+    whose = 'the class token' if self.stage['head']['pool'] == 'cls' else 'the mean of the patch tokens'
     return {
-      'mixed': Drawing(
-        'Mixed samples',
-        f'The crops of each image and what {how} makes of them in this batch; below, the mixed label that decides '
-        'which other samples count as positives.',
-        augment.to_uint8(pictures, a['mean'], a['std']),
-        tuple(titles),
-        captions,
+      'attention': Drawing(
+        'Attention',
+        f'Attention rollout: the brighter a patch, the more of it can have reached {whose}; each map has a scale of '
+        'its own. Under a picture its class, under the map the answer and its probability. It shows where the model '
+        'looks, not why it answers so.',
+        images,
+        ('picture', 'attention') * (images.shape[1] // 2),
+        cells,
       )
     }
+
+  def _attention(
+    self, template: models.Template, params: Any, rest: Any, images: jax.Array
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the normalised images [B, S, S, 3], their rollouts [B, grid, grid] and logits [B, K], float32."""
+    model = models.merge(template, params, rest)
+    a = self.stage['augment']
+    x = augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
+    heat = rollout.attention_rollout(model.encoder, x, self.stage['head']['pool'])
+    return x, heat, model.classifier(model.features(x)).astype(jnp.float32)
 
   def _mix_for_drawing(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
     """Returns the crops of a batch and what mixing makes of them, mixed for certain."""

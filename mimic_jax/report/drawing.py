@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
@@ -17,6 +18,8 @@ TITLE_SIZE = 12
 CAPTION_SIZE = 11
 MAX_LINES = 3  # of a caption; what is longer ends in '…'
 PAPER, INK, QUIET = (255, 255, 255), (28, 32, 36), (82, 90, 98)
+HEAT_COLOURS = 'inferno'  # of matplotlib; its lightness rises evenly, so it reads without colour, too
+HEAT_OPACITY = 0.65  # where the heat is greatest
 
 
 class Drawing(NamedTuple):
@@ -45,6 +48,49 @@ def save_drawing(directory: epath.Path, name: str, drawing: Drawing) -> None:
   (directory / f'{name}.png').write_bytes(buffer.getvalue())
   about = json.dumps({'title': drawing.title, 'caption': drawing.caption}, ensure_ascii=False)
   (directory / f'{name}.json').write_bytes(about.encode())
+
+
+def in_rows(
+  pictures: np.ndarray, captions: Sequence[str], columns: int
+) -> tuple[np.ndarray, list[list[str]]]:
+  """Lays pictures out in rows: images and cells of a Drawing, the places left over white and without a caption.
+
+  Args:
+    pictures: uint8 [N, H, W, 3], N ≥ 1.
+    captions: N texts.
+    columns: pictures in a row; fewer where there are fewer pictures.
+
+  Returns:
+    uint8 [R, C, H, W, 3], and R lists of C texts.
+  """
+  columns = min(columns, len(pictures))
+  empty = -len(pictures) % columns
+  white = np.full((empty, *pictures.shape[1:]), 255, np.uint8)
+  texts = [*captions, *[''] * empty]
+  images = np.concatenate([pictures, white]).reshape(-1, columns, *pictures.shape[1:])
+  return images, [texts[i : i + columns] for i in range(0, len(texts), columns)]
+
+
+def overlay(pictures: np.ndarray, heat: np.ndarray) -> np.ndarray:
+  """Lays heat over pictures in grey, each map scaled by itself: its least value shows the picture, its largest the heat.
+
+  Args:
+    pictures: uint8 [N, H, W, 3].
+    heat: float [N, h, w], resized (bicubic) to the pictures.
+
+  Returns:
+    uint8 [N, H, W, 3].
+  """
+  colours = matplotlib.colormaps[HEAT_COLOURS]
+  laid = []
+  for picture, values in zip(pictures, np.asarray(heat, np.float32), strict=True):
+    values = (values - values.min()) / max(float(np.ptp(values)), 1e-12)
+    size = picture.shape[1::-1]
+    smooth = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)[..., None]
+    grey = np.asarray(Image.fromarray(picture).convert('L'), np.float32)[..., None]
+    opacity = HEAT_OPACITY * smooth
+    laid.append(grey * (1 - opacity) + 255 * colours(smooth[..., 0])[..., :3] * opacity)
+  return np.rint(np.stack(laid)).astype(np.uint8)
 
 
 def enlargement(height: int, width: int) -> int:

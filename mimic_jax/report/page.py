@@ -144,7 +144,7 @@ def _plot_of(name: str) -> str:
   """Returns the plot that a quantity is drawn in, '' for those that are in the tables only."""
   if name in ('mean_class_accuracy', 'accuracy'):
     return 'accuracy'
-  if name in ('macro_f1', 'accuracy_without_duplicates', 'count_without_duplicates'):
+  if name == 'macro_f1' or name.startswith(('accuracy_', 'count_')):
     return ''
   if name in ('ce', 'contrast', 'cross_entropy', 'contrastive') or (name != 'loss' and 'loss' in name):
     return 'terms'

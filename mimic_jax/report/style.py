@@ -46,17 +46,21 @@ nav a:hover { text-decoration: underline; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .38rem .7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); font-size: .8rem; vertical-align: bottom; }
-tbody th { color: var(--ink); font-size: .88rem; font-weight: 500; }
+tbody th { color: var(--ink); font-size: .88rem; font-weight: 500; vertical-align: middle; }
 th:first-child, td.text, th.text { text-align: left; }
 th:first-child { padding-left: 0; }
 table.results { width: 100%; }
 table.results :is(th, td) { padding-inline: .45rem; }
 table.results :is(th, td):first-child { padding-left: 0; }
 table.results td.main { font-weight: 650; }
+table.results td small { display: block; font-weight: 400; font-size: .72rem; color: var(--quiet); }
+table.classes :is(th, td) { padding-inline: .4rem; }
+table.classes :is(th, td):first-child { padding-left: 0; }
+td.ends { color: var(--quiet); font-size: .8rem; }
 tr.also th, tr.also td { color: var(--quiet); font-weight: 400; font-size: .82rem; }
 tr.also th { text-align: right; }
 .share { background: linear-gradient(to right, rgba(var(--heat), .22) calc(var(--v) * 100%), transparent 0); min-width: 5.5rem; }
-.confusion td { text-align: center; min-width: 3.4rem; height: 2.9rem; padding: .2rem .3rem; border: 2px solid var(--paper); line-height: 1.15; }
+.confusion td { text-align: center; min-width: 3rem; height: 2.9rem; padding: .2rem; border: 2px solid var(--paper); line-height: 1.15; }
 .confusion td small { display: block; font-size: .7rem; opacity: .8; }
 .confusion td.dark { color: #fff; }
 .confusion td.hit { outline: 1px solid var(--quiet); outline-offset: -3px; }
@@ -69,8 +73,8 @@ figure svg { display: block; width: 100%; height: auto; margin-top: .3rem; overf
 figure svg text { font-family: inherit !important; }
 figure.scatter { max-width: 46rem; }
 figcaption p { margin: .15rem 0 .5rem; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(27rem, 100%), 1fr)); gap: 0 2.5rem; align-items: start; }
-.pair > div { min-width: 0; }
+.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: start; }
+.pair > div { min-width: 0; max-width: 100%; }
 .legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin-top: .15rem; font-size: .8rem; color: var(--quiet); }
 .picture { margin: 1.75rem 0; }
 .picture img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; background: #fff; padding: 4px; }

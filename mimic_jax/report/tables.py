@@ -4,11 +4,17 @@ import html
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mimic_jax import uncertainty
 from mimic_jax.report.run import Run, Stage
 
 MOST_CLASSES = 30  # of a confusion matrix drawn as a table
 CONFUSIONS = 25  # listed instead, where there are more classes
 NONE = '–'
+# accuracies of a split beside the headline: accuracy_<name>, of count_<name> pictures or of all
+ALSO = {
+  'without_duplicates': 'without duplicates of training pictures',
+  'among_shared_classes': 'with answers among its own classes only',
+}
 
 
 def esc(value: Any) -> str:
@@ -29,6 +35,28 @@ def percent(value: Any, digits: int = 2) -> str:
 def number(value: Any, form: str = ',.0f') -> str:
   """Returns a number in `form`, '–' when there is none."""
   return format(value, form) if is_number(value) else NONE
+
+
+def interval(held: Mapping[str, Any], name: str) -> tuple[float, float] | None:
+  """Returns the ends of the interval of a split's score, where its figures hold one."""
+  ends = _mapping(_mapping(held.get('intervals')).get(name))
+  low, high = ends.get('low'), ends.get('high')
+  return (low, high) if is_number(low) and is_number(high) else None
+
+
+def span(ends: tuple[float, float], digits: int = 2) -> str:
+  """Returns the ends of an interval of a share as percent: '86.95 – 89.14 %'."""
+  low, high = (f'{100 * end:.{digits}f}' for end in ends)
+  return f'{low} – {high} %'
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+  return value if isinstance(value, Mapping) else {}
+
+
+def _level(held: Mapping[str, Any]) -> str:
+  """Returns '95 %', of the intervals of a split."""
+  return percent(_mapping(_mapping(held.get('intervals')).get('method')).get('level'), 0)
 
 
 def duration(seconds: float) -> str:
@@ -102,7 +130,9 @@ def _value(stage: Stage) -> tuple[str, str]:
   final = splits(stage)
   for split, held in final.items():
     if is_number(held.get('accuracy')):
-      note = f'mean class {percent(held.get("mean_class_accuracy"), 1)}, macro F1 {percent(held.get("macro_f1"), 1)}'
+      ends = interval(held, 'accuracy')
+      note = f'{_level(held)} interval {span(ends, 1)}; ' if ends else ''
+      note += f'mean class {percent(held.get("mean_class_accuracy"), 1)}, macro F1 {percent(held.get("macro_f1"), 1)}'
       if is_number(held.get('largest_class')):
         note += f'; always the largest class {percent(held["largest_class"], 1)}'
       return f'{percent(held["accuracy"], 1)} <small>accuracy, {esc(split)}</small>', note
@@ -132,7 +162,7 @@ def results(run: Run) -> str:
   rows = ''.join(row for stage in run.stages for row in _rows(run, stage))
   return (
     '<h3 id="results">Results of the last epoch</h3><div class="wide"><table class="results">'
-    f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_best(run)}'
+    f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_about_intervals(run)}{_best(run)}'
   )
 
 
@@ -142,20 +172,40 @@ def _rows(run: Run, stage: Stage) -> Iterator[str]:
   first = [esc(stage.name), esc(objective(stage)), esc(initial(run, stage))]
   last = [number(speed), number(took / 60 if took is not None else None, '.1f')]
   for split, held in splits(stage).items() or {NONE: {}}.items():
-    cells = [*first, esc(split), percent(held.get('accuracy')), percent(held.get('mean_class_accuracy'))]
+    cells = [*first, esc(split), *(_score(held, name) for name in uncertainty.SCORES)]
     cells += [
-      percent(held.get('macro_f1')),
       number(held.get('loss'), '.4g'),
       number(held.get('count')),
       *last,
     ]
     yield _row(cells)
-    if is_number(held.get('accuracy_without_duplicates')):
-      accuracy, count = (held.get(f'{k}_without_duplicates') for k in ('accuracy', 'count'))
-      yield (
-        f'<tr class="also"><th scope="row" colspan="4">{esc(split)} without duplicates of training pictures</th>'
-        f'<td>{percent(accuracy)}</td><td></td><td></td><td></td><td>{number(count)}</td><td></td><td></td></tr>'
-      )
+    for name, words in ALSO.items():
+      if is_number(held.get(f'accuracy_{name}')):
+        count = number(held.get(f'count_{name}', held.get('count')))
+        yield (
+          f'<tr class="also"><th scope="row" colspan="4">{esc(split)} {words}</th>'
+          f'<td>{percent(held[f"accuracy_{name}"])}</td>{"<td></td>" * 3}<td>{count}</td>{"<td></td>" * 2}</tr>'
+        )
+
+
+def _score(held: Mapping[str, Any], name: str) -> str:
+  """Returns a score as percent with its interval, where there is one, in small print under it (HTML)."""
+  ends = interval(held, name)
+  return percent(held.get(name)) + (f'<small>{span(ends)}</small>' if ends else '')
+
+
+def _about_intervals(run: Run) -> str:
+  """Returns a sentence on where the intervals of the table are from, or ''."""
+  drawn: dict[str, list[str]] = {}
+  for stage in run.stages:
+    for split, held in splits(stage).items():
+      how = _mapping(_mapping(held.get('intervals')).get('method'))
+      if how:
+        kind = f'{_level(held)} interval ({how.get("interval")}, {number(how.get("samples"))} resamples)'
+        units = f'{number(how.get("units"))} {how.get("over")} ({stage.name}, {split})'
+        drawn.setdefault(kind, []).append(units)
+  texts = [f'Under a score its {kind}, drawn over {", ".join(units)}.' for kind, units in drawn.items()]
+  return f'<p class="small quiet">{esc(" ".join(texts))}</p>' if texts else ''
 
 
 def _row(cells: list[str]) -> str:
@@ -188,19 +238,25 @@ def _best(run: Run) -> str:
 
 
 def per_class(held: Mapping[str, Any]) -> str:
-  """Returns recall, precision, F1 and support of every class, recall with a bar."""
+  """Returns recall, precision, F1 and support of every class; recall with a bar and its Wilson interval."""
   rows = []
   for name, row in held.get('per_class', {}).items():
     there = row.get('support', 0) > 0
     bar = f'<td class="share" style="--v:{row["recall"]:.4f}">' if there else '<td>'
     scores = ''.join(f'<td>{percent(row.get(k), 1)}</td>' for k in ('precision', 'f1'))
-    recall = percent(row['recall'], 1) if there else NONE
+    recall, ends = NONE, NONE
+    if there:
+      recall = percent(row['recall'], 1)
+      ends = span(uncertainty.wilson(round(row['recall'] * row['support']), row['support']), 1)
     rows.append(
-      f'<tr><th scope="row">{esc(name)}</th>{bar}{recall}</td>{scores}<td>{number(row.get("support"))}</td></tr>'
+      f'<tr><th scope="row">{esc(name)}</th>{bar}{recall}</td><td class="ends">{ends}</td>{scores}'
+      f'<td>{number(row.get("support"))}</td></tr>'
     )
   return (
-    '<div class="wide"><table><thead><tr><th class="text">class</th><th>recall</th><th>precision</th><th>F1</th>'
-    f'<th>pictures</th></tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    '<p class="small quiet">Interval: of recall (Wilson, 95 %), each picture taken as independent.</p>'
+    '<div class="wide"><table class="classes"><thead><tr><th class="text">class</th><th>recall</th><th>interval</th>'
+    '<th>precision</th><th>F1</th><th>pictures</th></tr></thead>'
+    f'<tbody>{"".join(rows)}</tbody></table></div>'
   )
 
 

@@ -1,0 +1,315 @@
+"""Initial weights for a model. Whatever can be started from is recognised here, by content, and read into one form.
+
+The form is a flat dict of NumPy arrays named like the model's own parameters, 'encoder/blocks/attn/qkv/kernel', block
+parameters stacked [depth, …]. `read` makes it out of a run of ours or a published file (files.py opens, layouts.py
+translates names), `fit` lays it against a model and accounts for every tensor. docs/weights.md lists what is recognised.
+"""
+
+import dataclasses
+import posixpath
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mimic_jax import checkpoint
+from mimic_jax.data import classes
+from mimic_jax.errors import UserError
+from mimic_jax.models import vit
+from mimic_jax.weights import facts as facts_lib
+from mimic_jax.weights import files, layouts
+
+OWN = 'mimic_jax checkpoint'
+EXPECTED = (
+  "a run's folder (with <stage>/checkpoints), a stage in it or a checkpoint, a weight file (.pth, .safetensors) or a model "
+  'folder with one'
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+  """A model's parameters and where they are from.
+
+  Attributes:
+    tensors: our name ('encoder/cls_token', 'fc_norm/scale', 'decoder/…', 'classifier/fc/kernel', 'projection/…') -> float32.
+    origin: the file, or the checkpoint and its step.
+    kind: what it is, in words: 'MAE pre-training, encoder alone', 'MoCo v3', …
+    class_names: of the classifier, where they are known.
+    source_names: our name -> the file's, one or three (query, key, value), with '*' for a block's number; of what the file
+      lacks, too.
+    unused: names in the file that no model of ours has.
+    broken: our name -> why it could not be made although a part of it is there.
+    facts: what else is known, for people: preset, dim, depth, patch_size, image_size, … (weights/facts.py).
+  """
+
+  tensors: dict[str, np.ndarray]
+  origin: str
+  kind: str
+  class_names: tuple[str, ...] | None = None
+  source_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+  unused: Sequence[str] = ()
+  broken: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def spelled(self, name: str) -> tuple[str, ...]:
+    """Returns the file's own names for a tensor of ours."""
+    return self.source_names.get(name, (name,))
+
+
+def read(path: str, field: str) -> Weights:
+  """Reads initial weights.
+
+  Args:
+    path: a run's folder, a checkpoint, a weight file, a model folder.
+    field: the config's field that holds the path, for errors.
+
+  Raises:
+    UserError: when there is nothing there, nothing that is known, or it is damaged, holds code, or is of another kind of
+      architecture than ours.
+  """
+  where = epath.Path(path)
+  if not where.exists():
+    raise UserError(f"{field} is '{path}', which does not exist; expected {EXPECTED}")
+  found = checkpoint.find(where) if where.is_dir() else None
+  if found is not None:
+    return _read_own(*found)
+  contents = files.open_weights(where, field)
+  if contents is None:
+    raise UserError(
+      f"{field} is '{path}', which holds no checkpoint of mimic_jax and no weights; expected {EXPECTED}"
+    )
+  return _read_published(contents, field)
+
+
+def _read_own(folder: epath.Path, step: int) -> Weights:
+  """Reads a checkpoint that mimic_jax wrote: the model, not the optimiser."""
+  meta = checkpoint.read_meta(folder, step)
+  arrays = checkpoint.read_arrays(folder, step, ('params', 'rest'))
+  tensors = {name.split('/', 1)[1]: array for name, array in arrays.items()}
+  class_names = None
+  if 'classifier/fc/kernel' in tensors:
+    class_names = tuple(meta.get('reading', {}).get('class_names', ())) or None
+  return Weights(
+    tensors,
+    f'{folder} step {step}',
+    OWN,
+    class_names,
+    facts=facts_lib.of_checkpoint(tensors, meta),
+  )
+
+
+def _read_published(contents: files.Contents, field: str) -> Weights:
+  where = f"{field}: '{contents.path}'"
+  try:
+    layout = layouts.detect(contents.tensors, contents.place, bool(contents.args))
+  except ValueError as e:
+    raise UserError(f'{where} {e}') from e
+  if layout is None:
+    some = ', '.join(f"'{n}'" for n in list(contents.tensors)[:4]) or 'no tensors'
+    raise UserError(
+      f'{where} has {some}; expected the names of a ViT as MAE, timm, DeiT, MoCo v3, LocalMIM or Hugging Face write them'
+    )
+  if odd := layouts.foreign(contents.tensors, layout):
+    raise UserError(
+      f"{where} is of another architecture: it has '{odd}'; expected a plain ViT, whose blocks are norm1, attn (qkv, proj), "
+      'norm2, mlp (fc1, fc2), with a class token and no other'
+    )
+  tensors, broken, used = layouts.collect(contents.tensors, layout)
+  positions = tensors.get('encoder/pos_embed')
+  if positions is not None and not facts_lib.is_square(positions.shape):
+    raise UserError(
+      f"{where}: '{layout.names['encoder/pos_embed'][0]}' has shape {positions.shape}; expected [1, 1 + side · side, D]: a "
+      'class token and a square of patches'
+    )
+  unused = [n for n in contents.tensors if n not in used]
+  unused += [f"['{key}']" for key, tensors_in in contents.beside.items() if tensors_in]
+  return Weights(
+    tensors,
+    str(contents.path),
+    layout.kind,
+    facts_lib.class_names(contents.config, tensors),
+    layout.names,
+    grouped(unused, used),
+    broken,
+    facts_lib.of_file(tensors, contents, layout.kind),
+  )
+
+
+class _Misfit(Exception):  # noqa: N818
+  """Why one tensor can't be had; becomes a UserError where it is needed."""
+
+
+def fit(
+  weights: Weights,
+  target: Mapping[str, Any],
+  rule: Callable[[tuple[str, ...]], str],
+  field: str,
+  *,
+  heads: int = 0,
+  class_names: Sequence[str] = (),
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Fits read weights to a model: every tensor of either is loaded, resized, started anew or listed as unused.
+
+  Args:
+    weights: as read.
+    target: the model's parameters by flat name, arrays or shapes.
+    rule: an objective's `initial`: path -> 'needed', 'if_whole' or 'fresh'.
+    field: the config's field that names the weights, for errors.
+    heads: of the model's attention; 0 = not compared. No tensor's shape shows it.
+    class_names: of the model's classifier, where it has one.
+
+  Returns:
+    The arrays to be loaded by flat name, float32, and an account {'loaded', 'resized', 'unused': names as the file spells
+    them, 'fresh': our names, 'notes': sentences}.
+
+  Raises:
+    UserError: naming the first tensor that is missing, of another shape or not finite.
+  """
+  where = f'{field}: {weights.origin}'
+  account: dict[str, Any] = {
+    'loaded': [],
+    'resized': [],
+    'fresh': [],
+    'unused': list(weights.unused),
+    'notes': [],
+  }
+  _check_heads(weights, heads, where, account['notes'])
+  columns = None
+  if any(rule(tuple(n.split('/'))) == 'needed' for n in target if n.startswith('classifier/')):
+    columns = _columns(weights, class_names, where)
+  fitted: dict[str, np.ndarray] = {}
+  for wish, names in _groups(target, rule):
+    taken: dict[str, np.ndarray] = {}
+    try:
+      for name in names if wish != 'fresh' else ():
+        taken[name] = _candidate(weights, name, tuple(target[name].shape), columns)
+    except _Misfit as e:
+      if wish == 'needed':
+        raise UserError(f'{where} {e}') from e
+      if any(n in weights.tensors or n in weights.broken for n in names):
+        account['notes'].append(f'{posixpath.commonpath(names)} starts anew: {weights.origin} {e}')
+      taken = {}
+    if not taken:
+      account['fresh'] += names
+    fitted |= taken
+  for name, array in fitted.items():
+    _check_finite(weights, name, array, where)
+    same = array.shape == weights.tensors[name].shape or not name.endswith('pos_embed')
+    account['loaded' if same else 'resized'] += weights.spelled(name)
+  left = [spelled for name in weights.tensors if name not in fitted for spelled in weights.spelled(name)]
+  account['unused'] = sorted({*account['unused'], *left})
+  return fitted, account
+
+
+def _groups(target: Iterable[str], rule: Callable[[tuple[str, ...]], str]) -> list[tuple[str, list[str]]]:
+  """Returns the names that stand or fall together: (wish, names), those of 'if_whole' by top-level module."""
+  groups: dict[tuple[str, str], list[str]] = {}
+  for name in target:
+    path = tuple(name.split('/'))
+    wish = rule(path)
+    groups.setdefault((wish, path[0] if wish == 'if_whole' else ''), []).append(name)
+  return [(wish, names) for (wish, _), names in sorted(groups.items(), key=lambda g: g[0][0] != 'needed')]
+
+
+def _candidate(weights: Weights, name: str, shape: tuple[int, ...], columns: list[int] | None) -> np.ndarray:
+  """Returns the array for one tensor of the model; raises _Misfit when there is none of that shape."""
+  if name in weights.broken:
+    raise _Misfit(weights.broken[name])
+  spelled = ', '.join(f"'{s}'" for s in weights.spelled(name))
+  mine = f'our {name}, {list(shape)}'
+  if name not in weights.tensors:
+    raise _Misfit(f'has no {spelled}; expected it for {mine}')
+  array = np.asarray(weights.tensors[name], np.float32)
+  if columns is not None and name.startswith('classifier/') and array.shape[-1:] == (len(columns),):
+    array = array[..., columns]
+  tables = name.endswith('pos_embed') and facts_lib.is_square(array.shape) and facts_lib.is_square(shape)
+  if tables and array.shape != shape and array.shape[-1] == shape[-1]:
+    side = round((shape[1] - 1) ** 0.5)
+    return np.asarray(vit.resize_pos_embed(array, (side, side)), np.float32)
+  if array.shape != shape:
+    raise _Misfit(
+      f'is of another architecture: {spelled} has shape {array.shape}; expected {shape} for our {name} (the '
+      f'file is {facts_lib.architecture(weights.facts)}; config.model.preset and its sizes must say so)'
+    )
+  return array
+
+
+def _columns(weights: Weights, class_names: Sequence[str], where: str) -> list[int] | None:
+  """Returns, for each class of the model, its column in the weights' classifier; by place where no names are known."""
+  kernel = weights.tensors.get('classifier/fc/kernel')
+  if kernel is None:
+    return None
+  have, want = kernel.shape[-1], len(class_names)
+  if have != want:
+    named = f' ({", ".join(weights.class_names)})' if weights.class_names and have < 20 else ''
+    raise UserError(
+      f'{where} has a classifier of {have} classes{named}; expected the {want} of this data ({", ".join(class_names)}), or '
+      'init_head=False to start it anew'
+    )
+  if weights.class_names is None:
+    return list(range(have))
+  columns = classes.match(weights.class_names, class_names)
+  if -1 in columns:
+    raise UserError(
+      f"{where} has no class '{class_names[columns.index(-1)]}' among {', '.join(weights.class_names)}; expected each class "
+      'of this data, or init_head=False to start the classifier anew'
+    )
+  return columns
+
+
+def _check_heads(weights: Weights, heads: int, where: str, notes: list[str]) -> None:
+  have, sure = weights.facts.get('heads', 0), weights.facts.get('heads_from', '')
+  if not heads or not have or heads == have:
+    return
+  if sure != facts_lib.FROM_PRESET:
+    raise UserError(
+      f'{where} has {have} attention heads ({sure}); expected the {heads} of config.model (model.heads={have} makes them so)'
+    )
+  notes.append(
+    f'{weights.facts["preset"]} has {have} attention heads, config.model {heads}; no tensor shows which is right'
+  )
+
+
+def _check_finite(weights: Weights, name: str, array: np.ndarray, where: str) -> None:
+  """Raises UserError naming, as the file spells it, the first tensor with NaN or infinity."""
+  if np.isfinite(array).all():
+    return
+  at = np.argwhere(~np.isfinite(array))[0]
+  spelled = weights.spelled(name)
+  one = spelled[at[-1] * len(spelled) // array.shape[-1]] if len(spelled) > 1 else spelled[0]
+  if '*' in one:
+    one = one.replace('*', str(at[0]))
+  raise UserError(f"{where}: '{one}' has values that are not finite; expected numbers")
+
+
+def grouped(names: Iterable[str], others: Iterable[str] = ()) -> list[str]:
+  """Returns names sorted, with those that differ in numbers alone as one: 'blocks.0.x' and 'blocks.1.x' as 'blocks.*.x'.
+
+  Args:
+    names: each once.
+    others: names that must not seem to be meant: what would take in one of them stays as it is.
+  """
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    groups.setdefault(_pattern(name), []).append(name)
+  taken = set(map(_pattern, others))
+  found = []
+  for pattern, group in groups.items():
+    found += [pattern] if len(group) > 1 and pattern not in taken else group
+  return sorted(found)
+
+
+def _pattern(name: str) -> str:
+  return re.sub(r'(?<=\.)\d+(?=\.)', '*', name)
+
+
+def summary(names: Sequence[str], most: int = 6) -> str:
+  """Returns a list of tensors in a few words: by what stands before the first dot or slash, with counts."""
+  groups: dict[str, int] = {}
+  for name in names:
+    head = re.split(r'[./]', name, maxsplit=1)[0]
+    groups[head] = groups.get(head, 0) + 1
+  shown = [f'{head} ({n} tensors)' if n > 1 else head for head, n in groups.items()]
+  return ', '.join(shown[:most]) + (f' and {len(shown) - most} more' if len(shown) > most else '')

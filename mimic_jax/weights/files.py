@@ -1,0 +1,284 @@
+"""Opens weight files by what is in them, never by their name: PyTorch's (zip and the older pickle) and safetensors.
+
+Nothing in a file is run: PyTorch files are read with weights_only=True and one class allowed beside tensors,
+argparse.Namespace, which MAE's training checkpoints hold and which is data alone.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import struct
+import warnings
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (NumPy has no bfloat16 without it)
+import numpy as np
+import safetensors
+from etils import epath
+
+from mimic_jax.errors import UserError
+
+# where a state dict stands in a PyTorch file, in the order looked for; '' is the file itself
+STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net', '')
+PYTORCH_ZIP, PYTORCH_PICKLE, SAFETENSORS = 'PyTorch', 'PyTorch before 1.6', 'safetensors'
+MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
+CONFIG_FILES = ('config.json', 'preprocessor_config.json')
+# what an interrupted or mistaken download leaves under a weight file's name
+MISTAKEN = {
+  b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file itself)',
+  b'<': 'a web page or XML (the download was of the page, not of the file)',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Contents:
+  """What a weight file holds.
+
+  Attributes:
+    path: the file, or the model folder.
+    container: the file format.
+    tensors: name in the file -> array of any shape and of the file's own dtype; bfloat16 may have become float32.
+    dtypes: name in the file -> dtype in the file, 'float16', 'bfloat16', …
+    place: the key under which the tensors stood in a PyTorch file, '' = at its top.
+    beside: what else stood at its top, name -> whether there are tensors in it.
+    args: a training checkpoint's command line.
+    config: config.json and preprocessor_config.json of a model folder, in one.
+  """
+
+  path: epath.Path
+  container: str
+  tensors: dict[str, np.ndarray]
+  dtypes: dict[str, str]
+  place: str = ''
+  beside: Mapping[str, bool] = dataclasses.field(default_factory=dict)
+  args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def open_weights(path: epath.Path, field: str) -> Contents | None:
+  """Reads a weight file or a model folder.
+
+  Args:
+    path: exists.
+    field: the config's field or the flag that holds it, for errors.
+
+  Returns:
+    None for a folder that holds no weight file, and a file that is none.
+
+  Raises:
+    UserError: when it is one but truncated or damaged, holds code, or needs PyTorch and there is none.
+  """
+  if path.is_dir():
+    return _open_folder(path, field)
+  container = _container(path, field)
+  if container is None:
+    return None
+  if container == SAFETENSORS:
+    return _open_safetensors(path, [path], field)
+  return _open_pytorch(path, container, field)
+
+
+def _container(path: epath.Path, field: str) -> str | None:
+  """Returns a file's format by its first bytes; None when it is none of those read here."""
+  with path.open('rb') as f:
+    head = f.read(32)
+  if not head:
+    raise UserError(f"{field} is '{path}', which is empty; expected weights")
+  for start, what in MISTAKEN.items():
+    if head.lstrip().startswith(start):
+      raise UserError(f"{field} is '{path}', which is {what}; expected weights")
+  if head.startswith(b'PK\x03\x04'):
+    return PYTORCH_ZIP
+  if head[:2] in (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05'):
+    return PYTORCH_PICKLE
+  # eight bytes of the header's length, then its JSON
+  if len(head) > 8 and head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 27:
+    return SAFETENSORS
+  return None
+
+
+def _open_folder(path: epath.Path, field: str) -> Contents | None:
+  """Reads a model folder: an index of shards, or the one weight file in it."""
+  names = sorted(p.name for p in path.iterdir())
+  index = [n for n in names if n.endswith('.index.json')]
+  # a folder often holds the same model in both forms: safetensors need no PyTorch
+  for end in ('.safetensors', ('.bin', '.pth', '.pt')):
+    found = [n for n in names if n.endswith(end)]
+    # beside a model's own file there may be others of its training's, such as training_args.bin
+    found = [n for n in found if n in MODEL_FILES] or found
+    listed = [n for n in index if n.removesuffix('.index.json').endswith(end)]
+    if listed:
+      contents = _open_shards(path / listed[0], field)
+    elif len(found) == 1:
+      contents = open_weights(path / found[0], field)
+    elif found:
+      raise UserError(
+        f"{field} is '{path}', which holds several weight files; expected one of {', '.join(found)}"
+      )
+    else:
+      continue
+    if contents is not None:
+      return dataclasses.replace(contents, path=path, config=_config(path))
+  return None
+
+
+def _config(folder: epath.Path) -> dict[str, Any]:
+  config = {}
+  for file in (folder / name for name in CONFIG_FILES):
+    if file.exists():
+      read = _json(file)
+      if isinstance(read, Mapping):
+        config |= read
+  return config
+
+
+def _json(file: epath.Path) -> Any:
+  try:
+    return json.loads(file.read_text())
+  except ValueError as e:  # also what is not UTF-8
+    raise UserError(f'{file} is no JSON ({e}); expected the file that was saved with the weights') from e
+
+
+def _open_shards(index: epath.Path, field: str) -> Contents:
+  """Reads the files that an index names; every tensor that it lists must be there."""
+  listed = _json(index).get('weight_map', {})
+  if not listed:
+    raise UserError(f"{index} has no 'weight_map'; expected an index of weight files")
+  files = [index.parent / name for name in sorted(set(listed.values()))]
+  for file in files:
+    if not file.exists():
+      raise UserError(f'{file} does not exist; {index.name} lists it')
+  kinds = {file.name: _container(file, field) for file in files}
+  if set(kinds.values()) == {SAFETENSORS}:
+    contents = _open_safetensors(index.parent, files, field)
+  else:
+    parts = [open_weights(file, field) for file in files]
+    if None in parts:
+      raise UserError(f'{files[parts.index(None)]} is no weight file; {index.name} lists it as one')
+    tensors = {k: v for p in parts for k, v in p.tensors.items()}
+    contents = dataclasses.replace(
+      parts[0], tensors=tensors, dtypes={k: v for p in parts for k, v in p.dtypes.items()}
+    )
+  absent = sorted(set(listed) - set(contents.tensors))
+  if absent:
+    raise UserError(
+      f"{index.parent / listed[absent[0]]} has no '{absent[0]}', which {index.name} lists for it"
+    )
+  return contents
+
+
+def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> Contents:
+  tensors, dtypes = {}, {}
+  for file in files:
+    name = ''
+    try:
+      with safetensors.safe_open(_local(file, field), framework='np') as f:
+        for name in f.keys():  # noqa: SIM118  (it is no dict)
+          tensors[name] = f.get_tensor(name)
+          dtypes[name] = tensors[name].dtype.name
+    except safetensors.SafetensorError as e:
+      raise UserError(
+        f"{field}: '{file}' is truncated or damaged ({_short(e)}); expected a whole safetensors file"
+      ) from e
+    except (AttributeError, TypeError) as e:  # a dtype that NumPy has not
+      raise UserError(
+        f"{field}: '{file}': '{name}' is of an unknown type ({_short(e)}); expected floats of 16 to 64 bits"
+      ) from e
+  return Contents(path, SAFETENSORS, tensors, dtypes)
+
+
+def _local(path: epath.Path, field: str) -> str:
+  if '://' in str(path):
+    raise UserError(f"{field} is '{path}'; expected a file on this machine: copy it here first")
+  return str(path)
+
+
+def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
+  """Reads a PyTorch file with weights_only=True."""
+  try:
+    import torch
+  except ImportError as e:
+    raise UserError(
+      f"{field}: '{path}' is a PyTorch file, and PyTorch is not installed; expected `pip install torch` (its CPU build "
+      'will do), or the same weights as safetensors'
+    ) from e
+  local = _local(path, field)
+  if container == PYTORCH_ZIP and zipfile.is_zipfile(local):
+    with zipfile.ZipFile(local) as z:
+      if not any(n.endswith('data.pkl') for n in z.namelist()):
+        raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
+  try:
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+      warnings.simplefilter('ignore')
+      # mapped, so that an optimiser's state, twice as large as the model, is never read
+      loaded = torch.load(local, map_location='cpu', weights_only=True, mmap=container == PYTORCH_ZIP)
+  except (
+    Exception
+  ) as e:  # torch raises what its parts raise: RuntimeError, UnpicklingError, EOFError, KeyError, …
+    code = re.search(r'GLOBAL ([\w.]+)', str(e))
+    if code:
+      raise UserError(
+        f"{field}: '{path}' holds more than weights, '{code[1]}', which was not run or made; expected tensors alone (if "
+        'you trust the file: load it in PyTorch and save its state_dict())'
+      ) from e
+    raise UserError(
+      f"{field}: '{path}' is truncated, damaged or no PyTorch file ({_short(e)}); expected a whole one"
+    ) from e
+  return _from_pytorch(path, container, loaded, torch, field)
+
+
+def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, field: str) -> Contents:
+  """Finds the state dict in what PyTorch loaded and turns its tensors to NumPy."""
+  if not isinstance(loaded, Mapping):
+    raise UserError(
+      f"{field}: '{path}' holds a {type(loaded).__name__}; expected a state dict, or one under 'model' or 'state_dict'"
+    )
+
+  def is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) and v.ndim for v in value.values())
+
+  place = next((k for k in STATE_KEYS if is_state(loaded.get(k) if k else loaded)), None)
+  if place is None:
+    keys = ', '.join(f"'{k}'" for k in list(loaded)[:6]) or 'nothing'
+    raise UserError(
+      f"{field}: '{path}' holds {keys}; expected a state dict, or one under 'model' or 'state_dict'"
+    )
+  state = loaded[place] if place else loaded
+  tensors, dtypes = {}, {}
+  for name, value in state.items():
+    if not isinstance(value, torch.Tensor):
+      continue
+    dtypes[str(name)] = str(value.dtype).removeprefix('torch.')
+    if value.layout is not torch.strided or value.is_quantized:
+      raise UserError(
+        f"{field}: '{path}': '{name}' is sparse or quantised; expected a dense tensor of floats"
+      )
+    value = value.detach()
+    tensors[str(name)] = (value.float() if value.dtype.is_floating_point else value).numpy()
+  args = loaded.get('args') if place else None
+  return Contents(
+    path,
+    container,
+    tensors,
+    dtypes,
+    place,
+    {str(k): _holds_tensors(v, torch) for k, v in loaded.items() if k != place} if place else {},
+    vars(args) if isinstance(args, argparse.Namespace) else {},
+  )
+
+
+def _holds_tensors(value: Any, torch: Any) -> bool:
+  if isinstance(value, Mapping):
+    return any(_holds_tensors(v, torch) for v in value.values())
+  if isinstance(value, list | tuple):
+    return any(_holds_tensors(v, torch) for v in value)
+  return isinstance(value, torch.Tensor)
+
+
+def _short(e: Exception) -> str:
+  """Returns an exception's first words on one line."""
+  text = ' '.join(f'{type(e).__name__}: {e}'.split())
+  return text if len(text) < 120 else f'{text[:117]}…'

@@ -1,0 +1,289 @@
+"""The namings of weight files, and what is behind each: a table from our names to theirs.
+
+A name of ours stands for one tensor of theirs, for one per block ('*' is the block's number), or for three side by side
+(query, key, value). PyTorch's Linear is [out, in], ours [in, out]; its patch embedding is a convolution [D, 3, p, p], ours
+a Linear over a patch's values in (row, column, colour) order.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+# our name -> theirs: one, or three side by side
+Names = dict[str, tuple[str, ...]]
+
+# within a block
+TIMM_BLOCK = {
+  'norm1': ('norm1',),
+  'attn/qkv': ('attn.qkv',),
+  'attn/proj': ('attn.proj',),
+  'norm2': ('norm2',),
+  'mlp/fc1': ('mlp.fc1',),
+  'mlp/fc2': ('mlp.fc2',),
+}
+HF_BLOCK = {
+  'norm1': ('layernorm_before',),
+  'attn/qkv': tuple(f'attention.attention.{x}' for x in ('query', 'key', 'value')),
+  'attn/proj': ('attention.output.dense',),
+  'norm2': ('layernorm_after',),
+  'mlp/fc1': ('intermediate.dense',),
+  'mlp/fc2': ('output.dense',),
+}
+# transformers 5 in memory
+HF_MEMORY_BLOCK = {
+  **HF_BLOCK,
+  'attn/qkv': tuple(f'attention.{x}_proj' for x in 'qkv'),
+  'attn/proj': ('attention.o_proj',),
+  'mlp/fc1': ('mlp.fc1',),
+  'mlp/fc2': ('mlp.fc2',),
+}
+# names by which an encoder is recognised, whatever stands before them; a few may be missing
+TIMM_ANCHORS = (
+  'cls_token',
+  'pos_embed',
+  'patch_embed.proj.weight',
+  'patch_embed.proj.bias',
+  'blocks.0.norm1.weight',
+  'blocks.0.attn.proj.weight',
+  'blocks.0.mlp.fc1.weight',
+)
+HF_ANCHORS = (
+  'embeddings.cls_token',
+  'embeddings.position_embeddings',
+  'embeddings.patch_embeddings.projection.weight',
+  'embeddings.patch_embeddings.projection.bias',
+)
+LEAST_ANCHORS = 2
+# What changes what the encoder computes and ours has not: such a file can't be had by leaving it unused.
+FOREIGN = ('dist_token', 'distillation_token', 'reg_token', 'register_tokens', 'norm_pre', 'rel_pos_bias')
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A file's naming.
+
+  Attributes:
+    kind: what the file is, in words.
+    names: our name -> theirs, whether the file has them or not.
+    stacks: the part of their names that ends where a block's number follows, of each stack of blocks.
+    encoder: the part of their names before the encoder's.
+  """
+
+  kind: str
+  names: Names
+  stacks: tuple[str, ...]
+  encoder: str
+
+
+def detect(tensors: Mapping[str, np.ndarray], place: str, args: bool) -> Layout | None:
+  """Recognises a naming.
+
+  Args:
+    tensors: by their names in the file.
+    place: where they stood in a PyTorch file.
+    args: whether a training's command line stood beside them.
+
+  Returns:
+    None when it is none of those known.
+
+  Raises:
+    ValueError: when the file holds several encoders, saying which.
+  """
+  for anchors, layout in ((TIMM_ANCHORS, _timm), (HF_ANCHORS, _hugging_face)):
+    prefix = _prefix(tensors, anchors)
+    if prefix is not None:
+      return layout(tensors, prefix, place, args)
+  return None
+
+
+def _prefix(tensors: Mapping[str, np.ndarray], anchors: Iterable[str]) -> str | None:
+  """Returns what stands before most of the anchors, None when there are too few of them."""
+  votes: dict[str, int] = {}
+  for anchor in anchors:
+    for name in tensors:
+      before = name.removesuffix(anchor)
+      if name.endswith(anchor) and (not before or before.endswith('.')):
+        votes[before] = votes.get(before, 0) + 1
+  most = max(votes.values(), default=0)
+  if most < LEAST_ANCHORS:
+    return None
+  best = [p for p, n in votes.items() if n == most]
+  online = [p for p in best if p.endswith('base_encoder.')]  # MoCo v3; beside it the momentum encoder
+  if len(online or best) > 1:
+    raise ValueError(f'holds several encoders, under {", ".join(map(repr, sorted(best)))}; expected one')
+  return (online or best)[0]
+
+
+def _pair(ours: str, *theirs: str) -> Names:
+  """Returns the two tensors of a Linear or a LayerNorm."""
+  weight = 'scale' if 'norm' in ours.rsplit('/', 1)[-1] else 'kernel'
+  return {
+    f'{ours}/{weight}': tuple(f'{t}.weight' for t in theirs),
+    f'{ours}/bias': tuple(f'{t}.bias' for t in theirs),
+  }
+
+
+def _stack(ours: str, theirs: str, block: Mapping[str, tuple[str, ...]]) -> Names:
+  names: Names = {}
+  for part, spellings in block.items():
+    names |= _pair(f'{ours}/{part}', *(f'{theirs}*.{s}' for s in spellings))
+  return names
+
+
+def _timm(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool) -> Layout:
+  """MAE, timm, DeiT, MoCo v3, LocalMIM: one naming, other things around it."""
+  taps = sorted(
+    int(m[1]) for n in tensors if (m := re.fullmatch(rf'{re.escape(prefix)}norm\.(\d+)\.weight', n))
+  )
+  # LocalMIM has a norm behind each block that it taps; the last of them is behind the last block
+  norm = f'norm.{taps[-1]}' if taps else 'norm'
+  names: Names = {
+    'encoder/cls_token': (f'{prefix}cls_token',),
+    'encoder/pos_embed': (f'{prefix}pos_embed',),
+    **_pair('encoder/patch_embed', f'{prefix}patch_embed.proj'),
+    **_stack('encoder/blocks', f'{prefix}blocks.', TIMM_BLOCK),
+    **_pair('encoder/norm', f'{prefix}{norm}'),
+    **_pair('fc_norm', f'{prefix}fc_norm'),
+    **_pair('classifier/fc', f'{prefix}head'),
+    'decoder/mask_token': (f'{prefix}mask_token',),
+    'decoder/pos_embed': (f'{prefix}decoder_pos_embed',),
+    **_pair('decoder/embed', f'{prefix}decoder_embed'),
+    **_stack('decoder/blocks', f'{prefix}decoder_blocks.', TIMM_BLOCK),
+    **_pair('decoder/norm', f'{prefix}decoder_norm'),
+    **_pair('decoder/pred', f'{prefix}decoder_pred'),
+  }
+  stacks = (f'{prefix}blocks.', f'{prefix}decoder_blocks.')
+  return Layout(_timm_kind(tensors, prefix, place, args, bool(taps)), names, stacks, prefix)
+
+
+def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool, taps: bool) -> str:
+  has = {w: f'{prefix}{w}.weight' in tensors for w in ('decoder_embed', 'fc_norm', 'norm', 'head')}
+  if prefix.endswith('base_encoder.'):
+    return 'MoCo v3'
+  if taps:
+    return 'LocalMIM'
+  if has['decoder_embed']:
+    return 'MAE training checkpoint' if args else 'MAE pre-training, with decoder'
+  if args:
+    return 'fine-tuning checkpoint (MAE, DeiT)' if has['head'] else 'training checkpoint'
+  if has['fc_norm'] and not has['norm'] and place:
+    return 'MAE fine-tuning'
+  if has['head'] and place == 'model':
+    return 'DeiT'
+  if not has['head'] and place == 'model':
+    return 'MAE pre-training, encoder alone'
+  return 'timm ViT'
+
+
+def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool) -> Layout:
+  del place, args
+  # before 'vit.' and 'decoder.' alike, where a wrapper saved itself
+  outer = re.sub(r'[^.]+\.$', '', prefix) if prefix else ''
+
+  def stack(ours: str, roots: tuple[str, ...]) -> tuple[Names, str]:
+    root = next((r for r in roots if any(n.startswith(f'{r}0.') for n in tensors)), roots[0])
+    memory = any(n.startswith(root) and re.search(r'\.(q_proj|o_proj|fc1)\.', n) for n in tensors)
+    return _stack(ours, root, HF_MEMORY_BLOCK if memory else HF_BLOCK), root
+
+  blocks, root = stack('encoder/blocks', (f'{prefix}encoder.layer.', f'{prefix}layers.'))
+  decoder_roots = (f'{outer}decoder.decoder_layers.', f'{outer}decoder.decoder_encoder.layer.')
+  decoder_blocks, decoder_root = stack('decoder/blocks', decoder_roots)
+  names: Names = {
+    'encoder/cls_token': (f'{prefix}embeddings.cls_token',),
+    'encoder/pos_embed': (f'{prefix}embeddings.position_embeddings',),
+    **_pair('encoder/patch_embed', f'{prefix}embeddings.patch_embeddings.projection'),
+    **blocks,
+    **_pair('encoder/norm', f'{prefix}layernorm'),
+    **_pair('classifier/fc', f'{outer}classifier'),
+    'decoder/mask_token': (f'{outer}decoder.mask_token',),
+    'decoder/pos_embed': (f'{outer}decoder.decoder_pos_embed',),
+    **_pair('decoder/embed', f'{outer}decoder.decoder_embed'),
+    **decoder_blocks,
+    **_pair('decoder/norm', f'{outer}decoder.decoder_norm'),
+    **_pair('decoder/pred', f'{outer}decoder.decoder_pred'),
+  }
+  mae = any(n.startswith(f'{outer}decoder.decoder_') for n in tensors)
+  kind = 'Hugging Face ViTMAE' if mae else 'Hugging Face ViT'
+  return Layout(kind, names, (root, decoder_root), prefix)
+
+
+def foreign(tensors: Iterable[str], layout: Layout) -> str | None:
+  """Returns the first tensor that makes this another architecture than ours: in a block, or a token of its own."""
+  root = layout.stacks[0]
+  known = {t for spellings in layout.names.values() for t in spellings if t.startswith(root)}
+  for name in tensors:
+    if name.startswith(root) and re.sub(r'^\d+\.', '*.', name[len(root) :]) not in {
+      k[len(root) :] for k in known
+    }:
+      return name
+    if name.startswith(layout.encoder):
+      part = name.removeprefix(layout.encoder).removeprefix('embeddings.').split('.')[0]
+      if part in FOREIGN:
+        return name
+  return None
+
+
+def collect(
+  tensors: Mapping[str, np.ndarray], layout: Layout
+) -> tuple[dict[str, np.ndarray], dict[str, str], set[str]]:
+  """Turns a file's tensors into ours.
+
+  Args:
+    tensors: by their names in the file.
+    layout: of the file.
+
+  Returns:
+    Our arrays by name, float32; of what could not be made although a part of it is there, our name -> why; and the file's
+    names that went into an array.
+  """
+  depths = {}
+  for root in layout.stacks:
+    numbers = [int(m[1]) for n in tensors if (m := re.match(rf'{re.escape(root)}(\d+)\.', n))]
+    depths[f'{root}*.'] = max(numbers, default=-1) + 1
+  arrays, broken, used = {}, {}, set()
+  for ours, spellings in layout.names.items():
+    depth = next((d for root, d in depths.items() if spellings[0].startswith(root)), None)
+    numbers = [None] if depth is None else range(depth)
+    blocks = [[s.replace('*', str(i)) for s in spellings] for i in numbers]
+    every = [name for block in blocks for name in block]
+    there = [name for name in every if name in tensors]
+    if not there:
+      continue
+    if problem := _uneven(tensors, every, there):
+      broken[ours] = problem
+      continue
+    parts = [_beside(tensors, block) for block in blocks]
+    arrays[ours] = _ours(ours, parts[0] if depth is None else np.stack(parts))
+    used.update(every)
+  return arrays, broken, used
+
+
+def _uneven(tensors: Mapping[str, np.ndarray], every: list[str], there: list[str]) -> str:
+  """Returns what keeps tensors from becoming one array: one that is not there, or of another shape; '' for nothing."""
+  first = there[0]
+  for name in every:
+    if name not in tensors:
+      return f"has no '{name}' (and has '{first}')"
+    if tensors[name].shape != tensors[first].shape:
+      return (
+        f"has '{name}' of shape {tensors[name].shape} and '{first}' of shape {tensors[first].shape}; expected blocks of "
+        'one size'
+      )
+  return ''
+
+
+def _beside(tensors: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
+  """Returns one tensor, or three put side by side along their outputs, float32."""
+  arrays = [np.asarray(tensors[name], np.float32) for name in names]
+  return np.array(arrays[0]) if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _ours(name: str, array: np.ndarray) -> np.ndarray:
+  """Returns a tensor in our layout: Linear [..., out, in] to [..., in, out], convolution [D, 3, p, p] to [p·p·3, D]."""
+  if not name.endswith('/kernel') or array.ndim < 2:
+    return array
+  if name == 'encoder/patch_embed/kernel' and array.ndim == 4:
+    return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+  return array.swapaxes(-1, -2)
