@@ -24,8 +24,13 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}; {self.prog} --help says what there is')
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a command on sys.argv; an error of the user's is one line on standard error and exit code 2."""
+def run(main: Callable[[Sequence[str]], None], interrupted: str = 'interrupted') -> None:
+  """Runs a command on its arguments; an error of the user's is one line on standard error and exit code 2.
+
+  Args:
+    main: gets sys.argv without the program's name.
+    interrupted: what is said after Ctrl-C.
+  """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   try:
     main(sys.argv[1:])
@@ -33,5 +38,5 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     print(f'mimic: error: {" ".join(str(e).split())}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
-    print('mimic: interrupted', file=sys.stderr)
+    print(f'mimic: {interrupted}', file=sys.stderr)
     sys.exit(130)

@@ -111,6 +111,10 @@ def measure(
 ) -> dict[str, evaluation.Measured]:
   """Runs every split through the model and adds intervals to its scores."""
   step = evaluation.make_step(model.objective, model.template, mesh)
+  longest = max(len(split.source) for split in found)
+  batch_images = min(
+    options.batch_images, -(-longest // mesh.size) * mesh.size
+  )  # no more padding than needed
   measured = {}
   for split in found:
     measured[split.name] = evaluation.measure(
@@ -120,7 +124,7 @@ def measure(
       split,
       mesh,
       class_names=model.class_names,
-      batch_images=options.batch_images,
+      batch_images=batch_images,
       image_size=model.reading['image_size'],
       interpolation=model.reading['interpolation'],
       on_bad_image=section['on_bad_image'],
@@ -222,10 +226,12 @@ def _draw(
   m = measured[first.name]
   if 'logits' in m.outputs:
     mistakes = results.mistakes(
-      first.source, m.index, m.outputs['label'], m.outputs['logits'], model.class_names
+      first.source, m.index, m.outputs['label'], m.outputs['logits'], model.class_names, first.name
     )
     if mistakes is not None:
       drawings['mistakes'] = mistakes
+  for old in (folder / 'pictures').glob('*') if (folder / 'pictures').exists() else ():
+    old.unlink()  # of an earlier evaluation into this folder
   for name, drawing in drawings.items():
     save_drawing(folder / 'pictures', name, drawing)
 

@@ -1,13 +1,12 @@
 """The front door: `python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]`."""
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
-from mimic_jax import checkpoint, sharding, train, workdir
+from mimic_jax import checkpoint, cli, sharding, train, workdir
 from mimic_jax import config as config_lib
 from mimic_jax.errors import UserError
 from mimic_jax.report import page
@@ -65,15 +64,9 @@ def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: ep
 
 def entry() -> None:
   """Runs the command line; an error of the user's is one line and exit code 2."""
-  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-  try:
-    run(sys.argv)
-  except UserError as e:
-    print(f'mimic: error: {" ".join(str(e).split())}', file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print('mimic: interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
-    sys.exit(130)
+  cli.run(
+    lambda flags: run([sys.argv[0], *flags]), 'interrupted; the same command goes on from the last checkpoint'
+  )
 
 
 if __name__ == '__main__':

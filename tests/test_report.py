@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import stats
 
 from mimic_jax import metrics
+from mimic_jax.errors import UserError
 from mimic_jax.report import figures, page, tables
 from mimic_jax.report.__main__ import main
 from mimic_jax.report.drawing import GAP, HEAT_OPACITY, Drawing, in_rows, overlay, save_drawing
@@ -334,14 +335,13 @@ def test_running_mean_and_thin_keep_level_and_length(rng):
 
 def test_the_command_writes_the_page_and_refuses_other_folders(tmp_path, rng, capsys):
   make_run(tmp_path, rng, ended=())
-  assert main([str(tmp_path)]) == 0
+  main([str(tmp_path)])
   assert capsys.readouterr().out.strip() == str(tmp_path / 'report.html')
-  for wrong in ([str(tmp_path / 'nowhere')], [str(tmp_path), 'x'], ['--help']):
-    assert main(wrong) == 2
-    told = capsys.readouterr()
-    assert told.out == ''
-    assert len(told.err.splitlines()) == 1
-    assert told.err.startswith('error: ')
+  for wrong in ([str(tmp_path / 'nowhere')], [str(tmp_path), 'x'], ['--helpp', str(tmp_path)]):
+    with pytest.raises(UserError) as e:
+      main(wrong)
+    assert '\n' not in str(e.value)
+    assert capsys.readouterr().out == ''
 
 
 def test_the_command_ends_with_exit_code_2_on_a_folder_that_is_no_run(tmp_path):
@@ -349,4 +349,4 @@ def test_the_command_ends_with_exit_code_2_on_a_folder_that_is_no_run(tmp_path):
     [sys.executable, '-m', 'mimic_jax.report', str(tmp_path)], capture_output=True, text=True, check=False
   )
   assert done.returncode == 2
-  assert done.stderr == f"error: '{tmp_path}' is not a run's folder: it has no config.json\n"
+  assert done.stderr == f"mimic: error: '{tmp_path}' is not a run's folder: it has no config.json\n"
