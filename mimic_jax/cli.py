@@ -1,6 +1,7 @@
 """What the commands beside `mimic_jax.main` share: flags whose errors are one line, and exit codes."""
 
 import argparse
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +25,17 @@ class Parser(argparse.ArgumentParser):
     raise UserError(f'{message}; {self.prog} --help says what there is')
 
 
+def installed(*packages: str) -> dict[str, str]:
+  """Returns the versions of packages by name, 'not installed' for those that aren't there; for records."""
+  versions = {}
+  for name in packages:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return versions
+
+
 def run(main: Callable[[Sequence[str]], None], interrupted: str = 'interrupted') -> None:
   """Runs a command on its arguments; an error of the user's is one line on standard error and exit code 2.
 
@@ -36,6 +48,12 @@ def run(main: Callable[[Sequence[str]], None], interrupted: str = 'interrupted')
     main(sys.argv[1:])
   except UserError as e:
     print(f'mimic: error: {" ".join(str(e).split())}', file=sys.stderr)
+    sys.exit(2)
+  except (
+    OSError
+  ) as e:  # a disk that is full, a folder that can't be written: nothing that a command could mend
+    where = f'{e.filename}: ' if e.filename else ''
+    print(f'mimic: error: {where}{e.strerror or e}', file=sys.stderr)
     sys.exit(2)
   except KeyboardInterrupt:
     print(f'mimic: {interrupted}', file=sys.stderr)

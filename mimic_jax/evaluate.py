@@ -18,7 +18,19 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from mimic_jax import cli, data, evaluation, models, results, sharding, trained, uncertainty, workdir
+from mimic_jax import (
+  cli,
+  data,
+  defaults,
+  evaluation,
+  metrics,
+  models,
+  results,
+  sharding,
+  trained,
+  uncertainty,
+  workdir,
+)
 from mimic_jax import config as config_lib
 from mimic_jax.data import selection
 from mimic_jax.errors import UserError
@@ -53,12 +65,14 @@ class Options:
 def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   """Returns the data section to measure on: the one the model's own config was measured on, changed by flags.
 
+  With another source than that one, how a set is read (name, classes, label rule, alignment, root) is at its default.
+
   Args:
     model: the trained one.
     flags: '--data.field=value'.
 
   Raises:
-    UserError: on a wrong flag, or another source without its root.
+    UserError: on a wrong flag.
   """
   stage = model.stage
   section = ConfigDict(stage.data.to_dict())
@@ -67,12 +81,13 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   section.split = stage.eval.splits or stage.data.split
   section.size = stage.eval.size
   section.cache = False
-  section.lock()
-  changed = config_lib.overridden(section, flags, 'data')
-  named = {f.split('=')[0].lstrip('-') for f in flags}
-  if 'data.source' in named and 'data.root' not in named and changed.source != stage.data.source:
-    changed.root = ''  # the other source's folder is not this one's
-  return changed
+  own = section.source
+  changed = config_lib.overridden(section.copy_and_resolve_references().lock(), flags, 'data')
+  if changed.source == own:
+    return changed
+  usual = defaults.data()
+  section.update({k: usual[k] for k in ('name', 'classes', 'label_rule', 'align', 'align_size', 'root')})
+  return config_lib.overridden(section.lock(), flags, 'data')
 
 
 def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list[evaluation.Split]:
@@ -84,19 +99,30 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
     options: how to measure.
 
   Raises:
-    UserError: on what a source finds wrong, a list that names no picture, or no class in common.
+    UserError: on what a source finds wrong, a list of which no split has a picture, no class in common, and an
+      expression that finds no identity.
   """
-  found = []
-  for name in (s.strip() for s in section['split'].split(',') if s.strip()):
+  stems = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
+  if len(set(stems)) < len(stems):
+    raise UserError(f'--subset: {", ".join(options.subsets)} have one name; expected file names that differ')
+  names = evaluation.split_names(section['split'], 'data.split')
+  found, unseen = [], dict(zip(stems, options.subsets))
+  for name in names:
     whole = data.build(section['source'], section['root'], name, section)
-    if model.class_names:
-      whole = selection.for_classes(whole, model.class_names, f"data.split '{name}' of {section['source']}")
-    found.append(evaluation.Split(name, whole))
-    for path in options.subsets:
-      stem = os.path.splitext(os.path.basename(path))[0]
-      found.append(evaluation.Split(f'{name}/{stem}', selection.listed(whole, path)))
+    found.append(evaluation.Split(name, _numbered(model, whole, name, section)))
+    for stem, path in zip(stems, options.subsets):
+      part = selection.listed(whole, path)
+      if part is not None:
+        unseen.pop(stem, None)
+        found.append(evaluation.Split(f'{name}/{stem}', _numbered(model, part, name, section)))
   if not found:
     raise UserError("data.split is ''; expected one or more splits, comma-separated")
+  if unseen:
+    like = found[0].source.id(0)
+    raise UserError(
+      f'{next(iter(unseen.values()))}: names no picture of {section["source"]} {section["split"]}, whose ids are like '
+      f"'{like}'; expected ids or file names"
+    )
   for split in found:  # a wrong expression is better known before the pictures are looked at
     uncertainty.identities([split.source.id(i) for i in range(len(split.source))], options.identity)
   if options.without_duplicates:
@@ -104,6 +130,13 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
     train = data.build(d.source, d.root, d.split, {**d, 'cache': False, 'label_rule': 'argmax8'})
     evaluation.find_duplicates(found, train)
   return found
+
+
+def _numbered(model: Trained, source: Any, name: str, section: Mapping[str, Any]) -> Any:
+  """Returns a source with the model's class numbers, where it has classes."""
+  if not model.class_names:
+    return source
+  return selection.for_classes(source, model.class_names, f"data.split '{name}' of {section['source']}")
 
 
 def measure(
@@ -145,7 +178,7 @@ def notes(model: Trained, found: Sequence[evaluation.Split]) -> list[str]:
   lines = []
   for split in found:
     record = split.source.record()
-    lines += [f'{split.name}: {w}' for w in record.get('warnings', ())]
+    lines += record.get('warnings', ())
     left_out = {k: n for k, n in record.get('classes_left_out', {}).items() if n}
     if left_out:
       which = ', '.join(f'{name} ({n:,} pictures)' for name, n in left_out.items())
@@ -156,36 +189,34 @@ def notes(model: Trained, found: Sequence[evaluation.Split]) -> list[str]:
         f'{split.name}: the set has no {absent}; answers of the model with them count as wrong '
         '(accuracy_among_shared_classes does not let it give them)'
       )
-    here, there = (r.get('align', {'align': 'none'})['align'] for r in (record, model.reading))
+    subset = record.get('subset', {})
+    if subset.get('not_there'):
+      lines.append(
+        f'{split.name}: {subset["not_there"]:,} names of {subset["list"]} are not in this split as it was read: '
+        f'{subset["first_not_there"]}'
+      )
+    here, there = _cut(record), _cut(model.reading)
     if here != there:
       lines.append(f"{split.name}: pictures are aligned '{here}', those of the training were '{there}'")
   return list(dict.fromkeys(lines))
 
 
+def _cut(record: Mapping[str, Any]) -> str:
+  """Returns how faces were cut out in a few words: the alignment, its size and detector, or what the release says."""
+  align = record.get('align', {'align': 'none'})
+  more = [str(align[k]) for k in ('size', 'detector', 'of_release') if align.get(k)]
+  return align['align'] + (f' ({", ".join(more)})' if more else '')
+
+
 def write(
   folder: epath.Path,
   model: Trained,
-  section: ConfigDict,
-  options: Options,
   found: Sequence[evaluation.Split],
   measured: Mapping[str, evaluation.Measured],
   seconds: float,
 ) -> None:
-  """Writes an evaluation's folder: config.json, record.json, evaluation/ with its results and pictures, report.html."""
+  """Writes an evaluation's results: record.json, evaluation/ with figures and pictures, report.html."""
   where = f'{model.folder}/{model.step}'
-  names = ', '.join(s.name for s in found)
-  config = {
-    'name': f'{model.config.name} on {section.source} {names}',
-    'stages': STAGE,
-    STAGE: {
-      'objective': model.stage.objective,
-      'checkpoint': where,
-      'data': section.to_dict(),
-      **dataclasses.asdict(options),
-    },
-  }
-  folder.mkdir(parents=True, exist_ok=True)
-  workdir.write_json(folder / 'config.json', config)
   record = {
     'environment': workdir.environment(),
     'checkpoint': {'path': where, 'config': model.config.to_dict(), 'reading': model.reading},
@@ -285,6 +316,8 @@ def main(argv: Sequence[str]) -> None:
   for arg in rest:
     if not arg.startswith(('--data.', '-data.')):
       raise UserError(f"'{arg}' is not understood; expected --data.FIELD=VALUE or a flag that --help names")
+  if given.seed < 0:
+    raise UserError(f'--seed is {given.seed}; expected 0 or more')
   if given.batch_images < 1:
     raise UserError(f'--batch_images is {given.batch_images}; expected at least 1')
   if given.samples and given.samples < uncertainty.LEAST_SAMPLES:
@@ -301,35 +334,58 @@ def main(argv: Sequence[str]) -> None:
     samples=given.samples,
     seed=given.seed,
   )
-  folder = _folder(given.out, model, section, given.subset)
   found = splits(model, section, options)
+  folder = _begin(given.out, model, section, options)
   for note in notes(model, found):
     results.say(f'note: {note}')
   began = time.monotonic()
   measured = measure(model, found, section, options, mesh)
-  write(folder, model, section, options, found, measured, time.monotonic() - began)
+  write(folder, model, found, measured, time.monotonic() - began)
   print(table(measured))
   print(f'report: {folder / "report.html"}')
 
 
-def _folder(out: str, model: Trained, section: Mapping[str, Any], subsets: Sequence[str]) -> epath.Path:
-  """Returns the folder to write; raises UserError when it holds something else than an evaluation."""
-  place = [
-    section['source'],
-    section['name'] or os.path.basename(section['root'].rstrip('/')),
-    section['split'],
-  ]
-  subsets = [os.path.splitext(os.path.basename(path))[0] for path in subsets]
-  name = re.sub(r'[^\w.+-]', '+', '-'.join(filter(None, [*place, *subsets])))
+def _begin(out: str, model: Trained, section: ConfigDict, options: Options) -> epath.Path:
+  """Makes the folder with its config.json; an evaluation that is there already is repeated, another one never replaced.
+
+  Raises:
+    UserError: when it can't be written, or holds something else.
+  """
+  place = [section.source, section.name or os.path.basename(section.root.rstrip('/')), section.split]
+  subsets = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
+  name = '-'.join(filter(None, [model.stage_name, str(model.step), *place, *subsets]))
+  name = re.sub(r'[^\w.+-]', '+', name)
   folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name
+  config = {
+    'name': f'{model.config.name} on {section.source} {section.split}',
+    'stages': STAGE,
+    STAGE: {
+      'objective': model.stage.objective,
+      'checkpoint': f'{model.folder}/{model.step}',
+      'data': section.to_dict(),
+      **dataclasses.asdict(options),
+    },
+  }
   if folder.exists() and not folder.is_dir():
     raise UserError(f"--out is '{folder}', a file; expected a folder")
-  if folder.exists() and any(folder.iterdir()):
-    kept = folder / 'config.json'
-    if not kept.exists() or workdir.read_json(kept).get('stages') != STAGE:
-      raise UserError(
-        f"--out is '{folder}', which holds something else; expected a new folder or an evaluation's"
-      )
+  kept = folder / 'config.json'
+  if kept.exists():
+    there = workdir.read_json(kept)
+    if there.get('stages') != STAGE:
+      raise UserError(f"--out is '{folder}', which holds a run; expected a new folder or an evaluation's")
+    a, b = (dict(config_lib.fields(metrics.jsonable(c[STAGE]))) for c in (there, config))
+    differs = [f'{k}: {a.get(k)} → {b.get(k)}' for k in sorted({*a, *b}) if a.get(k) != b.get(k)]
+    if differs:
+      raise UserError(f"'{folder}' holds another evaluation ({differs[0]}); expected another --out")
+  elif folder.exists() and any(folder.iterdir()):
+    raise UserError(
+      f"--out is '{folder}', which holds something else; expected a new folder or an evaluation's"
+    )
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    workdir.write_json(kept, config)
+  except OSError as e:
+    raise UserError(f"--out '{folder}' can not be written ({e.strerror or e})") from e
   return folder
 
 

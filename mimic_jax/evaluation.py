@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from mimic_jax import data, metrics, models, sharding, uncertainty
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
+from mimic_jax.errors import UserError
 
 BOOTSTRAP_SAMPLES = 2000
 
@@ -47,6 +48,15 @@ class Measured:
   skipped: dict[str, str]
 
 
+def split_names(text: str, field: str) -> list[str]:
+  """Returns the comma-separated names in `text`; raises UserError where one stands twice."""
+  names = [s.strip() for s in text.split(',') if s.strip()]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f"{field} is '{text}', which names '{name}' twice; expected each split once")
+  return names
+
+
 def splits_of(
   stage: Mapping[str, Any], options: Mapping[str, Any], class_names: Sequence[str], field: str
 ) -> list[Split]:
@@ -61,7 +71,7 @@ def splits_of(
   Raises:
     UserError: on what a source finds wrong, and on a split that shares no class with the model.
   """
-  names = [s.strip() for s in stage['eval']['splits'].split(',') if s.strip()]
+  names = split_names(stage['eval']['splits'], f'{field}.eval.splits')
   kind, root = stage['data']['source'], stage['data']['root']
   if ',' in kind:  # of several, the first
     kind, root = kind.split(',')[0], root.split(',')[0]

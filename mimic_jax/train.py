@@ -229,7 +229,7 @@ class Stage:
     self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
     self.init = '' if checkpoint.find(self.folder) else init
-    if self.init and not self.init.startswith(str(folder)):
+    if self.init and folder not in epath.Path(self.init).parents:
       _fitted(self.program, self.init, f'config.{name}.init')
 
   def prepare(self) -> None:

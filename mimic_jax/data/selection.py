@@ -133,36 +133,29 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
   return Selected(source, index, columns, class_names, about)
 
 
-def listed(source: Source, path: str) -> Source:
-  """Returns the pictures of a source that a list file names.
+def listed(source: Source, path: str) -> Source | None:
+  """Returns the pictures of a source that a list file names, None when it names none of them.
 
-  A line's first word (words are separated by white space, commas or tabs) names a picture by its id, its file name or
-  its file name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and
-  lines that begin with '#' are passed over.
+  A line's first word (words are separated by white space or commas) names a picture by its id, its file name or its file
+  name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and lines that
+  begin with '#' are passed over. Names that the source does not have are counted in the record: a list of the whole set
+  also names what a label rule leaves out.
 
   Args:
     source: the whole.
     path: of the list.
 
   Raises:
-    UserError: on a list that can't be read or is empty, a line that names no picture or several, and one named twice.
+    UserError: on a list that can't be read or is empty, a line that names several pictures, one named twice, and when
+      most names are not there.
   """
-  try:
-    with open(path, encoding='utf-8-sig') as f:
-      lines = f.read().splitlines()
-  except (OSError, UnicodeDecodeError) as e:
-    raise UserError(f'{path}: is not a readable list of pictures ({e})') from None
   places: dict[str, set[int]] = {}
   for i in range(len(source)):
     for name in _names(source.id(i)):
       places.setdefault(name, set()).add(i)
   found: dict[int, int] = {}
   missing: list[str] = []
-  for number, line in enumerate(lines, 1):
-    words = re.split(r'[\s,]+', line.strip(), maxsplit=1)
-    word = words[0].strip('"')
-    if not word or word.startswith('#'):
-      continue
+  for number, word in _first_words(path):
     here = next((places[name] for name in _names(word) if name in places), set())
     if not here:
       missing.append(f"'{word}' (line {number})")
@@ -173,16 +166,34 @@ def listed(source: Source, path: str) -> Source:
       raise UserError(f"{path}:{number}: '{word}' is named a second time (first in line {found[i]})")
     else:
       found[i] = number
-  if missing:
-    more = f' and {len(missing) - MOST_NAMED} more' if len(missing) > MOST_NAMED else ''
-    raise UserError(
-      f'{path}: {", ".join(missing[:MOST_NAMED])}{more} are not among the {len(source)} pictures, whose ids are like '
-      f"'{source.id(0)}'; expected a picture's id or file name in each line"
-    )
   if not found:
+    return None
+  first = ', '.join(missing[:MOST_NAMED]) + (', …' if len(missing) > MOST_NAMED else '')
+  if len(missing) > len(found):
+    raise UserError(
+      f'{path}: {len(missing)} of {len(missing) + len(found)} names are not among the {len(source)} pictures: {first}; '
+      f"expected ids or file names like '{source.id(0)}'"
+    )
+  about: dict[str, Any] = {'list': os.path.basename(path), 'count': len(found), 'of': len(source)}
+  if missing:
+    about |= {'not_there': len(missing), 'first_not_there': first}
+  return Selected(source, np.array(sorted(found)), about={'subset': about})
+
+
+def _first_words(path: str) -> list[tuple[int, str]]:
+  """Returns (line number, first word) of a list's lines; raises UserError where there are none."""
+  try:
+    with open(path, encoding='utf-8-sig') as f:
+      lines = f.read().splitlines()
+  except (OSError, UnicodeDecodeError) as e:
+    raise UserError(f'{path}: is not a readable list of pictures ({e})') from None
+  words = [
+    (n, re.split(r'[\s,]+', line.strip(), maxsplit=1)[0].strip('"')) for n, line in enumerate(lines, 1)
+  ]
+  words = [(n, word) for n, word in words if word and not word.startswith('#')]
+  if not words:
     raise UserError(f'{path}: names no picture; expected an id or a file name in each line')
-  about = {'subset': {'list': os.path.basename(path), 'count': len(found), 'of': len(source)}}
-  return Selected(source, np.array(sorted(found)), about=about)
+  return words
 
 
 def _names(word: str) -> list[str]:
