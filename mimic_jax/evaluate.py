@@ -82,6 +82,7 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   section.size = stage.eval.size
   section.cache = False
   own = section.source
+  section.update({k: defaults.data()[k] for k in data.unread(own, section)})  # of another of the training's sources
   changed = config_lib.overridden(section.copy_and_resolve_references().lock(), flags, 'data')
   if changed.source == own:
     return changed
@@ -127,8 +128,7 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
     uncertainty.identities([split.source.id(i) for i in range(len(split.source))], options.identity)
   if options.without_duplicates:
     d = model.stage.data
-    train = data.build(d.source, d.root, d.split, {**d, 'cache': False, 'label_rule': 'argmax8'})
-    evaluation.find_duplicates(found, train)
+    evaluation.find_duplicates(found, data.whole(d.source, d.root, d.split, d))
   return found
 
 
@@ -173,12 +173,18 @@ def measure(
   return measured
 
 
-def notes(model: Trained, found: Sequence[evaluation.Split]) -> list[str]:
-  """Returns what a reader of the figures must know: classes left out or absent, another alignment, sources' warnings."""
+def notes(model: Trained, found: Sequence[evaluation.Split], of_sources: bool = True) -> list[str]:
+  """Returns what a reader of the figures must know: classes left out or absent, another alignment, sources' warnings.
+
+  Args:
+    model: the trained one.
+    found: what is measured on.
+    of_sources: whether to repeat the warnings that the sources' records hold.
+  """
   lines = []
   for split in found:
     record = split.source.record()
-    lines += record.get('warnings', ())
+    lines += record.get('warnings', ()) if of_sources else ()
     left_out = {k: n for k, n in record.get('classes_left_out', {}).items() if n}
     if left_out:
       which = ', '.join(f'{name} ({n:,} pictures)' for name, n in left_out.items())
@@ -221,7 +227,7 @@ def write(
     'environment': workdir.environment(),
     'checkpoint': {'path': where, 'config': model.config.to_dict(), 'reading': model.reading},
     'data': {STAGE: {s.name: s.source.record() for s in found}},
-    'notes': {'warnings': notes(model, found)},
+    'notes': {'warnings': notes(model, found, of_sources=False)},
     'skipped': {STAGE: {k: m.skipped for k, m in measured.items() if m.skipped}},
   }
   workdir.write_json(folder / 'record.json', record)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mimic_jax import data, metrics, models, sharding, uncertainty
+from mimic_jax import data, defaults, metrics, models, sharding, uncertainty
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.errors import UserError
@@ -77,6 +77,7 @@ def splits_of(
     kind, root = kind.split(',')[0], root.split(',')[0]
   kind, root = (stage['eval']['source'] or kind).strip(), (stage['eval']['root'] or root).strip()
   options = {**options, 'size': stage['eval']['size']}
+  options |= {k: defaults.data()[k] for k in data.unread(kind, options)}  # of another of the training's sources
   splits = []
   for name in names:
     source = data.build(kind, root, name, options)

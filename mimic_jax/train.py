@@ -223,7 +223,11 @@ class Stage:
     self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
     self.class_names = tuple(self.source.class_names)
     self.objective = objectives.make(
-      self.stage, config['model'], self.class_names, f'config.{name}.objective'
+      self.stage,
+      config['model'],
+      self.class_names,
+      f'config.{name}.objective',
+      getattr(self.source, 'why_unlabelled', ''),
     )
     self.splits = self._splits({**d, 'cache': False})
     self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
@@ -236,9 +240,7 @@ class Stage:
     """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
     d = self.stage['data']
     if self.stage['eval']['without_duplicates']:
-      # Against the whole training split, with what the label rule leaves out: pre-training may have seen that, too.
-      whole = {**d, 'cache': False, 'label_rule': 'argmax8'}
-      evaluation.find_duplicates(self.splits, data.build(d['source'], d['root'], d['split'], whole))
+      evaluation.find_duplicates(self.splits, data.whole(d['source'], d['root'], d['split'], d))
     if d['cache']:
       self.source = data.build(d['source'], d['root'], d['split'], d)
       for split, cached in zip(self.splits, self._splits(d), strict=True):

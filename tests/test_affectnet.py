@@ -529,18 +529,99 @@ def test_splits_and_classes_that_do_not_exist(rng, tmp_path):
 def test_pictures_missing_on_disk_are_named_and_counted_unless_skipped(rng, tmp_path, release):
   (write_newer if release == 'newer' else write_older)(tmp_path, rng)
   whole = build(tmp_path)
-  for i in (1, 4):
+  gone = (1, 4) if release == 'newer' else (1, 4, 6, 7)  # of the older release three may be missing
+  for i in gone:
     os.unlink(whole.path(i))
   dropped = build(tmp_path, classes=8, on_bad_image='skip')
   os.unlink(next(dropped.path(i) for i in range(len(dropped)) if dropped.label(i) == 7))
   text = refused(tmp_path)  # the one of contempt is not wanted, so not missed
   assert text.startswith(f'{whole.path(1)}: does not exist, but {tmp_path}')
   place = 'annotations/1_exp.npy' if release == 'newer' else 'training.csv:3'
-  assert f'{place} names it (and 1 more)' in text
+  assert f'{place} names it (and {len(gone) - 1} more)' in text
   s = build(tmp_path, on_bad_image='skip')
   assert len(s) == len(whole)
   with pytest.raises(source.BadImage, match='does not exist'):
     s[1]
+
+
+def test_few_empty_and_missing_pictures_of_the_older_release_are_left_out_and_named(rng, tmp_path):
+  write_older(tmp_path, rng)
+  whole = build(tmp_path)
+  ids = [whole.id(i) for i in range(len(whole))]
+  (tmp_path / IMAGES / ids[2]).write_bytes(b'')
+  os.unlink(tmp_path / IMAGES / ids[5])
+  for options in ({}, {'on_bad_image': 'skip'}, {'cache': True}):
+    s = build(tmp_path, **options)
+    assert [s.id(i) for i in range(len(s))] == [name for k, name in enumerate(ids) if k not in (2, 5)]
+    record = s.record()
+    assert record['left_out']['empty or missing'] == 2
+    (warning,) = record['warnings'][1:]
+    assert warning == (
+      f'left out, 2 pictures that {LISTS}/training.csv names: {tmp_path / IMAGES / ids[2]} is empty (0 bytes), '
+      f'{tmp_path / IMAGES / ids[5]} does not exist'
+    )
+  for i in range(len(s)):
+    s[i]
+  assert 'empty or missing' not in build(tmp_path, 'valid').record()['left_out']
+
+
+def test_more_empty_pictures_than_a_copy_of_the_release_has_are_an_error_at_once(rng, tmp_path, cache):
+  write_older(tmp_path, rng)
+  whole = build(tmp_path)
+  for file in (cache / 'mimic_jax').iterdir():
+    file.unlink()
+  for i in range(1, 5):
+    (tmp_path / IMAGES / whole.id(i)).write_bytes(b'')
+  text = refused(tmp_path)
+  assert text.startswith(f'{whole.path(1)}: is empty (0 bytes), but {tmp_path}')
+  assert 'training.csv:3 names it (and 3 more); expected at most 3 such pictures' in text
+  s = build(tmp_path, on_bad_image='skip')
+  assert len(s) == len(whole)
+  with pytest.raises(source.BadImage, match='is empty'):
+    s[1]
+  picture(rng).save(tmp_path / IMAGES / whole.id(1))
+  assert build(tmp_path).record()['left_out']['empty or missing'] == 3
+  for i in range(2, 5):
+    picture(rng).save(tmp_path / IMAGES / whole.id(i))
+  assert build(tmp_path).record() == whole.record()
+
+
+def test_empty_files_are_looked_for_once_until_pictures_come_or_go(rng, tmp_path, monkeypatch):
+  write_older(tmp_path, rng)
+  (tmp_path / LISTS / 'validation.csv').unlink()
+  looked = []
+  ask = affectnet_index._is_empty
+  monkeypatch.setattr(affectnet_index, '_is_empty', lambda path: looked.append(path) or ask(path))
+  whole = build(tmp_path, classes=8)
+  assert sorted(looked) == sorted(whole.path(i) for i in range(len(whole)))
+  (tmp_path / IMAGES / whole.id(3)).write_bytes(b'')
+  looked.clear()
+  assert (len(build(tmp_path, classes=8)), looked) == (
+    len(whole),
+    [],
+  )  # as of any picture damaged later, its reader says
+  os.unlink(whole.path(1))
+  assert len(build(tmp_path, classes=8)) == len(whole) - 2
+  assert len(looked) == len(whole) - 1
+  looked.clear()
+  assert len(build(tmp_path)) == len(build(tmp_path, classes=8)) - 2
+  assert looked == [whole.path(3)] * 2
+  calls = counting(monkeypatch)
+  build(tmp_path)
+  assert calls == []
+
+
+@pytest.mark.parametrize('split', ['train', 'valid'])
+def test_pictures_of_any_ending_that_the_older_table_names_are_found(rng, tmp_path, split):
+  rows = [older_row(rng, f'0/{split}{k}.jpg', k % 7) for k in range(7)]
+  write_older(tmp_path, rng, {split: rows})
+  rows[3][0] = f'0/{split}3.jfif'
+  os.rename(tmp_path / IMAGES / f'0/{split}3.jpg', tmp_path / IMAGES / rows[3][0])
+  write_table(tmp_path / LISTS / TABLE[split], rows)
+  (tmp_path / IMAGES / '0' / 'Thumbs.db').write_bytes(b'x')
+  s = build(tmp_path, split)
+  assert (len(s), s.id(3), len(s.record()['warnings'])) == (7, rows[3][0], 1)
+  assert s[3]['image'].shape == (20, 24, 3)
 
 
 def test_pictures_without_a_label_are_a_warning(rng, tmp_path):
@@ -648,6 +729,16 @@ def test_published_counts_give_no_warning_and_others_one_that_states_both(rng, t
     assert 'affectnet valid has 3950 pictures (500/500/500/500/500/500/500/450)' in warning
     assert 'the published release 4000 pictures' in warning
     assert 'or 3999 pictures' in warning
+
+
+def test_the_published_counts_in_another_order_are_said_to_be_a_wrong_class_order(rng, tmp_path, monkeypatch):
+  monkeypatch.setitem(affectnet.EXPECTED, 'train', [(4, 5, 2, 1, 3, 6, 7, 2)])
+  write_newer(tmp_path, rng, n=28, expressions=np.repeat(np.arange(7), (7, 6, 3, 1, 2, 5, 4)))
+  (warning,) = build(tmp_path).record()['warnings']
+  assert 'has 28 pictures (7/6/3/1/2/5/4), the published release 28 pictures (4/5/2/1/3/6/7)' in warning
+  assert f'the class order looks wrong; expected {", ".join(NAMES[:7])}' in warning
+  monkeypatch.setitem(affectnet.EXPECTED, 'train', [(7, 6, 3, 1, 2, 5, 4, 2)])
+  assert build(tmp_path).record()['warnings'] == []
 
 
 def test_published_training_counts_are_those_of_the_literature(rng, tmp_path):

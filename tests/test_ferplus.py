@@ -157,6 +157,52 @@ def test_a_count_other_than_the_published_is_a_warning_that_states_both(rng, tmp
   assert (unpublished['expected_count'], unpublished['warnings']) == (None, [])
 
 
+def test_the_published_counts_of_other_classes_are_a_warning(rng, tmp_path, monkeypatch):
+  counts = (3, 6, 2, 1, 5, 4, 7, 8)
+  votes = [[10 if k == c else 0 for k in range(10)] for c, n in enumerate(counts) for _ in range(n)]
+  write_official(tmp_path, {'train': votes}, {'train': np.zeros((36, 48, 48), np.uint8)})
+
+  def warned(published):
+    monkeypatch.setitem(ferplus.EXPECTED['official']['majority'], 'train', published)
+    record = data.build('ferplus', str(tmp_path), 'train', {'label_rule': 'soft'}).record()
+    assert record['expected_count'] == 36
+    return record['warnings']
+
+  assert warned(counts) == warned(36) == []
+  (warning,) = warned((6, 3, 2, 1, 5, 4, 7, 8))
+  assert "ferplus train under 'soft' has 36 pictures (3/6/2/1/5/4/7/8), the published release 36" in warning
+  assert 'the class order looks wrong; expected neutral, happiness' in warning
+  (warning,) = warned((4, 5, 2, 1, 5, 4, 7, 8))
+  assert 'order' not in warning
+
+
+def test_pictures_that_label_csv_does_not_name_are_a_warning(rng, tmp_path):
+  rows, pictures = draw_tree(rng)
+  write_official(tmp_path, rows, pictures)
+  count = data.build('ferplus', str(tmp_path), 'train', {}).record()['count']
+  for name in ('stray.png', 'more.jpg', '.hidden.png', 'notes.txt'):
+    Image.fromarray(pictures['train'][0]).save(tmp_path / 'FER2013Train' / name, 'PNG')
+  record = data.build('ferplus', str(tmp_path), 'train', {}).record()
+  assert record['count'] == count
+  assert record['warnings'][1:] == [
+    f'not read, since FER2013Train/label.csv does not name them: {tmp_path}/FER2013Train/more.jpg and 1 more'
+  ]
+  assert data.build('ferplus', str(tmp_path), 'valid', {}).record()['warnings'][1:] == []
+
+
+def test_the_whole_training_split_has_what_the_label_rule_leaves_out(rng, tmp_path):
+  rows, pictures = draw_tree(rng)
+  write_official(tmp_path, rows, pictures)
+  kept = data.build('ferplus', str(tmp_path), 'train', {'label_rule': 'soft'})
+  whole = data.whole('ferplus', str(tmp_path), 'train', {'label_rule': 'soft', 'cache': True})
+  argmax8 = data.build('ferplus', str(tmp_path), 'train', {'label_rule': 'argmax8'})
+  ids = [[s.id(i) for i in range(len(s))] for s in (kept, whole, argmax8)]
+  assert ids[1] == ids[2]
+  assert len(ids[0]) < len(ids[1])
+  joined = data.whole('ferplus,ferplus', f'{tmp_path},{tmp_path}', 'train', {})
+  assert len(joined) == 2 * len(whole)
+
+
 def test_both_layouts_have_the_same_split_hash_and_pickle(rng, tmp_path):
   rows, pictures = draw_tree(rng)
   write_official(tmp_path / 'a', rows, pictures)

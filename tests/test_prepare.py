@@ -15,13 +15,14 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
-from mimic_jax import config, data, prepare
+from mimic_jax import config, data, prepare, sharding, train
 from mimic_jax.data import builders, pipeline, shards
 from mimic_jax.data import source as sources
 from mimic_jax.errors import UserError
-from tests import test_ferplus, test_rafdb
+from tests import small, test_ferplus, test_rafdb
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -627,6 +628,23 @@ def test_options_that_the_set_was_not_prepared_with_are_refused(rng, tmp_path, k
   assert f"data.{field} is '{wrong[field]}', but " in text
   assert 'holds pictures prepared with' in text
   data.build('tfds', str(tmp_path / 'out'), 'train', {'name': 'mine', **right})
+
+
+def test_a_prepared_ferplus_is_compared_whole_under_its_own_label_rule(rng, tmp_path):
+  write_ferplus(rng, tmp_path / 'raw', 'official')
+  prepare.prepare('ferplus', str(tmp_path / 'raw'), str(tmp_path / 'out'))
+  section = small.mimic_stage(
+    **{'data.source': 'tfds', 'data.root': str(tmp_path / 'out'), 'data.name': 'ferplus'}
+  )
+  section.update_from_flattened_dict(
+    {'eval.splits': 'valid', 'eval.without_duplicates': True, 'data.cache': False}
+  )
+  mesh = sharding.make_mesh()
+  stage = train.Stage(small.run_config(only=section), 'only', epath.Path(tmp_path / 'run'), mesh)
+  one = data.whole('tfds', str(tmp_path / 'out'), 'train', section.data)
+  assert [one.id(i) for i in range(len(one))] == [stage.source.id(i) for i in range(len(stage.source))]
+  stage.prepare()
+  assert stage.splits[0].duplicates.tolist() == [False] * len(stage.splits[0].source)
 
 
 # --- sets that others prepared

@@ -173,6 +173,15 @@ def test_the_published_counts_give_no_warning_and_others_one_that_states_both(tm
   (warning,) = build(tmp_path / 'b', 'test', on_bad_image='skip').record()['warnings']
   assert 'rafdb test has 3068 pictures (328/75/160/1185/478/162/680)' in warning
   assert 'the published release 3068 pictures (329/74/160/1185/478/162/680)' in warning
+  assert 'order' not in warning
+
+
+def test_the_published_counts_in_another_order_are_said_to_be_a_wrong_class_order(tmp_path):
+  alphabetical = {'train': [PUBLISHED['train'][k] for k in (5, 2, 1, 3, 6, 4, 0)], 'test': (1,) * 7}
+  write_list_only(tmp_path, alphabetical)
+  (warning,) = build(tmp_path, on_bad_image='skip').record()['warnings']
+  assert 'rafdb train has 12271 pictures (705/717/281/4772/2524/1982/1290)' in warning
+  assert f'the class order looks wrong; expected {", ".join(NAMES)}' in warning
 
 
 def test_pictures_travel_whole_only_where_all_have_one_small_size(rng, tmp_path):

@@ -8,11 +8,13 @@ import zlib
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
-from mimic_jax import data
+from mimic_jax import data, evaluation, sharding, train
 from mimic_jax.data import folder, source
 from mimic_jax.errors import UserError
+from tests import small
 
 BIG = 10**6
 
@@ -431,3 +433,106 @@ def test_sources_are_sources(classes):
   for kind in (s, source.Cached(s), source.Concat([s, s])):
     assert isinstance(kind, source.Source)
     assert source.fingerprint(pickle.loads(pickle.dumps(kind)).record()) == source.fingerprint(kind.record())
+
+
+def test_joined_sources_with_the_same_classes_are_numbered_as_the_first(tmp_path):
+  a, b, c = (tmp_path / x for x in 'abc')
+  for root, names in (
+    (a, ('happy', 'Sad', 'anger')),
+    (b, ('angry', 'happiness', 'sadness')),
+    (c, ('happy', 'sad', 'fear')),
+  ):
+    for name in names:
+      write(root / 'train' / name / 'x.png')
+  both = data.build('folder,folder', f'{b},{a}', 'train', {})
+  assert both.class_names == ('angry', 'happiness', 'sadness')
+  ids = {both.id(i): both.label(i) for i in range(6)}
+  assert ids == {
+    '0:train/angry/x.png': 0, '0:train/happiness/x.png': 1, '0:train/sadness/x.png': 2,
+    '1:train/anger/x.png': 0, '1:train/happy/x.png': 1, '1:train/Sad/x.png': 2,
+  }  # fmt: skip
+  for i in range(6):
+    item = both[i]
+    assert (item['id'], item['label']) == (both.id(i), both.label(i))
+    path = (b, a)[int(item['id'][0])] / item['id'][2:]
+    np.testing.assert_array_equal(item['image'], np.asarray(Image.open(path)))
+  assert both.why_unlabelled == ''
+  assert both.record()['class_names'] == list(both.class_names)
+  assert both.record()['parts'][1]['class_counts'] == {'angry': 1, 'happiness': 1, 'sadness': 1}
+  cached = data.build('folder,folder', f'{b},{a}', 'train', {'cache': True})
+  assert cached.record() == both.record()
+  np.testing.assert_array_equal(cached[4]['image'], both[4]['image'])
+  other = data.build('folder,folder', f'{a},{c}', 'train', {})
+  assert (other.class_names, {other.label(i) for i in range(6)}) == ((), {-1})
+  assert other.why_unlabelled == (
+    'its sources have not the same classes (source 1 has Sad, anger, happy; source 2 has fear, happy, sad)'
+  )
+
+
+def test_an_objective_that_needs_labels_names_the_classes_of_joined_sources(tmp_path):
+  for root, names in (('a', ('cat', 'dog')), ('b', ('cat', 'eel')), ('c', ('',)), ('d', map(str, range(30)))):
+    for name in names:
+      write(tmp_path / root / 'train' / name / 'x.png')
+
+  def stage(kind, *roots):
+    section = kind(
+      **{'data.source': ','.join(['folder'] * len(roots)), 'data.cache': False, 'eval.splits': ''}
+    )
+    section.data.root = ','.join(str(tmp_path / root) for root in roots)
+    return train.Stage(
+      small.run_config(only=section), 'only', epath.Path(tmp_path / 'run'), sharding.make_mesh()
+    )
+
+  def refused(*roots):
+    with pytest.raises(UserError) as e:
+      stage(small.mimic_stage, *roots)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+  assert refused('a', 'b') == (
+    "config.only.objective is 'mimic', which needs labels, but data.source is 'folder,folder' and its sources have not "
+    'the same classes (source 1 has cat, dog; source 2 has cat, eel); expected the same classes in each'
+  )
+  assert 'source 1 has cat, dog; source 2 has no classes' in refused('a', 'c')
+  assert 'none of its sources has classes' in refused('c', 'c')
+  assert '18, 19, … (30 classes)); expected' in refused('a', 'd')
+  assert 'folder of this stage has none' in refused('c')
+  assert stage(small.mae_stage, 'a', 'b').class_names == ()
+
+
+@pytest.mark.parametrize(
+  ('source', 'options', 'text'),
+  [
+    ('rafdb', {'classes': 8}, "data.classes is '8', which source 'rafdb' does not read; expected '7', its default, or data.source affectnet or tfds"),
+    ('folder,ferplus', {'classes': 8}, "data.classes is '8', which source 'folder,ferplus' does not read"),
+    ('affectnet', {'name': 'rafdb'}, "data.name is 'rafdb', which source 'affectnet' does not read; expected '', its default, or data.source tfds"),
+  ],
+)  # fmt: skip
+def test_a_field_that_no_source_reads_is_refused(tmp_path, source, options, text):
+  root = ','.join([str(tmp_path)] * len(source.split(',')))
+  with pytest.raises(UserError) as e:
+    data.build(source, root, 'train', options)
+  assert str(e.value).startswith(text)
+
+
+def test_a_field_that_one_of_the_sources_reads_is_passed_to_all(classes):
+  options = {'classes': 8, 'name': 'x'}
+  assert data.unread('folder, affectnet', options) == ['name']
+  assert data.unread('tfds,folder', options) == []
+  with pytest.raises(UserError, match="source 'affectnet' looks for"):
+    data.build('folder,affectnet', f'{classes},/gone', 'train', {'classes': 8})
+
+
+def test_evaluation_on_another_of_the_sources_leaves_out_what_it_does_not_read(classes):
+  section = small.mimic_stage(
+    **{'data.source': 'folder,tfds', 'data.root': f'{classes},/gone', 'data.name': 'x'}
+  )
+  options = {**section.data, 'cache': False}
+  (split,) = evaluation.splits_of(section, options, ('A', 'b'), 'config.only')
+  assert len(split.source) == 1
+
+
+def test_the_class_of_a_distribution_is_the_first_of_the_likeliest(rng):
+  soft = np.array([0.25, 0.375, 0.375], np.float32)
+  assert source.dominant(iter([2, -1, soft, np.int32(1)])).tolist() == [2, -1, 1, 1]
+  assert source.dominant([]).dtype == np.int64

@@ -1,8 +1,10 @@
 """Published weights against PyTorch and a tensor-by-tensor reading of the same files; what is wrong with a file is one line."""
 
 import argparse
+import datetime
 import json
 import os
+import pathlib
 import re
 import struct
 import sys
@@ -655,8 +657,126 @@ def test_a_pth_that_holds_code_does_not_run_it(tmp_path):
 
 def test_a_class_that_is_not_namespace_is_refused_by_name(tmp_path):
   torch = pytest.importorskip('torch')
-  torch.save({'model': {'cls_token': torch.zeros(1, 1, 4)}, 'args': small.ROOT}, tmp_path / 'w')
-  refused(tmp_path / 'w', r"holds more than weights, 'pathlib\.[\w.]*PosixPath'")
+  beside = {'args': datetime.timedelta(1)}
+  torch.save({'model': {'cls_token': torch.zeros(1, 1, 4)}, **beside}, tmp_path / 'w')
+  message = refused(
+    tmp_path / 'w', r"holds more than weights, 'datetime.timedelta', which was not run or made"
+  )
+  assert "torch.save(torch.load('FILE', weights_only=False)['model'], 'NEW')" in message
+  torch.save({'model': {'cls_token': torch.zeros(1, 1, 4)}, 'best': np.zeros(3)}, tmp_path / 'w')
+  refused(tmp_path / 'w', r"'numpy\.\w+\.multiarray\._reconstruct' \(a NumPy array\), which was not run")
+
+
+@pytest.mark.parametrize('legacy', [False, True])
+def test_numpy_scalars_and_paths_beside_the_weights_do_no_harm_and_are_not_made(
+  rng, tmp_path, monkeypatch, legacy
+):
+  torch = pytest.importorskip('torch')
+  args = argparse.Namespace(model='x', output_dir=tmp_path, norm_pix_loss=np.bool_(False))
+  scalars = [t(1) for t in (np.float64, np.float32, np.int64, np.bool_, np.str_)]
+  beside = {
+    'args': args,
+    'best': np.float64(0.5),
+    'log': [{'a': scalars, 'b': pathlib.PureWindowsPath('c:/x')}],
+  }
+  state = timm_encoder(rng)
+  path = save_pth(tmp_path / 'w', state, beside=beside, legacy=legacy)
+
+  made = []
+  load = torch.load
+  monkeypatch.setattr(torch, 'load', lambda *a, **k: made.append(load(*a, **k)) or made[-1])
+  read = weights.read(path, 'x')
+  left = [made[0]['best'], made[0]['args'].output_dir, *made[0]['log'][0]['a'], made[0]['log'][0]['b']]
+  assert len(left) == 8
+  assert not any(isinstance(v, np.generic | pathlib.PurePath) for v in left)
+  np.testing.assert_array_equal(read.tensors['encoder/cls_token'], state['cls_token'])
+  assert read.unused == []
+  assert read.facts['trained_as'] == 'x'
+  assert 'norm_pix' not in read.facts  # a value that was not made says nothing
+
+
+def test_code_within_a_harmless_value_is_not_run(rng, tmp_path):
+  torch = pytest.importorskip('torch')
+  trace = tmp_path / 'trace'
+
+  class Code:
+    def __reduce__(self):
+      return os.system, (f'touch {trace}',)
+
+  class Scalar:
+    def __reduce__(self):
+      return np.float64(1).__reduce__()[0], (np.dtype('O'), Code())
+
+  for legacy in (False, True):
+    content = {'model': {'cls_token': torch.zeros(1, 1, 4)}, 'best': Scalar()}
+    torch.save(content, tmp_path / 'w', _use_new_zipfile_serialization=not legacy)
+    refused(tmp_path / 'w', r"holds more than weights, 'posix.system', which was not run")
+  assert not trace.exists()
+
+
+@pytest.mark.parametrize('key', ['model_ema', 'ema'])
+def test_a_moving_average_is_taken_where_it_is_the_only_state_and_called_one(rng, tmp_path, key, capsys):
+  torch = pytest.importorskip('torch')
+  state, other = timm_encoder(rng), timm_encoder(rng)
+  beside = {'epoch': 3, 'optimizer': {'state': {0: {'exp_avg': torch.zeros(4)}}}, 'rng': torch.zeros(9)}
+  path = save_pth(tmp_path / 'w', state, key, beside)
+  read = weights.read(path, 'x')
+  np.testing.assert_array_equal(read.tensors['encoder/cls_token'], state['cls_token'])
+  assert read.kind == 'timm ViT, a moving average of the weights'
+  assert read.facts['moving_average'] is True
+  command.main(['inspect', path])
+  assert f"a moving average of the weights (PyTorch, under ['{key}'])" in capsys.readouterr().out
+  tensors = {k: torch.from_numpy(v) for k, v in state.items()}
+  read = weights.read(save_pth(tmp_path / 'both', other, beside={key: tensors}), 'x')
+  np.testing.assert_array_equal(read.tensors['encoder/cls_token'], other['cls_token'])
+  assert 'average' not in read.kind
+  assert 'moving_average' not in read.facts
+  save_pth(tmp_path / 'two', state, key, {'teacher': tensors})
+  refused(tmp_path / 'two', rf"holds the states '{key}', 'teacher'; expected one")
+
+
+def test_a_zip_file_with_a_damaged_directory_is_refused_in_one_line(rng, tmp_path):
+  pytest.importorskip('torch')
+  path = tmp_path / 'w'
+  save_pth(path, timm_encoder(rng))
+  whole = bytearray(path.read_bytes())
+  at = whole.rindex(b'PK\x01\x02')  # of the last file in the directory
+  whole[at : at + 4] = b'XXXX'
+  path.write_bytes(whole)
+  refused(path, r'is truncated, damaged or no PyTorch file \(BadZipFile')
+
+
+def test_tensors_without_values_are_refused_by_name(rng, tmp_path):
+  torch = pytest.importorskip('torch')
+  state = {k: torch.from_numpy(v) for k, v in timm_encoder(rng).items()}
+  state['pos_embed'] = state['pos_embed'].to('meta')
+  torch.save({'model': state}, tmp_path / 'w')
+  refused(tmp_path / 'w', r"'pos_embed' has a shape and no values .*meta device\); expected a dense tensor")
+
+
+@pytest.mark.parametrize('naming', ['timm', 'hf'])
+@pytest.mark.parametrize(
+  ('shape', 'told'),
+  [
+    ((1, 16, 16), r' \(1 channels\)'),
+    ((4, 8, 8), r' \(4 channels\)'),
+    ((3, 8, 16), ''),
+    ((3, 0, 0), ''),
+    ((192,), ''),
+  ],
+)
+def test_patches_that_are_not_square_and_of_three_colours_are_refused_by_name(
+  rng, tmp_path, naming, shape, told
+):
+  state = {**timm_encoder(rng), 'patch_embed.proj.weight': normal(rng, DIM, *shape)}
+  name = 'patch_embed.proj.weight'
+  if naming == 'hf':
+    state, name = hugging_face(state), 'vit.embeddings.patch_embeddings.projection.weight'
+  save_safetensors(tmp_path / 'w', state)
+  refused(
+    tmp_path / 'w',
+    rf"another architecture: '{name}' has shape {re.escape(str((DIM, *shape)))}{told}; expected \[D, 3, p, p\]",
+  )
 
 
 @pytest.mark.parametrize('format', ['safetensors', 'zip', 'pickle'])
@@ -808,6 +928,52 @@ def test_another_number_of_heads_is_refused_where_the_file_says_it(rng, tmp_path
     weights.read(str(tmp_path), 'config.init')
 
 
+ODD_CONFIG = [
+  ('num_attention_heads', [None, 'x', '6', 6.5, True, 0, -3, [6], float('nan')], 'a whole number above 0'),
+  ('layer_norm_eps', [None, 'x', '1e-12', False, 0, -1.0, {}, float('inf'), 10**400], 'a number above 0'),
+  (
+    'image_mean',
+    [None, 0.5, 'abc', [0.5], [0.5, 0.5, None], [0.5, 0.5, '0.5'], {}],
+    'a list of three numbers',
+  ),
+  ('image_std', [None, 0.5, [True] * 3, [0.5] * 4], 'a list of three numbers'),
+  ('norm_pix_loss', [None, 'false', 1], 'true or false'),
+]
+
+
+@pytest.mark.parametrize(
+  ('key', 'value', 'expected'),
+  [(key, v, e) for key, values, e in ODD_CONFIG for v in values],
+  ids=lambda v: repr(v)[:20],
+)
+def test_a_value_of_a_config_that_can_not_be_meant_is_ignored_with_a_note(
+  rng, tmp_path, capsys, key, value, expected
+):
+  save_safetensors(tmp_path / 'model.safetensors', hugging_face(timm_encoder(rng)))
+  file = tmp_path / ('preprocessor_config.json' if key.startswith('image') else 'config.json')
+  file.write_text(json.dumps({key: value}))
+  account = fit(str(tmp_path), mimic_objective())[1]
+  (note,) = account['notes']
+  assert re.match(rf'{re.escape(str(file))}: {key} is \S.*, which is ignored; expected {expected}$', note)
+  assert len(note) < len(str(file)) + 140
+  assert not {'heads', 'layer_norm_eps', 'mean', 'std', 'norm_pix'} & set(
+    weights.read(str(tmp_path), 'x').facts
+  )
+  command.main(['inspect', str(tmp_path)])
+  told = ' '.join(capsys.readouterr().out.split())
+  assert told.count('which is ignored') == 1
+
+
+def test_what_a_config_says_is_kept_in_its_own_type(rng, tmp_path):
+  save_safetensors(tmp_path / 'model.safetensors', hugging_face(timm_encoder(rng)))
+  said = {'num_attention_heads': 3, 'layer_norm_eps': 1, 'image_mean': [0, 0.5, 1], 'norm_pix_loss': False}
+  (tmp_path / 'config.json').write_text(json.dumps(said))
+  found = weights.read(str(tmp_path), 'x').facts
+  assert (found['heads'], found['layer_norm_eps'], found['mean']) == (3, 1.0, (0.0, 0.5, 1.0))
+  assert found['norm_pix'] is False
+  assert 'ignored' not in found
+
+
 def test_moco_v3s_small_vit_has_twelve_heads_though_no_tensor_shows_it(rng, tmp_path):
   state = {f'module.base_encoder.{k}': v for k, v in timm_encoder(rng, dim=384, depth=1).items()}
   save_safetensors(tmp_path / 'w', state)
@@ -865,6 +1031,44 @@ def test_an_index_that_lists_what_is_not_there_is_refused(rng, tmp_path):
     weights.read(str(tmp_path), 'x')
 
 
+@pytest.mark.parametrize(
+  ('index', 'match'),
+  [
+    ([1], r"is a JSON list; expected an object with a 'weight_map'"),
+    ('x', r"is a JSON str; expected an object with a 'weight_map'"),
+    ({}, r"has no 'weight_map'; expected an index of weight files"),
+    (
+      {'weight_map': ['a.safetensors']},
+      r"'weight_map' is a JSON list; expected an object, tensor name: file",
+    ),
+    (
+      {'weight_map': {'x': None}},
+      r"'weight_map' has null for 'x'; expected the name of a file in this folder",
+    ),
+    ({'weight_map': {'x': ['a']}}, r"'weight_map' has \[\"a\"\] for 'x'; expected the name of a file"),
+    ({'weight_map': {'x': 3}}, r"'weight_map' has 3 for 'x'; expected the name of a file"),
+    (
+      {'weight_map': {'x': '../a.safetensors'}},
+      r'has "../a.safetensors" for \'x\'; expected the name of a file',
+    ),
+    ({'weight_map': {'x': '..'}}, r'has ".." for \'x\'; expected the name of a file'),
+    ({'weight_map': {'x': ''}}, r'has "" for \'x\'; expected the name of a file'),
+    ({'weight_map': {'x': '/etc/passwd'}}, r'has "/etc/passwd" for \'x\'; expected the name of a file'),
+    ({'weight_map': {'x': r'..\a'}}, r'for \'x\'; expected the name of a file'),
+    ({'weight_map': {'x': 'folder'}}, r'folder is a folder; model.safetensors.index.json lists it'),
+  ],
+)
+def test_an_index_that_is_none_or_leads_out_of_its_folder_is_refused(rng, tmp_path, index, match):
+  here = tmp_path / 'model'
+  (here / 'folder').mkdir(parents=True)
+  save_safetensors(tmp_path / 'a.safetensors', {'x': np.zeros(2, np.float32)})
+  (here / 'model.safetensors.index.json').write_text(json.dumps(index))
+  with pytest.raises(UserError, match=match) as e:
+    weights.read(str(here), 'x')
+  assert '\n' not in str(e.value)
+  assert 'model.safetensors.index.json' in str(e.value)
+
+
 # ---- heads and decoders
 
 
@@ -913,10 +1117,15 @@ def test_half_a_norm_is_needed_by_the_class_token_and_started_anew_by_global_poo
 def test_a_head_is_taken_only_when_asked_for_and_must_fit(rng, tmp_path):
   state = {**timm_encoder(rng), **pair(rng, 'head', 3, DIM)}
   save_safetensors(tmp_path / 'w', state)
-  arrays, _ = fit(str(tmp_path / 'w'), mimic_objective(init_head=True))
+  arrays, account = fit(str(tmp_path / 'w'), mimic_objective(init_head=True))
   np.testing.assert_array_equal(
     arrays['classifier/fc/kernel'], state['head.weight'].T
   )  # no names known: by place
+  assert account['notes'] == [
+    f'{tmp_path / "w"} has no class names: its classifier is taken by place, column 0 = surprise, column 1 = fear, '
+    'column 2 = disgust'
+  ]
+  assert fit(str(tmp_path / 'w'), mimic_objective())[1]['notes'] == []
   four = mimic_objective(names=(*NAMES, 'anger'), init_head=True)
   refused(
     tmp_path / 'w',
@@ -927,13 +1136,26 @@ def test_a_head_is_taken_only_when_asked_for_and_must_fit(rng, tmp_path):
   refused(tmp_path / 'w', r"has no 'head.bias'", mimic_objective(init_head=True))
 
 
+def test_the_note_of_many_columns_is_short_and_inspect_has_it_without_names(rng, tmp_path, capsys):
+  state = {**timm_encoder(rng), **pair(rng, 'head', 12, DIM)}
+  path = save_safetensors(tmp_path / 'w', state)
+  names = tuple(f'c{i}' for i in range(12))
+  (note,) = fit(path, mimic_objective(names=names, init_head=True))[1]['notes']
+  assert note.endswith('column 0 = c0, ' + ', '.join(f'column {i} = c{i}' for i in range(1, 8)) + ', …')
+  command.main(['inspect', path])
+  told = ' '.join(capsys.readouterr().out.split())
+  assert "taken by place, column 0 = the data's class 0, column 1 = the data's class 1" in told
+
+
 def test_a_class_that_the_weights_lack_is_named(rng, tmp_path):
   save_safetensors(
     tmp_path / 'model.safetensors', hugging_face({**timm_encoder(rng), **pair(rng, 'head', 3, DIM)})
   )
   labels = {'0': 'Happy', '1': 'fear', '2': 'disgust'}
   (tmp_path / 'config.json').write_text(json.dumps({'id2label': labels}))
-  arrays, _ = fit(str(tmp_path), mimic_objective(names=('disgust', 'happiness', 'fear'), init_head=True))
+  named = mimic_objective(names=('disgust', 'happiness', 'fear'), init_head=True)
+  arrays, account = fit(str(tmp_path), named)
+  assert account['notes'] == []
   read = weights.read(str(tmp_path), 'x')
   np.testing.assert_array_equal(arrays['classifier/fc/bias'], read.tensors['classifier/fc/bias'][[2, 0, 1]])
   refused(tmp_path, r"has no class 'surprise' among Happy, fear, disgust", mimic_objective(init_head=True))
@@ -1037,6 +1259,18 @@ def test_inspect_says_where_layernorm_and_pixels_differ_from_ours(rng, tmp_path,
     (['show', 'x'], "invalid choice: 'show'"),
     (['inspect', '/nowhere'], "FILE is '/nowhere', which does not exist"),
     (['inspect', '/nowhere', '--config', 'nothing'], r"--config: no file 'nothing'"),
+    (
+      ['inspect', '/nowhere', '--foo=1'],
+      r'^--foo is no flag; expected --config CONFIG, --config.field=value',
+    ),
+    (['inspect', '/nowhere', '--foo', '1'], r'^--foo is no flag; expected --config'),
+    (
+      ['inspect', '/nowhere', '--confg=x'],
+      r"^--confg is no flag \(did you mean 'config'\?\); expected --config",
+    ),
+    (['inspect', '/nowhere', '--config=finetune_folder', '--workdir=x'], r'^--workdir is no flag; expected'),
+    (['inspect', '/nowhere', '/elsewhere'], r"^'/elsewhere' is not understood; expected one FILE"),
+    (['inspect', '/nowhere', '--config.model.dim=3'], r'^--config is missing; expected a config file'),
   ],
 )
 def test_a_wrong_command_is_one_line(argv, match):

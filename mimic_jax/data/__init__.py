@@ -1,9 +1,11 @@
 """Where pictures come from: sources by name, alone or several joined."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimic_jax import defaults
+from mimic_jax.data import classes, selection
 from mimic_jax.data.source import Cached, Concat, Source
 from mimic_jax.errors import UserError, one_of
 
@@ -19,29 +21,90 @@ SOURCES = {
   'tfds': 'mimic_jax.data.tfds',
 }
 
+# field -> the only sources that read it
+READ_BY = {'classes': ('affectnet', 'tfds'), 'name': ('tfds',)}
+
 
 def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Source:
   """Returns the source of that name, or several of them one after the other.
+
+  Several with the same classes by other names or in another order ('happy' is 'happiness') get the names and the order of
+  the first; where the classes differ there are no labels (Concat.why_unlabelled).
 
   Args:
     source: a key of SOURCES, or several, comma-separated.
     root: its path ('' for drawn pictures), or one for each source, comma-separated.
     split: 'train', 'valid', …; the same for all sources.
-    options: the data section of the config (defaults.data()).
+    options: the data section of the config (defaults.data()); each of several sources gets all of it.
 
   Raises:
-    UserError: on an unknown name, on paths that don't match the names in number, and on whatever a source finds wrong.
+    UserError: on an unknown name, on paths that don't match the names in number, on a field that none of the sources
+      reads, and on whatever a source finds wrong.
   """
+  named = _named(source, root)
+  for field in unread(source, options):
+    raise UserError(
+      f"data.{field} is '{options[field]}', which source '{source}' does not read; expected "
+      f"'{defaults.data()[field]}', its default, or data.source {' or '.join(READ_BY[field])}"
+    )
+  parts = [_one(name, path, split, options) for name, path in named]
+  return parts[0] if len(parts) == 1 else Concat(_by_name(parts))
+
+
+def whole(source: str, root: str, split: str, options: Mapping[str, Any]) -> Source:
+  """Returns all pictures of a training split that anything may have been trained on, to find copies of them elsewhere.
+
+  Of 'ferplus' those that the label rule leaves out are there, too: pre-training may have seen them. A set in ArrayRecord is
+  what was written when it was prepared, no more: what a label rule left out then is not looked at. All other sources are
+  as `build` gives them. Labels are of no concern here.
+
+  Args:
+    source, root, split, options: as for `build`, which the same has been given to.
+
+  Raises:
+    UserError: on whatever a source finds wrong.
+  """
+  parts = []
+  for name, path in _named(source, root):
+    rule = {'label_rule': 'argmax8'} if name == 'ferplus' else {}
+    parts.append(_one(name, path, split, {**options, **rule, 'cache': False}))
+  return parts[0] if len(parts) == 1 else Concat(parts)
+
+
+def unread(source: str, options: Mapping[str, Any]) -> list[str]:
+  """Returns the fields of a data section that are not at their defaults though none of the sources reads them."""
+  names, usual = {name.strip() for name in source.split(',')}, defaults.data()
+  return [
+    field
+    for field, readers in READ_BY.items()
+    if options.get(field, usual[field]) != usual[field] and names.isdisjoint(readers)
+  ]
+
+
+def _named(source: str, root: str) -> list[tuple[str, str]]:
+  """Returns the (name, path) of each source."""
   names = [name.strip() for name in source.split(',')]
   roots = [path.strip() for path in root.split(',')] if len(names) > 1 else [root]
+  for name in names:
+    one_of('data.source', name, SOURCES)
   if len(names) != len(roots):
     raise UserError(
       f"data.root '{root}' has {len(roots)} comma-separated paths, but data.source '{source}' has {len(names)} "
       'names; expected as many (a path may be empty)'
     )
-  parts: list[Source] = []
-  for name, path in zip(names, roots):
-    module = importlib.import_module(SOURCES[one_of('data.source', name, SOURCES)])
-    part = module.build(path, split, options)
-    parts.append(Cached(part) if options.get('cache', False) else part)
-  return parts[0] if len(parts) == 1 else Concat(parts)
+  return list(zip(names, roots))
+
+
+def _one(name: str, path: str, split: str, options: Mapping[str, Any]) -> Source:
+  part = importlib.import_module(SOURCES[name]).build(path, split, options)
+  return Cached(part) if options.get('cache', False) else part
+
+
+def _by_name(parts: Sequence[Source]) -> list[Source]:
+  """Returns sources that have the same classes with the names and the order of the first's; others as they are."""
+  first = tuple(parts[0].class_names)
+  wanted = {classes.canonical(name) for name in first}
+  sets = [[classes.canonical(name) for name in part.class_names] for part in parts]
+  if not first or any(set(names) != wanted or len(names) != len(wanted) for names in sets):
+    return list(parts)
+  return [selection.for_classes(part, first, f'data.source: number {k}') for k, part in enumerate(parts, 1)]

@@ -6,7 +6,7 @@ Both releases are read:
           faces are cut out by the face_* columns (data.align = 'auto' is box(0) here)
 
 Seven classes, or eight with contempt (data.classes). Pictures of another class, and those labelled none, uncertain or
-non-face, are left out and counted. The training set is far from balanced: data.sampler = 'balanced'. There is no test
+non-face, are left out and counted; so are up to three pictures of the older release that are empty or missing. The training set is far from balanced: data.sampler = 'balanced'. There is no test
 split; results are on 'valid'.
 """
 
@@ -48,6 +48,7 @@ class Split(NamedTuple):
     on_disk: the pictures that are there, relative to `folder`.
     ending: of the pictures' names behind those of the index.
     also_named: pictures that the other split's table names.
+    empty: pictures of 0 bytes; known of the older release only.
   """
 
   release: str
@@ -57,6 +58,7 @@ class Split(NamedTuple):
   on_disk: set[str]
   ending: str
   also_named: frozenset[str]
+  empty: frozenset[str]
 
   def file(self, k: int) -> str:
     """Returns picture k, relative to `folder`."""
@@ -105,6 +107,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
   )
   index = whole.index
   kept, faceless = _with_faces(root, whole, np.flatnonzero(index.expression < count), align)
+  kept, lost = _without_lost(root, whole, kept, options.get('on_bad_image', 'error'))
   chosen, by_align = faces.to_keep(
     root,
     [whole.path(k) for k in kept],
@@ -118,6 +121,11 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
   paths = [whole.path(k) for k in kept]
   described = _described(split, whole, kept, count)
   described['left_out'].update(by_align)
+  if lost:
+    described['left_out']['empty or missing'] = len(lost)
+    described['warnings'].append(
+      f'left out, {len(lost)} pictures that {whole.label_file} names: {", ".join(lost)}'
+    )
   described['warnings'] += [*faceless, *_unnamed(root, whole)]
   size = options.get('align_size', 224)
   return Faces(
@@ -177,21 +185,25 @@ def _read(root: str, split: str, threads: int) -> Split:
   if not missing:
     index = affectnet_index.of_folder(os.path.join(root, parts[0]), threads)
     on_disk = set(faces.pictures(os.path.join(root, parts[1])))
-    return Split('newer', f'{parts[0]}/*_exp.npy', parts[1], index, on_disk, '.jpg', frozenset())
+    label_files = f'{parts[0]}/*_exp.npy'
+    return Split('newer', label_files, parts[1], index, on_disk, '.jpg', frozenset(), frozenset())
   label_file = _find_table(root, table)
   if label_file is None:
     also = f' ({newer} is there, {missing[0]} is not)' if os.path.isdir(os.path.join(root, newer)) else ''
     raise UserError(
       f"no AffectNet in '{root}': looked for {' and '.join(parts)}, or for {table} there or in {TABLE_FOLDERS[1]}{also}"
     )
-  index = affectnet_index.of_table(os.path.join(root, label_file))
+  table_path = os.path.join(root, label_file)
+  index = affectnet_index.of_table(table_path)
   pictures = _picture_folder(root, label_file, index)
   also_named: frozenset[str] = frozenset()
   other = _find_table(root, SPLITS['valid'][1])
   if split == 'train' and other is not None:
     also_named = frozenset(affectnet_index.of_table(os.path.join(root, other)).names)
-  on_disk = _there(os.path.join(root, pictures), index.names, split)
-  return Split('older', label_file, pictures, index, on_disk, '', also_named)
+  place = os.path.join(root, pictures)
+  on_disk = _there(place, index.names, split)
+  empty = affectnet_index.empty_pictures(table_path, index, place, on_disk, threads)
+  return Split('older', label_file, pictures, index, on_disk, '', also_named, empty)
 
 
 def _find_table(root: str, name: str) -> str | None:
@@ -211,9 +223,9 @@ def _picture_folder(root: str, label_file: str, index: Index) -> str:
 
 
 def _there(place: str, names: Sequence[str], split: str) -> set[str]:
-  """Returns the pictures on disk; of the small split only in the folders that it names."""
+  """Returns the files on disk, whatever their ending; of the small split only in the folders that it names."""
   if split == 'train':
-    return set(faces.pictures(place))
+    return set(faces.files(place))
   found: set[str] = set()
   for inside in {os.path.dirname(name) for name in names}:
     try:
@@ -244,12 +256,39 @@ def _with_faces(
   ]
 
 
+def _without_lost(
+  root: str, whole: Split, kept: np.ndarray, on_bad_image: str
+) -> tuple[np.ndarray, list[str]]:
+  """Leaves out the older release's few pictures that are empty or missing; returns also the path and fault of each.
+
+  Copies of the release have an empty file and lack another. With more than MOST_LOST the copy is damaged: all are kept,
+  for whoever reads them to say, or if that is not to happen an empty one is an error here (a missing one is in to_keep).
+  """
+  if whole.release == 'newer':
+    return kept, []
+  absent = [k for k in kept if whole.file(k) not in whole.on_disk]
+  by_align = faces.left_out(root) if absent else frozenset()
+  faults = {k: 'does not exist' for k in absent if whole.path(k) not in by_align}
+  faults |= {k: 'is empty (0 bytes)' for k in kept if whole.file(k) in whole.empty}
+  said = [f'{os.path.join(root, whole.path(k))} {faults[k]}' for k in sorted(faults)]
+  if len(said) <= affectnet_index.MOST_LOST:
+    return kept[~np.isin(kept, list(faults))], said
+  if on_bad_image == 'error':
+    first = min(faults)
+    raise UserError(
+      f'{os.path.join(root, whole.path(first))}: {faults[first]}, but {whole.place(root, first)} names it (and '
+      f'{len(said) - 1} more); expected at most {affectnet_index.MOST_LOST} such pictures (data.on_bad_image = '
+      "'skip' goes on without)"
+    )
+  return kept, []
+
+
 def _unnamed(root: str, whole: Split) -> list[str]:
   """Returns a warning about pictures without a label; the older release's are all looked at for training only."""
   if whole.release == 'older' and whole.label_file.endswith(SPLITS['valid'][1]):
     return []
   named = {name + whole.ending for name in whole.index.names}
-  extra = sorted(whole.on_disk - named - whole.also_named)
+  extra = sorted(filter(faces.is_picture, whole.on_disk - named - whole.also_named))
   paths = [os.path.join(root, whole.folder, name) for name in extra]
   return faces.unread(paths, f'{whole.label_file} has no label of them')
 

@@ -1,10 +1,11 @@
 """What the label files of AffectNet say of each picture, read once and kept as arrays.
 
 The newer release has three or four little files per picture, the older a table of half a gigabyte: reading them takes
-minutes (0.5 ms a picture on two busy cores), an index a moment. It lies in $XDG_CACHE_HOME/mimic_jax (else ~/.cache/mimic_jax) and holds as long as the
+minutes (0.5 ms a picture on two busy cores), an index a moment. Which pictures of the older release are empty is kept with
+it. It lies in $XDG_CACHE_HOME/mimic_jax (else ~/.cache/mimic_jax) and holds as long as the
 label files do: by the time at which their folder changed last and its number of files, or the table's time and size. A
-label overwritten in place in the newer release leaves both as they were: delete the index then. A cache that can't be
-written only costs time.
+label overwritten in place in the newer release leaves both as they were, and so does a copy that keeps folders' times
+(rsync -a): delete the index then. A cache that can't be written only costs time.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ import os
 import sys
 import tempfile
 import tokenize
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,8 +38,9 @@ COLUMNS = (
 )
 NOT_GIVEN = -2.0  # what the release writes as valence and arousal of a picture without an expression
 MOST_BROKEN = 3  # rows of a table; the release has one, and with more the file is not what it is taken for
+MOST_LOST = 3  # pictures of a table that are empty or missing; copies of the release lack one or two
 _MANY = 20_000  # pictures from which on it is said that reading takes a while
-_VERSION = 1  # of the arrays below and how they are made
+_VERSION = 2  # of the arrays below and how they are made
 
 
 class Index(NamedTuple):
@@ -52,6 +54,8 @@ class Index(NamedTuple):
     points: float32 [n, 5, 2] as alignment.five_from_68 gives them; NaN where there are none.
     lines: int32 [n], of the table; 0 in the newer release.
     broken: 'file:line: why' of the rows that can't be read.
+    empty: of the older release, the pictures of the eight classes whose files had 0 bytes when they were looked at.
+    looked: the folder and the number of those pictures in it at that time; [] where they were not looked at.
   """
 
   names: list[str]
@@ -62,6 +66,12 @@ class Index(NamedTuple):
   points: np.ndarray
   lines: np.ndarray
   broken: list[str]
+  empty: list[str]
+  looked: list
+
+
+_LISTS = ('broken', 'empty', 'looked')
+_ARRAYS = Index._fields[1 : -len(_LISTS)]
 
 
 def of_folder(annotations: str, threads: int) -> Index:
@@ -81,8 +91,55 @@ def of_table(path: str) -> Index:
   Raises:
     UserError: on a file that can't be read or lacks columns, on more than MOST_BROKEN rows that can't be read.
   """
+  return _cached(path, _stamp_of_table(path), lambda: _read_table(path))
+
+
+def empty_pictures(
+  table: str, index: Index, folder: str, on_disk: Container[str], threads: int
+) -> frozenset[str]:
+  """Returns the pictures of the eight classes whose files have 0 bytes.
+
+  All are looked at once, and again when there are more or fewer of them; at other times only those that were empty.
+
+  Args:
+    table: that `index` is of.
+    index: from `of_table`.
+    folder: where its pictures are.
+    on_disk: those that are there.
+    threads: that look at files.
+  """
+  names = [n for n, e in zip(index.names, index.expression) if e < len(CLASS_NAMES) and n in on_disk]
+  looked = [os.path.realpath(folder), len(names)]
+  again = index.looked == looked
+  if not again and len(names) >= _MANY:
+    print(f'mimic: looking for empty files among {len(names)} in {folder} once', file=sys.stderr)
+
+  def empty(chunk: Sequence[str]) -> list[bool]:
+    return [_is_empty(os.path.join(folder, name)) for name in chunk]
+
+  asked = index.empty if again else names
+  found = [name for name, is_empty in zip(asked, faces.in_chunks(empty, asked, threads)) if is_empty]
+  if not again:
+    _save(
+      cache_file(table), _stamp(table, _stamp_of_table(table)), index._replace(empty=found, looked=looked)
+    )
+  return frozenset(found)
+
+
+def _is_empty(path: str) -> bool:
+  try:
+    return os.stat(path).st_size == 0
+  except OSError:
+    return False  # missing, or for its reader to say
+
+
+def _stamp_of_table(path: str) -> list[int]:
   stat = os.stat(path)
-  return _cached(path, [stat.st_mtime_ns, stat.st_size], lambda: _read_table(path))
+  return [stat.st_mtime_ns, stat.st_size]
+
+
+def _stamp(place: str, stamp: list[int]) -> list:
+  return [_VERSION, os.path.realpath(place), *stamp]
 
 
 def cache_file(place: str) -> str:
@@ -93,7 +150,7 @@ def cache_file(place: str) -> str:
 
 
 def _cached(place: str, stamp: list[int], read: Callable[[], Index]) -> Index:
-  stamp = [_VERSION, os.path.realpath(place), *stamp]
+  stamp = _stamp(place, stamp)
   path = cache_file(place)
   index = _load(path, stamp)
   if index is None:
@@ -108,15 +165,15 @@ def _load(path: str, stamp: list) -> Index | None:
     with np.load(path, allow_pickle=False) as saved:
       if json.loads(str(saved['stamp'])) != stamp:
         return None
-      arrays = [saved[name] for name in Index._fields[1:-1]]
+      arrays = [saved[name] for name in _ARRAYS]
+      rest = [json.loads(str(saved[name])) for name in _LISTS]
       names = saved['names'].tobytes().decode('utf-8', 'surrogateescape')
-      return Index(names.split('\n') if names else [], *arrays, json.loads(str(saved['broken'])))
+      return Index(names.split('\n') if names else [], *arrays, *rest)
   except Exception:  # a damaged zip raises almost anything
     return None
 
 
 def _save(path: str, stamp: list, index: Index) -> None:
-  arrays = dict(zip(Index._fields[1:-1], index[1:-1]))
   text = '\n'.join(index.names).encode('utf-8', 'surrogateescape')
   temporary = ''
   try:
@@ -127,8 +184,8 @@ def _save(path: str, stamp: list, index: Index) -> None:
         f,
         stamp=json.dumps(stamp),
         names=np.frombuffer(text, np.uint8),
-        **arrays,
-        broken=json.dumps(index.broken),
+        **{name: getattr(index, name) for name in _ARRAYS},
+        **{name: json.dumps(getattr(index, name)) for name in _LISTS},
       )
     os.replace(temporary, path)  # whole or not at all, also where several processes write it
   except OSError:
@@ -158,6 +215,8 @@ def _read_folder(annotations: str, files: set[str], threads: int) -> Index:
     np.full((len(names), 4), np.nan, np.float32),
     np.array(points, np.float32).reshape(-1, 5, 2),
     np.zeros(len(names), np.int32),
+    [],
+    [],
     [],
   )
 
@@ -247,6 +306,8 @@ def _read_table(path: str) -> Index:
     np.array(points, np.float32),
     np.array(lines, np.int32),
     broken,
+    [],
+    [],
   )
 
 

@@ -362,13 +362,12 @@ def _without(
   record: Mapping[str, Any], ids: Sequence[str], labels: Sequence[int | np.ndarray], left_out: Sequence[str]
 ) -> dict[str, Any]:
   """Returns what changes in a source's record once unreadable pictures are left out."""
-  dominant = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
   warning = (
     f'{len(left_out)} unreadable pictures were left out when this was prepared; the first: {left_out[0]}'
   )
   return {
     'count': len(ids),
-    'class_counts': sources.class_counts(dominant, record['class_names']),
+    'class_counts': sources.class_counts(sources.dominant(labels), record['class_names']),
     'split_hash': sources.split_hash(ids, labels),
     'left_out': {**record.get('left_out', {}), 'unreadable': len(left_out)},
     'unreadable': list(left_out[:_MOST_NAMED]),

@@ -120,17 +120,26 @@ class Faces:
     return {**self._record, 'split_hash': sources.split_hash(self._ids, self._labels)}
 
 
-def pictures(folder: str) -> list[str]:
-  """Returns the pictures in a folder and below, known by their endings, sorted, as paths relative to it with '/'."""
+def files(folder: str) -> list[str]:
+  """Returns the files in a folder and below, sorted, as paths relative to it with '/'; hidden folders are passed over."""
   found = []
-  for place, folders, files in os.walk(folder):
+  for place, folders, names in os.walk(folder):
     folders[:] = [name for name in folders if not name.startswith('.')]
     inside = os.path.relpath(place, folder).replace(os.sep, '/')
     prefix = '' if inside == '.' else inside + '/'
-    for name in files:
-      if os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith('.'):
-        found.append(prefix + name)
+    found += [prefix + name for name in names]
   return sorted(found)
+
+
+def is_picture(path: str) -> bool:
+  """Says whether a file is a picture by its ending, and not hidden."""
+  name = os.path.basename(path)
+  return os.path.splitext(name)[1].lower() in ENDINGS and not name.startswith('.')
+
+
+def pictures(folder: str) -> list[str]:
+  """Returns those of `files` that are pictures."""
+  return [path for path in files(folder) if is_picture(path)]
 
 
 def unread(paths: Sequence[str], why: str) -> list[str]:
@@ -161,7 +170,7 @@ def to_keep(
     UserError: on a missing picture, with the number of others.
   """
   missing = [k for k, here in enumerate(on_disk) if not here]
-  known = _left_out(root) if missing else frozenset()
+  known = left_out(root) if missing else frozenset()
   without = [k for k in missing if paths[k] in known]
   others = [k for k in missing if paths[k] not in known]
   if others and on_bad_image == 'error':
@@ -174,7 +183,7 @@ def to_keep(
   return kept, {f'by {alignment.MADE_BY}': len(without)} if without else {}
 
 
-def _left_out(root: str) -> frozenset[str]:
+def left_out(root: str) -> frozenset[str]:
   """Returns the pictures that `python -m mimic_jax.align` did not write into a folder that it made."""
   if alignment.of_root(root)['align'] == 'none':
     return frozenset()
@@ -195,7 +204,8 @@ def held_against(
     published: the same of the release; several where its versions differ, the first being the usual one.
 
   Returns:
-    {'expected_count': int, 'warnings': []}, or with one warning that states both.
+    {'expected_count': int, 'warnings': []}, or with one warning that states both, and says so where the numbers are the
+    published ones in another order of the classes.
   """
   expected = [sum(p.values()) for p in published]
   if any(dict(counts) == dict(p) for p in published):
@@ -205,6 +215,10 @@ def held_against(
     return f'{sum(numbers.values())} pictures ({"/".join(map(str, numbers.values()))})'
 
   differs = f'{what} has {said(counts)}, the published release {" or ".join(map(said, published))}'
+  if any(sorted(counts.values()) == sorted(p.values()) for p in published):
+    differs += (
+      f': the same numbers of other classes, so the class order looks wrong; expected {", ".join(counts)}'
+    )
   return {'expected_count': expected[0], 'warnings': [differs]}
 
 

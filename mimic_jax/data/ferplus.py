@@ -36,12 +36,23 @@ SYNONYMS = {
   'train+validation': 'train+valid',
 }
 
-# Pictures kept of the published release, computed from its files: layout -> base rule -> split.
-EXPECTED = {
+# Pictures kept of the published release, computed from its files: layout -> base rule -> split -> pictures of each class,
+# or of all where we have not counted the classes.
+EXPECTED: dict[str, dict[str, dict[str, tuple[int, ...] | int]]] = {
   'official': {
-    'majority': {'train': 25045, 'valid': 3191, 'test': 3137},
-    'argmax10': {'train': 28385, 'valid': 3555},
-    'argmax8': {'train': 28556, 'valid': 3579},
+    'majority': {
+      'train': (8733, 7284, 3136, 3022, 2098, 116, 536, 120),
+      'valid': (1180, 862, 411, 348, 289, 25, 60, 16),
+      'test': 3137,
+    },
+    'argmax10': {
+      'train': (10295, 7526, 3557, 3530, 2463, 191, 655, 168),
+      'valid': (1329, 899, 458, 415, 325, 32, 71, 26),
+    },
+    'argmax8': {
+      'train': (10377, 7537, 3583, 3559, 2476, 195, 659, 170),
+      'valid': (1341, 899, 461, 419, 326, 34, 72, 27),
+    },
   },
   'raw': {
     'majority': {'train': 25060, 'valid': 3199, 'test': 3153},
@@ -209,9 +220,12 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
   if not kept.size:
     raise UserError(f"no picture of {rows.label_file} in '{root}' has a label under label_rule '{rule}'")
   dropped = len(rows.ids) - len(kept)
-  files, pixels, bad, by_align = None, None, {}, {}
+  files, pixels, bad, by_align, unnamed = None, None, {}, {}, []
   if rows.pixels is None:
     here = _listing(root, parts)
+    extra = sorted(name for name in here.difference(rows.ids) if faces.is_picture(name))
+    extra = [os.path.join(root, name) for name in extra]
+    unnamed = faces.unread(extra, f'{rows.label_file} does not name them')
     named = [rows.ids[i] for i in kept]
     chosen, by_align = faces.to_keep(
       root,
@@ -225,6 +239,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
   else:
     pixels, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
   ids = [rows.ids[i] for i in kept]
+  counts = sources.class_counts(classes[kept], CLASS_NAMES)
   record = {
     'source': 'ferplus',
     'root': root,
@@ -234,12 +249,13 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     'label_rule': rule,
     'count': len(ids),
     'class_names': list(CLASS_NAMES),
-    'class_counts': sources.class_counts(classes[kept], CLASS_NAMES),
+    'class_counts': counts,
     'dropped': dropped,
     **({'left_out': by_align} if by_align else {}),
     'align': align,
-    **_expected(layout, rule, parts, len(ids)),
+    **_expected(layout, rule, parts, counts),
   }
+  record['warnings'] += unnamed
   # A folder that `python -m mimic_jax.align` made holds pictures of the size it was asked for.
   side = align.get('size', SIDE) if files is not None else SIDE
   return FerPlus(ids, labels[kept], files, pixels, bad, record, options.get('max_pixels', 50_000_000), side)
@@ -249,13 +265,18 @@ def _canonical(split: str) -> str:
   return '+'.join(SYNONYMS.get(s, s) for s in split.split('+'))
 
 
-def _expected(layout: str, rule: str, parts: list[str], count: int) -> dict[str, Any]:
-  """Returns the published count, where there is one, with a warning where it isn't `count`."""
-  published = [EXPECTED[layout][SOFT.get(rule, rule)].get(s) for s in parts]
-  if None in published:
+def _expected(layout: str, rule: str, parts: list[str], counts: dict[str, int]) -> dict[str, Any]:
+  """Returns the published count, where there is one, with a warning where `counts`, class by class, are others."""
+  known = EXPECTED[layout][SOFT.get(rule, rule)]
+  published = [known[s] for s in parts if s in known]
+  if len(published) < len(parts):
     return {'expected_count': None, 'warnings': []}
-  expected = sum(published)
-  differs = f"ferplus {'+'.join(parts)} has {count} pictures under '{rule}', the published release {expected}"
+  what = f"ferplus {'+'.join(parts)} under '{rule}'"
+  by_class = [numbers for numbers in published if isinstance(numbers, tuple)]
+  if len(by_class) == len(parts):
+    return faces.held_against(what, counts, [dict(zip(CLASS_NAMES, map(sum, zip(*by_class))))])
+  count, expected = sum(counts.values()), sum(n if isinstance(n, int) else sum(n) for n in published)
+  differs = f'{what} has {count} pictures, the published release {expected}'
   return {'expected_count': expected, 'warnings': [] if count == expected else [differs]}
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from mimic_jax.data import source as sources
 from mimic_jax.data.source import Source
 from mimic_jax.errors import UserError
 
@@ -51,8 +52,7 @@ def balanced(source: Source, seed: int) -> Balanced:
     UserError: where no picture has a label.
   """
   n = len(source)
-  labels = (source.label(i) for i in range(n)) if source.class_names else ()
-  classes = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
+  classes = sources.dominant(source.label(i) for i in range(n if source.class_names else 0))
   order = np.argsort(classes, kind='stable')
   order = order[classes[order] >= 0]
   if not order.size:

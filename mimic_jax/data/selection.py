@@ -81,12 +81,11 @@ class Selected:
   def record(self) -> dict[str, Any]:
     n = len(self)
     labels = [self.label(i) for i in range(n)]
-    dominant = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
     return {
       **self._source.record(),
       'count': n,
       'class_names': list(self.class_names),
-      'class_counts': sources.class_counts(dominant, self.class_names),
+      'class_counts': sources.class_counts(sources.dominant(labels), self.class_names),
       'split_hash': sources.split_hash([self.id(i) for i in range(n)], labels),
       **self._about,
     }
@@ -117,8 +116,7 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
       f'{field} has the classes {", ".join(source.class_names)}; expected at least one of those of the model, '
       f'{", ".join(class_names)}'
     )
-  labels = [source.label(i) for i in range(len(source))]
-  dominant = np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
+  dominant = sources.dominant(source.label(i) for i in range(len(source)))
   index = np.flatnonzero(np.isin(dominant, shared))
   left_out = {
     name: int((dominant == k).sum()) for k, name in enumerate(source.class_names) if k not in shared
@@ -177,7 +175,8 @@ def listed(source: Source, path: str) -> Source | None:
   about: dict[str, Any] = {'list': os.path.basename(path), 'count': len(found), 'of': len(source)}
   if missing:
     about |= {'not_there': len(missing), 'first_not_there': first}
-  return Selected(source, np.array(sorted(found)), about={'subset': about})
+  # The warnings are about the whole.
+  return Selected(source, np.array(sorted(found)), about={'subset': about, 'warnings': []})
 
 
 def _first_words(path: str) -> list[tuple[int, str]]:

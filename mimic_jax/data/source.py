@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +28,7 @@ _READ_ERRORS = (
   struct.error,
   zlib.error,
 )
+_MOST_SAID = 12  # classes of a source in a message
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
 # `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.
@@ -209,6 +210,11 @@ def split_hash(ids: Sequence[str], labels: Sequence[int] | np.ndarray) -> str:
   return digest.hexdigest()
 
 
+def dominant(labels: Iterable[int | np.ndarray]) -> np.ndarray:
+  """Returns the class of each label as int64 [n]: of a distribution the likeliest, of several the first; −1 is none."""
+  return np.array([k if np.ndim(k) == 0 else int(np.argmax(k)) for k in labels], np.int64)
+
+
 def class_counts(classes: np.ndarray, class_names: Sequence[str]) -> dict[str, int]:
   """Returns the number of pictures of each class from int labels [n]; unlabelled ones (−1) are left out."""
   counts = np.bincount(classes[classes >= 0], minlength=len(class_names))
@@ -231,6 +237,9 @@ class Concat:
 
   Where all have the same class names the labels are kept (as distributions, if any source has those), else there are
   none. Ids get the source's number in front ('1:train/a.png'), since two sources may use the same names.
+
+  Attributes:
+    why_unlabelled: why there are no labels, with the classes of each source; '' where there are.
   """
 
   def __init__(self, sources: Sequence[Source]) -> None:
@@ -240,6 +249,7 @@ class Concat:
     self.image_shape = shapes.pop() if len(shapes) == 1 else None
     names = {tuple(s.class_names) for s in self.sources}
     self.class_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
+    self.why_unlabelled = '' if self.class_names else _classes_of(self.sources)
     self._soft = any(len(s) and np.ndim(s.label(0)) > 0 for s in self.sources)
 
   def __len__(self) -> int:
@@ -287,6 +297,19 @@ class Concat:
       'split_hash': split_hash([self.id(i) for i in range(n)], [self.label(i) for i in range(n)]),
       **({'warnings': warned} if warned else {}),
     }
+
+
+def _classes_of(parts: Sequence[Source]) -> str:
+  """Says which classes each of several sources has."""
+
+  def said(names: Sequence[str]) -> str:
+    more = f', … ({len(names)} classes)' if len(names) > _MOST_SAID else ''
+    return (', '.join(names[:_MOST_SAID]) + more) or 'no classes'
+
+  if not any(part.class_names for part in parts):
+    return 'none of its sources has classes'
+  each = (f'source {k} has {said(part.class_names)}' for k, part in enumerate(parts, 1))
+  return f'its sources have not the same classes ({"; ".join(each)})'
 
 
 def _joined_align(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from mimic_jax.errors import one_of
+from mimic_jax.errors import UserError, one_of
 
 
 def names() -> list[str]:
@@ -38,7 +38,13 @@ def is_labelled(name: str) -> bool:
   return importlib.import_module(f'{__name__}.{name}').Objective.labelled
 
 
-def make(stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...], field: str) -> Any:
+def make(
+  stage: Mapping[str, Any],
+  model: Mapping[str, Any],
+  class_names: tuple[str, ...],
+  field: str,
+  why_unlabelled: str = '',
+) -> Any:
   """Returns the objective that `stage.objective` names.
 
   Args:
@@ -46,9 +52,15 @@ def make(stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[
     model: the encoder's section.
     class_names: of the training source; () when it has no labels.
     field: the field that holds the name, for the error.
+    why_unlabelled: why the training source has no labels, where it can say more than that.
 
   Raises:
-    UserError: when there is no such objective.
+    UserError: when there is no such objective, or when it learns from labels and there are none.
   """
   name = one_of(field, stage['objective'], names())
+  if why_unlabelled and not class_names and is_labelled(name):
+    raise UserError(
+      f"{field} is '{name}', which needs labels, but data.source is '{stage['data']['source']}' and {why_unlabelled}; "
+      'expected the same classes in each'
+    )
   return importlib.import_module(f'{__name__}.{name}').Objective(stage, model, class_names)

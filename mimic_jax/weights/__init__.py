@@ -27,6 +27,8 @@ EXPECTED = (
   'folder with one'
 )
 
+MOST_COLUMNS = 8  # that a note shows; there are as many expressions
+
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
@@ -116,6 +118,7 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
       f"{where} is of another architecture: it has '{odd}'; expected a plain ViT, whose blocks are norm1, attn (qkv, proj), "
       'norm2, mlp (fc1, fc2), with a class token and no other'
     )
+  _check_patches(contents.tensors, layout, where)
   tensors, broken, used = layouts.collect(contents.tensors, layout)
   positions = tensors.get('encoder/pos_embed')
   if positions is not None and not facts_lib.is_square(positions.shape):
@@ -124,16 +127,30 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
       'class token and a square of patches'
     )
   unused = [n for n in contents.tensors if n not in used]
+  kind = layout.kind + (', a moving average of the weights' if contents.place in files.EMA_KEYS else '')
   unused += [f"['{key}']" for key, tensors_in in contents.beside.items() if tensors_in]
   return Weights(
     tensors,
     str(contents.path),
-    layout.kind,
+    kind,
     facts_lib.class_names(contents.config, tensors),
     layout.names,
     grouped(unused, used),
     broken,
     facts_lib.of_file(tensors, contents, layout.kind),
+  )
+
+
+def _check_patches(tensors: Mapping[str, np.ndarray], layout: layouts.Layout, where: str) -> None:
+  """Raises UserError unless patches are cut by a convolution over square patches of three colours."""
+  name = layout.names['encoder/patch_embed/kernel'][0]
+  shape = tensors[name].shape if name in tensors else (1, 3, 1, 1)
+  if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0:
+    return
+  channels = f' ({shape[1]} channels)' if len(shape) == 4 and shape[1] != 3 else ''
+  raise UserError(
+    f"{where} is of another architecture: '{name}' has shape {shape}{channels}; expected [D, 3, p, p], square patches of "
+    'three colours'
   )
 
 
@@ -173,12 +190,12 @@ def fit(
     'resized': [],
     'fresh': [],
     'unused': list(weights.unused),
-    'notes': [],
+    'notes': list(weights.facts.get('ignored', ())),
   }
   _check_heads(weights, heads, where, account['notes'])
   columns = None
   if any(rule(tuple(n.split('/'))) == 'needed' for n in target if n.startswith('classifier/')):
-    columns = _columns(weights, class_names, where)
+    columns = _columns(weights, class_names, where, account['notes'])
   fitted: dict[str, np.ndarray] = {}
   for wish, names in _groups(target, rule):
     taken: dict[str, np.ndarray] = {}
@@ -236,8 +253,8 @@ def _candidate(weights: Weights, name: str, shape: tuple[int, ...], columns: lis
   return array
 
 
-def _columns(weights: Weights, class_names: Sequence[str], where: str) -> list[int] | None:
-  """Returns, for each class of the model, its column in the weights' classifier; by place where no names are known."""
+def _columns(weights: Weights, class_names: Sequence[str], where: str, notes: list[str]) -> list[int] | None:
+  """Returns, for each class of the model, its column in the weights' classifier; by place, with a note, without names."""
   kernel = weights.tensors.get('classifier/fc/kernel')
   if kernel is None:
     return None
@@ -249,6 +266,11 @@ def _columns(weights: Weights, class_names: Sequence[str], where: str) -> list[i
       'init_head=False to start it anew'
     )
   if weights.class_names is None:
+    order = ', '.join(f'column {i} = {name}' for i, name in enumerate(class_names[:MOST_COLUMNS]))
+    notes.append(
+      f'{weights.origin} has no class names: its classifier is taken by place, {order}'
+      + (', …' if have > MOST_COLUMNS else '')
+    )
     return list(range(have))
   columns = classes.match(weights.class_names, class_names)
   if -1 in columns:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from mimic_jax import checkpoint, cli, data, defaults, models, objectives, weights
 from mimic_jax import config as config_lib
-from mimic_jax.errors import UserError
+from mimic_jax.errors import UserError, nearest
 from mimic_jax.models import vit
 from mimic_jax.weights import facts
 
@@ -55,6 +55,7 @@ def describe(found: weights.Weights) -> str:
       )
     )
   lines += [('broken', f'{found.origin} {why}') for why in found.broken.values()]
+  lines += [('note', ignored) for ignored in f.get('ignored', ())]
   return _table(lines)
 
 
@@ -108,7 +109,8 @@ def account_of(
     for key, what in ACCOUNT.items()
     if account[key]
   ]
-  return _table(lines + [('note', note) for note in account['notes']])
+  told = found.facts.get('ignored', ())  # by `describe`
+  return _table(lines + [('note', note) for note in account['notes'] if note not in told])
 
 
 def _own_model(f: Mapping[str, Any]) -> ConfigDict:
@@ -138,7 +140,7 @@ def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str
       found.facts[f'decoder_{k}'] for k in ('dim', 'depth')
     )
     pretrain.mae.decoder_heads = _divisor(found.facts['decoder_dim'], pretrain.mae.decoder_heads)
-  names = found.class_names or tuple(map(str, range(found.facts.get('classes', 7))))
+  names = found.class_names or tuple(f"the data's class {k}" for k in range(found.facts.get('classes', 7)))
   uses = [('MAE pre-training', pretrain, ()), ('fine-tuning, global pooling', finetune, names)]
   if 'classifier/fc/kernel' in found.tensors:
     with_head = defaults.mimic()
@@ -158,6 +160,20 @@ def _class_names(stage: Mapping[str, Any]) -> tuple[str, ...]:
   return tuple(data.build(d['source'], d['root'], d['split'], {**d, 'cache': False}).class_names)
 
 
+def _check_flags(flags: Sequence[str]) -> None:
+  """Raises UserError for a flag that is not of the config."""
+  for flag in flags:
+    match = re.match(r'--?([A-Za-z][^=]*)', flag)
+    if match and match[1] != 'config' and not match[1].startswith('config.'):
+      raise UserError(
+        f'--{match[1]} is no flag{nearest(match[1], ["config", "help"])}; expected --config CONFIG, --config.field=value'
+      )
+  if not flags[0].startswith('-'):
+    raise UserError(
+      f"'{flags[0]}' is not understood; expected one FILE, --config CONFIG, --config.field=value"
+    )
+
+
 def main(argv: Sequence[str]) -> None:
   """Runs the command line without the program's name; raises UserError."""
   parser = cli.Parser('weights', __doc__)
@@ -165,6 +181,8 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument('file', metavar='FILE')
   given, flags = parser.parse_known_args(list(argv))
   # a flag that is wrong is better known before gigabytes are read
+  if flags:
+    _check_flags(flags)
   config = config_lib.parse(['weights', *flags]).config if flags else None
   found = weights.read(given.file, 'FILE')
   print(f'{found.origin}\n{describe(found)}')

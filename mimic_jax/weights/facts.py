@@ -1,13 +1,13 @@
 """What can be said of weights besides their numbers: architecture, sizes, classes, where they disagree with our defaults."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mimic_jax.models import vit
-from mimic_jax.weights.files import Contents
+from mimic_jax.weights.files import EMA_KEYS, Contents, shown
 
 FROM_PRESET = 'as the preset; the file does not say'
 FROM_CONFIG = 'its config.json says so'
@@ -69,6 +69,58 @@ def _preset(found: Mapping[str, Any]) -> str:
   return next((name for name, preset in vit.PRESETS.items() if preset[:3] == sizes), '')
 
 
+def _number(value: Any) -> float | None:
+  """Returns a finite number, None for anything else."""
+  if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e300:
+    return None
+  return float(value)
+
+
+def _positive(value: Any) -> float | None:
+  number = _number(value)
+  return number if number is not None and number > 0 else None
+
+
+def _count(value: Any) -> int | None:
+  return value if isinstance(value, int) and _positive(value) else None
+
+
+def _colours(value: Any) -> tuple[float, ...] | None:
+  numbers = [_number(v) for v in value] if isinstance(value, list) else []
+  return tuple(numbers) if len(numbers) == 3 and None not in numbers else None
+
+
+def _truth(value: Any) -> bool | None:
+  return value if isinstance(value, bool) else None
+
+
+# what is used of a model folder's config files: their name -> ours, its parser (None = odd), what is expected
+Parser = Callable[[Any], Any]
+CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
+  'num_attention_heads': ('heads', _count, 'a whole number above 0'),
+  'layer_norm_eps': ('layer_norm_eps', _positive, 'a number above 0'),
+  'image_mean': ('mean', _colours, 'a list of three numbers'),
+  'image_std': ('std', _colours, 'a list of three numbers'),
+  'norm_pix_loss': ('norm_pix', _truth, 'true or false'),
+}
+
+
+def _stated(contents: Contents) -> dict[str, Any]:
+  """Returns what the config files say under our names; 'ignored' has a sentence for each value that can't be meant."""
+  found: dict[str, Any] = {}
+  ignored = []
+  for theirs, (ours, parser, expected) in CONFIG_FIELDS.items():
+    if theirs not in contents.config:
+      continue
+    value = parser(contents.config[theirs])
+    if value is None:
+      at = f'{contents.said_in[theirs]}: {theirs}'
+      ignored.append(f'{at} is {shown(contents.config[theirs])}, which is ignored; expected {expected}')
+    else:
+      found[ours] = value
+  return {**found, 'ignored': tuple(ignored)} if ignored else found
+
+
 def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) -> dict[str, Any]:
   """Returns what is known of a published file; what is not known is left out.
 
@@ -79,25 +131,22 @@ def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) ->
   """
   found = {'container': contents.container, **_shapes(tensors)}
   found['preset'] = _preset(found)
-  config, args = contents.config, contents.args
-  if 'num_attention_heads' in config:
-    found['heads'], found['heads_from'] = int(config['num_attention_heads']), FROM_CONFIG
+  found |= _stated(contents)
+  args = contents.args
+  if 'heads' in found:
+    found['heads_from'] = FROM_CONFIG
   elif kind == 'MoCo v3' and found.get('dim') in MOCO_HEADS:
     found['heads'], found['heads_from'] = MOCO_HEADS[found['dim']], "MoCo v3's ViTs have so many"
   elif found['preset']:
     found['heads'], found['heads_from'] = vit.PRESETS[found['preset']][3], FROM_PRESET
-  if 'layer_norm_eps' in config:
-    found['layer_norm_eps'] = float(config['layer_norm_eps'])
-  for ours, theirs in (('mean', 'image_mean'), ('std', 'image_std')):
-    if theirs in config:
-      found[ours] = tuple(float(v) for v in config[theirs])
-  for source in (config, args):
-    if 'norm_pix_loss' in source:
-      found['norm_pix'] = bool(source['norm_pix_loss'])
+  if (norm_pix := _truth(args.get('norm_pix_loss'))) is not None:
+    found['norm_pix'] = norm_pix
   if 'model' in args:
     found['trained_as'] = str(args['model'])
   found['dtypes'] = sorted(set(contents.dtypes.values()))
   found['place'] = contents.place
+  if contents.place in EMA_KEYS:
+    found['moving_average'] = True
   return found
 
 

@@ -1,7 +1,8 @@
 """Opens weight files by what is in them, never by their name: PyTorch's (zip and the older pickle) and safetensors.
 
-Nothing in a file is run: PyTorch files are read with weights_only=True and one class allowed beside tensors,
-argparse.Namespace, which MAE's training checkpoints hold and which is data alone.
+Nothing in a file is run: PyTorch files are read with weights_only=True. One class is allowed beside tensors,
+argparse.Namespace, which MAE's training checkpoints hold and which is data alone; for NumPy scalars and paths, which stand in
+many, a value is put that holds nothing.
 """
 
 import argparse
@@ -21,8 +22,10 @@ from etils import epath
 
 from mimic_jax.errors import UserError
 
-# where a state dict stands in a PyTorch file, in the order looked for; '' is the file itself
-STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net', '')
+# where a state dict stands in a PyTorch file, in the order looked for; else the file itself may be one
+STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net')
+# of a moving average of the weights (DeiT's and MAE's forks write it beside 'model'); taken where it is the only state
+EMA_KEYS = ('model_ema', 'ema')
 PYTORCH_ZIP, PYTORCH_PICKLE, SAFETENSORS = 'PyTorch', 'PyTorch before 1.6', 'safetensors'
 MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILES = ('config.json', 'preprocessor_config.json')
@@ -31,6 +34,38 @@ MISTAKEN = {
   b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file itself)',
   b'<': 'a web page or XML (the download was of the page, not of the file)',
 }
+# what is harmless and often stands beside weights, but is of no use here: class -> the modules that it was or is in
+HARMLESS = {
+  'scalar': ('numpy.core.multiarray', 'numpy._core.multiarray'),  # makes a NumPy scalar
+  'dtype': ('numpy',),
+  **dict.fromkeys(
+    ('PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'), ('pathlib', 'pathlib._local')
+  ),
+}
+# what people know it as
+CALLED = {f'numpy.{core}.multiarray._reconstruct': ' (a NumPy array)' for core in ('core', '_core')}
+
+
+class _Unread:
+  """Stands for a value of a harmless class: nothing of it is kept, and no code of NumPy's or pathlib's sees the file's bytes."""
+
+  def __new__(cls, *args: Any) -> '_Unread':
+    del args
+    return super().__new__(cls)
+
+  def __init__(self, *args: Any) -> None:
+    del args
+
+  def __setstate__(self, state: Any) -> None:
+    del state
+
+
+# PyTorch knows a class by its module and name alone (2.5 by __name__, later ones by __qualname__)
+STAND_INS = [
+  type(name, (_Unread,), {'__module__': module, '__qualname__': name})
+  for name, modules in HARMLESS.items()
+  for module in modules
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +81,7 @@ class Contents:
     beside: what else stood at its top, name -> whether there are tensors in it.
     args: a training checkpoint's command line.
     config: config.json and preprocessor_config.json of a model folder, in one.
+    said_in: its fields -> the file.
   """
 
   path: epath.Path
@@ -56,6 +92,7 @@ class Contents:
   beside: Mapping[str, bool] = dataclasses.field(default_factory=dict)
   args: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  said_in: Mapping[str, epath.Path] = dataclasses.field(default_factory=dict)
 
 
 def open_weights(path: epath.Path, field: str) -> Contents | None:
@@ -121,36 +158,41 @@ def _open_folder(path: epath.Path, field: str) -> Contents | None:
     else:
       continue
     if contents is not None:
-      return dataclasses.replace(contents, path=path, config=_config(path))
+      config, said_in = _config(path)
+      return dataclasses.replace(contents, path=path, config=config, said_in=said_in)
   return None
 
 
-def _config(folder: epath.Path) -> dict[str, Any]:
-  config = {}
+def _config(folder: epath.Path) -> tuple[dict[str, Any], dict[str, epath.Path]]:
+  """Returns what a model folder's config files say, in one, and which of them says it."""
+  config, said_in = {}, {}
   for file in (folder / name for name in CONFIG_FILES):
     if file.exists():
       read = _json(file)
       if isinstance(read, Mapping):
         config |= read
-  return config
+        said_in |= dict.fromkeys(read, file)
+  return config, said_in
 
 
 def _json(file: epath.Path) -> Any:
   try:
     return json.loads(file.read_text())
-  except ValueError as e:  # also what is not UTF-8
-    raise UserError(f'{file} is no JSON ({e}); expected the file that was saved with the weights') from e
+  except (ValueError, RecursionError) as e:  # ValueError also for what is not UTF-8
+    raise UserError(
+      f'{file} is no JSON ({_short(e)}); expected the file that was saved with the weights'
+    ) from e
 
 
 def _open_shards(index: epath.Path, field: str) -> Contents:
   """Reads the files that an index names; every tensor that it lists must be there."""
-  listed = _json(index).get('weight_map', {})
-  if not listed:
-    raise UserError(f"{index} has no 'weight_map'; expected an index of weight files")
+  listed = _listed(index)
   files = [index.parent / name for name in sorted(set(listed.values()))]
   for file in files:
     if not file.exists():
       raise UserError(f'{file} does not exist; {index.name} lists it')
+    if file.is_dir():
+      raise UserError(f'{file} is a folder; {index.name} lists it, expected a weight file')
   kinds = {file.name: _container(file, field) for file in files}
   if set(kinds.values()) == {SAFETENSORS}:
     contents = _open_safetensors(index.parent, files, field)
@@ -168,6 +210,32 @@ def _open_shards(index: epath.Path, field: str) -> Contents:
       f"{index.parent / listed[absent[0]]} has no '{absent[0]}', which {index.name} lists for it"
     )
   return contents
+
+
+def _listed(index: epath.Path) -> dict[str, str]:
+  """Returns an index's tensor -> file; the files stand beside it."""
+  read = _json(index)
+  if not isinstance(read, Mapping):
+    raise UserError(f"{index} is a JSON {type(read).__name__}; expected an object with a 'weight_map'")
+  if not read.get('weight_map'):
+    raise UserError(f"{index} has no 'weight_map'; expected an index of weight files")
+  listed = read['weight_map']
+  if not isinstance(listed, Mapping):
+    raise UserError(
+      f"{index}: 'weight_map' is a JSON {type(listed).__name__}; expected an object, tensor name: file name"
+    )
+  for name, file in listed.items():
+    if not isinstance(file, str) or file in ('', '.', '..') or re.search(r'[/\\\0]', file):
+      raise UserError(
+        f"{index}: 'weight_map' has {shown(file)} for '{name}'; expected the name of a file in this folder"
+      )
+  return listed
+
+
+def shown(value: Any) -> str:
+  """Returns a value out of a JSON file as it stands there, shortened."""
+  text = json.dumps(value)
+  return text if len(text) < 60 else f'{text[:57]}…'
 
 
 def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> Contents:
@@ -206,23 +274,24 @@ def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
       'will do), or the same weights as safetensors'
     ) from e
   local = _local(path, field)
-  if container == PYTORCH_ZIP and zipfile.is_zipfile(local):
-    with zipfile.ZipFile(local) as z:
-      if not any(n.endswith('data.pkl') for n in z.namelist()):
-        raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
   try:
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    if container == PYTORCH_ZIP and zipfile.is_zipfile(local):
+      with zipfile.ZipFile(local) as z:
+        if not any(n.endswith('data.pkl') for n in z.namelist()):
+          raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
       warnings.simplefilter('ignore')
       # mapped, so that an optimiser's state, twice as large as the model, is never read
       loaded = torch.load(local, map_location='cpu', weights_only=True, mmap=container == PYTORCH_ZIP)
-  except (
-    Exception
-  ) as e:  # torch raises what its parts raise: RuntimeError, UnpicklingError, EOFError, KeyError, …
+  except UserError:
+    raise
+  except Exception as e:  # torch and zipfile raise what their parts raise: RuntimeError, UnpicklingError, BadZipFile, KeyError, …
     code = re.search(r'GLOBAL ([\w.]+)', str(e))
     if code:
       raise UserError(
-        f"{field}: '{path}' holds more than weights, '{code[1]}', which was not run or made; expected tensors alone (if "
-        'you trust the file: load it in PyTorch and save its state_dict())'
+        f"{field}: '{path}' holds more than weights, '{code[1]}'{CALLED.get(code[1], '')}, which was not run or made; expected "
+        "tensors alone (if you trust the file: torch.save(torch.load('FILE', weights_only=False)['model'], 'NEW') saves "
+        "them alone, with the key of its state dict for 'model')"
       ) from e
     raise UserError(
       f"{field}: '{path}' is truncated, damaged or no PyTorch file ({_short(e)}); expected a whole one"
@@ -236,11 +305,7 @@ def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, fie
     raise UserError(
       f"{field}: '{path}' holds a {type(loaded).__name__}; expected a state dict, or one under 'model' or 'state_dict'"
     )
-
-  def is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) and v.ndim for v in value.values())
-
-  place = next((k for k in STATE_KEYS if is_state(loaded.get(k) if k else loaded)), None)
+  place = _place(path, loaded, torch, field)
   if place is None:
     keys = ', '.join(f"'{k}'" for k in list(loaded)[:6]) or 'nothing'
     raise UserError(
@@ -256,8 +321,18 @@ def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, fie
       raise UserError(
         f"{field}: '{path}': '{name}' is sparse or quantised; expected a dense tensor of floats"
       )
+    if value.is_meta:
+      raise UserError(
+        f"{field}: '{path}': '{name}' has a shape and no values (it was saved on PyTorch's meta device); expected a dense "
+        'tensor of floats'
+      )
     value = value.detach()
-    tensors[str(name)] = (value.float() if value.dtype.is_floating_point else value).numpy()
+    try:
+      tensors[str(name)] = (value.float() if value.dtype.is_floating_point else value).numpy()
+    except (RuntimeError, TypeError) as e:  # a dtype or a view that NumPy has not
+      raise UserError(
+        f"{field}: '{path}': '{name}' can't be had as numbers ({_short(e)}); expected a dense tensor of floats"
+      ) from e
   args = loaded.get('args') if place else None
   return Contents(
     path,
@@ -266,8 +341,29 @@ def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, fie
     dtypes,
     place,
     {str(k): _holds_tensors(v, torch) for k, v in loaded.items() if k != place} if place else {},
-    vars(args) if isinstance(args, argparse.Namespace) else {},
+    {k: v for k, v in vars(args).items() if not isinstance(v, _Unread)}
+    if isinstance(args, argparse.Namespace)
+    else {},
   )
+
+
+def _place(path: epath.Path, loaded: Mapping[str, Any], torch: Any, field: str) -> str | None:
+  """Returns the key of the state dict, '' where the file itself is one, None where there is none."""
+
+  def is_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) and v.ndim for v in value.values())
+
+  states = [k for k, v in loaded.items() if is_state(v)]
+  if (place := next((k for k in STATE_KEYS if k in states), None)) is not None:
+    return place
+  if any(k in states for k in EMA_KEYS):
+    if len(states) > 1:
+      names = ', '.join(f"'{k}'" for k in states)
+      raise UserError(
+        f"{field}: '{path}' holds the states {names}; expected one, or one under 'model' or 'state_dict'"
+      )
+    return states[0]
+  return '' if is_state(loaded) else None
 
 
 def _holds_tensors(value: Any, torch: Any) -> bool:
