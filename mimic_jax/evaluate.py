@@ -82,7 +82,8 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   section.size = stage.eval.size
   section.cache = False
   own = section.source
-  section.update({k: defaults.data()[k] for k in data.unread(own, section)})  # of another of the training's sources
+  # What only another of the training's sources reads.
+  section.update({k: defaults.data()[k] for k in data.unread(own, section)})
   changed = config_lib.overridden(section.copy_and_resolve_references().lock(), flags, 'data')
   if changed.source == own:
     return changed

@@ -77,7 +77,8 @@ def splits_of(
     kind, root = kind.split(',')[0], root.split(',')[0]
   kind, root = (stage['eval']['source'] or kind).strip(), (stage['eval']['root'] or root).strip()
   options = {**options, 'size': stage['eval']['size']}
-  options |= {k: defaults.data()[k] for k in data.unread(kind, options)}  # of another of the training's sources
+  # What only another of the training's sources reads.
+  options |= {k: defaults.data()[k] for k in data.unread(kind, options)}
   splits = []
   for name in names:
     source = data.build(kind, root, name, options)
