@@ -6,8 +6,8 @@ Both releases are read:
           faces are cut out by the face_* columns (data.align = 'auto' is box(0) here)
 
 Seven classes, or eight with contempt (data.classes). Pictures of another class, and those labelled none, uncertain or
-non-face, are left out and counted; so are up to three pictures of the older release that are empty or missing. The training set is far from balanced: data.sampler = 'balanced'. There is no test
-split; results are on 'valid'.
+non-face, are left out and counted; so are up to three pictures of the older release that are empty or missing. The
+training set is far from balanced: data.sampler = 'balanced'. There is no test split; results are on 'valid'.
 """
 
 import os
