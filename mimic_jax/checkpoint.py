@@ -2,11 +2,16 @@
 
 A stage's checkpoints are in <workdir>/<stage>/checkpoints/<step>; `state` holds the arrays as nested dicts, `meta` is
 JSON. Restoring takes the shardings of the state it is given, so a run may go on with other devices than it began on.
+
+Orbax restores wrong values without a word where a byte of a file was altered, so `meta` holds a checksum of every array and
+one of itself, and whoever reads a checkpoint compares them.
 """
 
 import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,9 +19,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from mimic_jax import checksum
 from mimic_jax.errors import UserError
 
 FOLDER = 'checkpoints'
+DAMAGED = 'damaged_checkpoints'  # beside FOLDER: what could not be restored and was passed over
+
+
+class Damaged(UserError):  # noqa: N818
+  """A checkpoint that is not whole, or not what was written."""
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -60,24 +71,71 @@ class Checkpoints:
     self.folder = epath.Path(stage_folder).resolve() / FOLDER
     self._orbax = _manager(self.folder, keep=keep)
 
-  def latest(self) -> int | None:
-    """Returns the newest complete checkpoint's step, None when there is none."""
-    return self._orbax.latest_step()
-
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts writing; the arrays are copied before this returns, so the state may be donated.
 
     Args:
       step: names the checkpoint.
       state: pytree of jax.Array.
-      meta: JSON-able; the state's shapes are added to it.
+      meta: JSON-able; the state's shapes and checksums are added to it.
     """
     if step in self._orbax.all_steps():
       return
     flat = flatten(state)
-    meta = {**meta, 'step': step, 'shapes': {k: list(v.shape) for k, v in flat.items()}}
+    meta = {
+      **meta,
+      'step': step,
+      'shapes': {k: list(v.shape) for k, v in flat.items()},
+      'checksums': checksum.of_arrays(flat),
+    }
+    meta[_OWN] = _digest(meta)
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta))
     self._orbax.save(step, args=args, force=True)
+
+  def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, Any]] | None:
+    """Restores the newest checkpoint that is whole; damaged ones after it are named and moved aside.
+
+    Args:
+      like: as for `restore`.
+      say: is given a line for each that is passed over.
+
+    Returns:
+      Its step, the state and the meta data; None when there is no checkpoint at all.
+
+    Raises:
+      Damaged: when none is whole.
+      UserError: when it is of another architecture.
+    """
+    damaged: list[tuple[int, Damaged]] = []
+    for step in sorted(self._orbax.all_steps(), reverse=True):
+      try:
+        state, meta = self.restore(step, like)
+      except Damaged as e:
+        damaged.append((step, e))
+        continue
+      for bad, why in damaged:
+        place = self._move_aside(bad)
+        say(f'note: {why}; it is in {place} now, and the run goes on from step {step}')
+      return step, state, meta
+    if damaged:
+      raise Damaged(
+        f'{damaged[0][1]}; and none of the {len(damaged)} checkpoints in {self.folder} is whole (a new --workdir begins '
+        'anew)'
+      )
+    return None
+
+  def _move_aside(self, step: int) -> epath.Path:
+    """Moves a checkpoint out of the way, so that the run can write that step once more; nothing is deleted."""
+    place = self.folder.parent / DAMAGED / str(step)
+    if jax.process_index() == 0:
+      place.parent.mkdir(parents=True, exist_ok=True)
+      n = 1
+      while place.exists():
+        n += 1
+        place = place.parent / f'{step}.{n}'
+      (self.folder / str(step)).rename(place)
+    self._orbax.reload()
+    return place
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """Restores a checkpoint onto the devices.
@@ -90,35 +148,26 @@ class Checkpoints:
       The state and the meta data it was saved with.
 
     Raises:
+      Damaged: when it is not whole or not what was written.
       UserError: when it is of another architecture; names the first array that differs.
     """
-    with self._reading(step):
-      meta = self._orbax.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))['meta']
-      meta['shapes'], meta['data']  # what a whole one has at the least
+    where = f'{self.folder}/{step}'
+    with _reading(where):
+      meta = _checked(_read_meta(self._orbax, step), where)
     want = {k: list(v.shape) for k, v in flatten(like).items()}
     for name in sorted({*want, *meta['shapes']}):
       if want.get(name) != meta['shapes'].get(name):
         raise UserError(
-          f"{self.folder}/{step} is of another architecture: '{name}' is {meta['shapes'].get(name, 'absent')} there; "
+          f"{where} is of another architecture: '{name}' is {meta['shapes'].get(name, 'absent')} there; "
           f'expected {want.get(name, "no such array")}'
         )
     nested = nest(flatten(like))
     restore_args = ocp.checkpoint_utils.construct_restore_args(nested)
     args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args)
-    with self._reading(step):
+    with _reading(where):
       found = flatten(self._orbax.restore(step, args=ocp.args.Composite(state=args))['state'])
+      _compare(checksum.of_arrays(found), meta, where)
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in want]), meta
-
-  @contextlib.contextmanager
-  def _reading(self, step: int) -> Iterator[None]:
-    """Turns whatever orbax raises on a damaged checkpoint, which may be of any kind, into a UserError that names it."""
-    try:
-      yield
-    except Exception as e:
-      earlier = [s for s in self._orbax.all_steps() if s < step]
-      remedy = f'; without it the run goes on from step {max(earlier)}' if earlier else ''
-      what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
-      raise UserError(f'{self.folder}/{step} is damaged ({what}); expected a whole checkpoint{remedy}') from e
 
   def close(self) -> None:
     """Waits for writes under way and lets go of the folder."""
@@ -165,16 +214,50 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
   return (stages[0] / FOLDER, _steps(stages[0] / FOLDER)[-1]) if stages else None
 
 
+_OWN = 'meta_checksum'
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 of the meta data as JSON holds it, without its own digest."""
+  held = json.loads(json.dumps({k: v for k, v in meta.items() if k != _OWN}))
+  return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+
+
+def _checked(meta: dict[str, Any], where: str) -> dict[str, Any]:
+  """Returns the meta data if it is whole and what was written; raises Damaged."""
+  if meta.pop(_OWN, None) != _digest(meta):
+    raise Damaged(
+      f'{where} is damaged (its meta data are not those that were written); expected a whole checkpoint'
+    )
+  return meta
+
+
+def _compare(found: Mapping[str, str], meta: Mapping[str, Any], where: str) -> None:
+  """Raises Damaged for the first array whose checksum is not the one that was written."""
+  for name in sorted(found):
+    if found[name] != meta['checksums'].get(name):
+      raise Damaged(
+        f"{where} is damaged ('{name}' has other values than were written); expected a whole checkpoint"
+      )
+
+
 @contextlib.contextmanager
-def _whole(folder: epath.Path, step: int) -> Iterator[ocp.CheckpointManager]:
-  """Opens a folder for reading; whatever orbax raises on a damaged checkpoint becomes a UserError that names it."""
-  manager = _manager(folder, read_only=True)
-  with contextlib.closing(manager):
-    try:
-      yield manager
-    except Exception as e:
-      what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
-      raise UserError(f'{folder}/{step} is damaged ({what}); expected a whole checkpoint') from e
+def _reading(where: str) -> Iterator[None]:
+  """Turns whatever orbax raises on a damaged checkpoint, which may be of any kind, into Damaged, which names it."""
+  try:
+    yield
+  except Damaged:
+    raise
+  except Exception as e:
+    what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    raise Damaged(f'{where} is damaged ({what}); expected a whole checkpoint') from e
+
+
+@contextlib.contextmanager
+def _opened_to_read(folder: epath.Path, step: int) -> Iterator[tuple[ocp.CheckpointManager, dict[str, Any]]]:
+  """Opens a folder for reading one checkpoint, whose meta data are checked."""
+  with contextlib.closing(_manager(folder, read_only=True)) as manager, _reading(f'{folder}/{step}'):
+    yield manager, _checked(_read_meta(manager, step), f'{folder}/{step}')
 
 
 def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
@@ -182,10 +265,8 @@ def _read_meta(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
 
 
 def read_meta(folder: epath.Path, step: int) -> dict[str, Any]:
-  """Reads what stands beside a checkpoint's arrays: stage, config, reading, shapes; raises UserError when damaged."""
-  with _whole(folder, step) as manager:
-    meta = _read_meta(manager, step)
-    meta['stage'], meta['config'], meta['shapes']  # what a whole one has at the least
+  """Reads what stands beside a checkpoint's arrays: stage, config, reading, shapes; raises Damaged."""
+  with _opened_to_read(folder, step) as (_, meta):
     return meta
 
 
@@ -193,12 +274,13 @@ def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[
   """Reads only the arrays whose flat names begin with one of `prefixes`, as NumPy, whatever devices wrote them.
 
   Raises:
-    UserError: when the checkpoint is damaged.
+    Damaged: when the checkpoint is not whole or not what was written.
   """
-  with _whole(folder, step) as manager:
-    shapes = _read_meta(manager, step)['shapes']
-    names = [n for n in shapes if n.startswith(tuple(f'{p}/' for p in prefixes))]
+  with _opened_to_read(folder, step) as (manager, meta):
+    names = [n for n in meta['shapes'] if n.startswith(tuple(f'{p}/' for p in prefixes))]
     wanted = nest({name: np.zeros(0) for name in names})
     restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
     args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
-    return flatten(manager.restore(step, args=ocp.args.Composite(state=args))['state'])
+    found = flatten(manager.restore(step, args=ocp.args.Composite(state=args))['state'])
+    _compare(checksum.of_numpy(found), meta, f'{folder}/{step}')
+    return found

@@ -327,8 +327,8 @@ def run_stage(run: Stage) -> dict[str, Any]:
   config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
     fingerprint = source_lib.fingerprint(run.records['train'])
-    step = checkpoints.latest()
-    if step is None:
+    newest = checkpoints.restore_newest(run.program.abstract, results.say)
+    if newest is None:
       state, origin = initial_state(run.program, run.init_key, run.init, f'config.{name}.init')
       meta = {
         'stage': name,
@@ -339,7 +339,7 @@ def run_stage(run: Stage) -> dict[str, Any]:
       }
       step = 0
     else:
-      state, meta = checkpoints.restore(step, run.program.abstract)
+      step, state, meta = newest
       if meta['data'] != fingerprint:
         raise UserError(
           f"config.{name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "

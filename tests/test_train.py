@@ -1,6 +1,7 @@
 """The loop: the same run on any number of devices, the same bits after an interruption, nothing lost to a bad step."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -308,21 +309,47 @@ def test_a_run_of_several_stages_is_no_initial_weight_until_one_is_named(tmp_pat
   assert checkpoint.find(epath.Path(tmp_path / 'pretrain'))[1] == 1
 
 
-@pytest.mark.parametrize('harm', ['truncate', 'no meta'])
-def test_a_damaged_checkpoint_is_named_with_the_one_before_it(harm, tmp_path):
+def damage(folder, harm: str) -> None:
+  """Harms a checkpoint's folder."""
+  if harm == 'no meta':
+    shutil.rmtree(folder / 'meta')
+    return
+  for file in sorted(p for p in (folder / 'state').rglob('d/*') if p.is_file()):
+    raw = bytearray(file.read_bytes())
+    if harm == 'altered':
+      raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw) if harm == 'altered' else bytes(raw[:10]))
+
+
+@pytest.mark.parametrize('harm', ['truncated', 'no meta', 'altered'])
+def test_a_damaged_checkpoint_is_named_and_moved_aside_and_the_one_before_it_goes_on_to_the_same_bits(
+  harm, tmp_path, capsys
+):
   config = small.run_config(finetune=small.mimic_stage(**{'checkpoint.every_epochs': 1.0}))  # at 8 and 10
   run(config, tmp_path)
+  want = final_arrays(tmp_path, 'finetune', 10)
   (tmp_path / 'finetune' / 'result.json').unlink()
-  folder = tmp_path / 'finetune' / checkpoint.FOLDER / '10'
-  if harm == 'truncate':
-    for file in (folder / 'state' / 'd').iterdir():
-      file.write_bytes(file.read_bytes()[:10])
-    for file in (folder / 'state').rglob('d/*'):
-      file.write_bytes(file.read_bytes()[:10])
-  else:
-    for file in (folder / 'meta').iterdir():
-      file.unlink()
-    (folder / 'meta').rmdir()
-  with pytest.raises(UserError, match=r'10 is damaged .*goes on from step 8') as e:
+  damage(tmp_path / 'finetune' / checkpoint.FOLDER / '10', harm)
+  capsys.readouterr()
+  run(config, tmp_path)
+  said = ' '.join(capsys.readouterr().err.split())
+  assert 'checkpoints/10 is damaged' in said
+  assert 'and the run goes on from step 8' in said
+  assert 'Traceback' not in said
+  assert (tmp_path / 'finetune' / checkpoint.DAMAGED / '10').is_dir()
+  found = final_arrays(tmp_path, 'finetune', 10)
+  assert found.keys() == want.keys()
+  for name in want:
+    np.testing.assert_array_equal(found[name], want[name], err_msg=name)
+
+
+def test_where_no_checkpoint_is_whole_the_run_stops_and_nothing_is_moved(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(**{'checkpoint.every_epochs': 1.0}))
+  run(config, tmp_path)
+  (tmp_path / 'finetune' / 'result.json').unlink()
+  for step in ('8', '10'):
+    damage(tmp_path / 'finetune' / checkpoint.FOLDER / step, 'truncated')
+  with pytest.raises(UserError, match=r'10 is damaged .*; and none of the 2 checkpoints in .* is whole') as e:
     run(config, tmp_path)
   assert '\n' not in str(e.value)
+  assert sorted(p.name for p in (tmp_path / 'finetune' / checkpoint.FOLDER).iterdir()) == ['10', '8']

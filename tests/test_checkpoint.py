@@ -1,0 +1,86 @@
+"""Checkpoints: what is restored is what was written, or it is said that it is not."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+
+from mimic_jax import checkpoint, sharding
+
+FLIPS = 24
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A stage's folder with one checkpoint, its state, and what to restore it as."""
+  folder = epath.Path(tmp_path_factory.mktemp('stage'))
+  rng = np.random.default_rng(0)
+  mesh = sharding.make_mesh(-1, 2)
+  shapes = {'encoder': {'w': (64, 48), 'b': (48,)}, 'head': {'w': (48, 7)}}
+  state = {
+    'step': jnp.int32(5),
+    'params': jax.tree.map(
+      lambda s: jnp.asarray(rng.normal(size=s), jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    ),
+  }
+  state = jax.device_put(state, sharding.replicated(mesh))
+  with checkpoint.opened(folder, 2) as checkpoints:
+    checkpoints.save(5, state, {'stage': 's', 'config': {'a': 1.5}, 'data': 'x', 'seconds': 0.1})
+  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state)
+  return folder, jax.device_get(state), like
+
+
+def test_what_is_restored_is_what_was_written(saved):
+  folder, state, like = saved
+  with checkpoint.opened(folder, 2) as checkpoints:
+    found, meta = checkpoints.restore(5, like)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), state)
+  assert (meta['config'], meta['seconds']) == ({'a': 1.5}, 0.1)
+  arrays = checkpoint.read_arrays(folder / checkpoint.FOLDER, 5, ('params/encoder',))
+  np.testing.assert_array_equal(arrays['params/encoder/w'], state['params']['encoder']['w'])
+  assert set(arrays) == {'params/encoder/w', 'params/encoder/b'}
+
+
+def restored(folder, like) -> tuple[tuple | None, str]:
+  """Returns what a run would go on from, and the error that says that there is nothing whole."""
+  try:
+    with checkpoint.opened(epath.Path(folder), 2) as checkpoints:
+      return checkpoints.restore_newest(like, print), ''
+  except checkpoint.Damaged as e:
+    return None, str(e)
+
+
+def test_a_flipped_byte_anywhere_is_harmless_or_detected_and_never_restored(saved, tmp_path, rng):
+  folder, state, like = saved
+  shutil.copytree(folder, tmp_path / 's')
+  place = tmp_path / 's' / checkpoint.FOLDER / '5'
+  files = [p for p in sorted(place.rglob('*')) if p.is_file() and p.stat().st_size]
+  sizes = np.array([p.stat().st_size for p in files])
+  outcomes = []
+  for k in range(FLIPS):
+    # half of the flips in the largest files, where the arrays are; half in any file, however small
+    file = files[rng.choice(len(files), p=sizes / sizes.sum() if k % 2 else None)]
+    whole = file.read_bytes()
+    at = int(rng.integers(len(whole)))
+    file.write_bytes(whole[:at] + bytes([whole[at] ^ int(rng.integers(1, 256))]) + whole[at + 1 :])
+    found, said = restored(tmp_path / 's', like)
+    assert '\n' not in said
+    outcomes.append('detected' if said else 'harmless')
+    if not said:
+      assert found is not None, file
+      jax.tree.map(np.testing.assert_array_equal, jax.device_get(found[1]), state)
+    file.write_bytes(whole)
+  assert outcomes.count('detected') >= FLIPS // 4  # the flips in the arrays, at the least
+
+
+def test_altered_meta_data_are_detected(saved, tmp_path):
+  folder, *_ = saved
+  shutil.copytree(folder, tmp_path / 's')
+  place = tmp_path / 's' / checkpoint.FOLDER
+  (file,) = (p for p in (place / '5' / 'meta').iterdir() if b'1.5' in p.read_bytes())
+  file.write_text(file.read_text().replace('1.5', '1.6'))
+  with pytest.raises(checkpoint.Damaged, match='its meta data are not those that were written'):
+    checkpoint.read_meta(epath.Path(place), 5)
