@@ -225,7 +225,10 @@ def _digest(meta: Mapping[str, Any]) -> str:
 
 def _checked(meta: dict[str, Any], where: str) -> dict[str, Any]:
   """Returns the meta data if it is whole and what was written; raises Damaged."""
-  if meta.pop(_OWN, None) != _digest(meta):
+  own = meta.pop(_OWN, None)
+  before = own is None and 'checksums' not in meta  # written by a version that kept none
+  meta['shapes'], meta['config']  # what a whole one has at the least
+  if not before and own != _digest(meta):
     raise Damaged(
       f'{where} is damaged (its meta data are not those that were written); expected a whole checkpoint'
     )
@@ -233,8 +236,8 @@ def _checked(meta: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _compare(found: Mapping[str, str], meta: Mapping[str, Any], where: str) -> None:
-  """Raises Damaged for the first array whose checksum is not the one that was written."""
-  for name in sorted(found):
+  """Raises Damaged for the first array whose checksum is not the one that was written, where checksums were."""
+  for name in sorted(found) if 'checksums' in meta else ():
     if found[name] != meta['checksums'].get(name):
       raise Damaged(
         f"{where} is damaged ('{name}' has other values than were written); expected a whole checkpoint"

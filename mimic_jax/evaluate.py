@@ -108,36 +108,36 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
   if len(set(stems)) < len(stems):
     raise UserError(f'--subset: {", ".join(options.subsets)} have one name; expected file names that differ')
   names = evaluation.split_names(section['split'], 'data.split')
-  found, unseen = [], dict(zip(stems, options.subsets))
-  for name in names:
-    whole = data.build(section['source'], section['root'], name, section)
-    found.append(evaluation.Split(name, _numbered(model, whole, name, section)))
-    for stem, path in zip(stems, options.subsets):
-      part = selection.listed(whole, path)
-      if part is not None:
-        unseen.pop(stem, None)
-        found.append(evaluation.Split(f'{name}/{stem}', _numbered(model, part, name, section)))
-  if not found:
+  if not names:
     raise UserError("data.split is ''; expected one or more splits, comma-separated")
-  if unseen:
-    like = found[0].source.id(0)
-    raise UserError(
-      f'{next(iter(unseen.values()))}: names no picture of {section["source"]} {section["split"]}, whose ids are like '
-      f"'{like}'; expected ids or file names"
-    )
-  for split in found:  # a wrong expression is better known before the pictures are looked at
-    uncertainty.identities([split.source.id(i) for i in range(len(split.source))], options.identity)
+  wholes = {name: data.build(section['source'], section['root'], name, section) for name in names}
+  parts = {stem: selection.listed(wholes, path) for stem, path in zip(stems, options.subsets)}
+  found = []
+  for name, whole in wholes.items():
+    found.append(_numbered(model, whole, name, section))
+    found += [
+      _numbered(model, part[name], f'{name}/{stem}', section) for stem, part in parts.items() if name in part
+    ]
+  for whole in wholes.values():  # a wrong expression is better known before the pictures are looked at
+    uncertainty.identities([whole.id(i) for i in range(len(whole))], options.identity)
   if options.without_duplicates:
     d = model.stage.data
     evaluation.find_duplicates(found, data.whole(d.source, d.root, d.split, d))
   return found
 
 
-def _numbered(model: Trained, source: Any, name: str, section: Mapping[str, Any]) -> Any:
-  """Returns a source with the model's class numbers, where it has classes."""
+def _numbered(model: Trained, source: Any, name: str, section: Mapping[str, Any]) -> evaluation.Split:
+  """Returns a split with the model's class numbers, where it has classes; raises UserError where nothing is left."""
   if not model.class_names:
-    return source
-  return selection.for_classes(source, model.class_names, f"data.split '{name}' of {section['source']}")
+    return evaluation.Split(name, source)
+  kept = selection.for_classes(source, model.class_names, f"data.split '{name}' of {section['source']}")
+  if not len(kept):
+    left_out = ', '.join(k for k, n in kept.record().get('classes_left_out', {}).items() if n)
+    raise UserError(
+      f"data.split '{name}' of {section['source']}: all {len(source)} pictures are of classes that the model lacks "
+      f'({left_out}); expected some of {", ".join(model.class_names)}'
+    )
+  return evaluation.Split(name, kept)
 
 
 def measure(
@@ -290,6 +290,8 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
     for score in ('accuracy_without_duplicates', 'accuracy_among_shared_classes', 'largest_class'):
       if score in held:
         lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %')
+    if 'why_no_intervals' in held:
+      lines.append(f'  no intervals: {held["why_no_intervals"]}')
     if 'intervals' in held:
       how = held['intervals']['method']
       lines.append(
@@ -342,17 +344,20 @@ def main(argv: Sequence[str]) -> None:
     seed=given.seed,
   )
   found = splits(model, section, options)
-  folder = _begin(given.out, model, section, options)
+  folder = _begin(given.out, model, section, options, found)
   for note in notes(model, found):
     results.say(f'note: {note}')
   began = time.monotonic()
-  measured = measure(model, found, section, options, mesh)
+  with sharding.enough_memory('the evaluation', f'--batch_images (is {options.batch_images})'):
+    measured = measure(model, found, section, options, mesh)
   write(folder, model, found, measured, time.monotonic() - began)
   print(table(measured))
   print(f'report: {folder / "report.html"}')
 
 
-def _begin(out: str, model: Trained, section: ConfigDict, options: Options) -> epath.Path:
+def _begin(
+  out: str, model: Trained, section: ConfigDict, options: Options, found: Sequence[evaluation.Split]
+) -> epath.Path:
   """Makes the folder with its config.json; an evaluation that is there already is repeated, another one never replaced.
 
   Raises:
@@ -371,6 +376,7 @@ def _begin(out: str, model: Trained, section: ConfigDict, options: Options) -> e
       'checkpoint': f'{model.folder}/{model.step}',
       'data': section.to_dict(),
       **dataclasses.asdict(options),
+      'split_hashes': {split.name: split.source.record()['split_hash'] for split in found},
     },
   }
   if folder.exists() and not folder.is_dir():

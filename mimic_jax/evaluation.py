@@ -201,11 +201,13 @@ def add_intervals(
   if 'logits' not in measured.outputs or not samples:
     return
   ids = [split.source.id(int(i)) for i in measured.index]
+  try:
+    if len(ids) < 2:
+      raise UserError('one picture')
+    clusters = uncertainty.identities(ids, identity)
+  except UserError as e:  # of a listed part: nothing to draw from
+    measured.metrics['why_no_intervals'] = str(e)
+    return
   measured.metrics['intervals'] = uncertainty.intervals(
-    measured.outputs['label'],
-    measured.outputs['logits'],
-    class_names,
-    uncertainty.identities(ids, identity),
-    samples,
-    seed,
+    measured.outputs['label'], measured.outputs['logits'], class_names, clusters, samples, seed
   )

@@ -27,15 +27,15 @@ def run(argv: Sequence[str]) -> None:
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   folder, resumed = workdir.open_run(command.workdir, config)
-  say(f'{config.name} in {folder}' + (' (resumed)' if resumed else ''))
   todo = [name for name in names if not (folder / name / 'result.json').exists()]
-  for name in names:
-    if name not in todo:
-      say(f'{name}: done before')
   inits = {name: _init(config, name, names, folder) for name in todo}
   # Everything that can go wrong in any stage is looked for before the first one begins.
   stages = [train.Stage(config, name, folder, mesh, inits[name]) for name in todo]
   workdir.begin(folder, config)
+  say(f'{config.name} in {folder}' + (' (resumed)' if resumed else ''))
+  for name in names:
+    if name not in todo:
+      say(f'{name}: done before')
   if workdir.is_main():
     workdir.update_record(folder, environment=workdir.environment())
   while stages:

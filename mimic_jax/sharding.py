@@ -1,6 +1,7 @@
 """The device mesh, and how parameters and batches lie on it."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -77,3 +78,22 @@ def check_divides(field: str, images: int, mesh: Mesh) -> None:
       f'{field} is {images}; expected a multiple of {mesh.size}, the number of devices '
       f'(nearest: {max(images // mesh.size, 1) * mesh.size})'
     )
+
+
+@contextlib.contextmanager
+def enough_memory(what: str, remedy: str) -> Iterator[None]:
+  """Turns running out of a device's memory into a UserError.
+
+  Args:
+    what: needs it.
+    remedy: what to set smaller.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as e:
+    if 'RESOURCE_EXHAUSTED' not in str(e):
+      raise
+    device = jax.devices()[0]
+    raise UserError(
+      f'{what} needs more memory than {device.platform} ({device.device_kind}) has; expected a smaller {remedy}'
+    ) from e

@@ -351,7 +351,9 @@ def run_stage(run: Stage) -> dict[str, Any]:
     if workdir.is_main():
       workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': meta['reading']}})
       results.save_contact_sheet(run.folder, run.source)
-    with log:
+    b = run.stage['batch_images']
+    smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=True'
+    with log, sharding.enough_memory(f'stage {name}', smaller):
       state, meta = _loop(run, state, meta, step, checkpoints, log)
       found = run.measure(state)
       for split in run.splits:

@@ -84,3 +84,20 @@ def test_altered_meta_data_are_detected(saved, tmp_path):
   file.write_text(file.read_text().replace('1.5', '1.6'))
   with pytest.raises(checkpoint.Damaged, match='its meta data are not those that were written'):
     checkpoint.read_meta(epath.Path(place), 5)
+
+
+def test_a_checkpoint_of_before_there_were_checksums_is_read(saved, tmp_path, monkeypatch):
+  _, state, like = saved
+  whole = checkpoint.Checkpoints.save
+  meta = {'stage': 's', 'config': {}, 'data': 'x'}
+  monkeypatch.setattr(checkpoint, '_digest', lambda meta: meta.pop('checksums') and None)
+  monkeypatch.setattr(checkpoint, '_OWN', 'nothing')
+  with checkpoint.opened(epath.Path(tmp_path), 2) as checkpoints:
+    whole(checkpoints, 5, jax.device_put(state, jax.tree.map(lambda x: x.sharding, like)), meta)
+  monkeypatch.undo()
+  with checkpoint.opened(epath.Path(tmp_path), 2) as checkpoints:
+    step, found, meta = checkpoints.restore_newest(like, print)
+  assert step == 5
+  assert 'checksums' not in meta
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), state)
+  assert len(checkpoint.read_arrays(epath.Path(tmp_path) / checkpoint.FOLDER, 5, ('params',))) == 3

@@ -180,6 +180,54 @@ def test_another_evaluation_is_never_replaced(run, tmp_path):
     evaluate.main([*first[:2], '--out', str(run)])
 
 
+def test_a_list_that_changed_is_another_evaluation(run, tmp_path):
+  p = predictions(run / 'finetune')
+  flags = [
+    '--checkpoint',
+    str(run / 'finetune'),
+    '--out',
+    str(tmp_path / 'e'),
+    '--subset',
+    str(tmp_path / 'a.txt'),
+  ]
+  (tmp_path / 'a.txt').write_text('\n'.join(p['id'][:2]))
+  evaluate.main(flags)
+  (tmp_path / 'a.txt').write_text('\n'.join(p['id'][2:4]))
+  with pytest.raises(UserError, match=r'holds another evaluation \(split_hashes.valid/a: '):
+    evaluate.main(flags)
+
+
+def test_a_part_of_one_picture_has_no_interval(run, tmp_path, capsys):
+  p = predictions(run / 'finetune')
+  (tmp_path / 'a.txt').write_text(p['id'][0])
+  evaluate.main(
+    ['--checkpoint', str(run / 'finetune'), '--out', str(tmp_path / 'e'), '--subset', str(tmp_path / 'a.txt')]
+  )
+  found, _ = held(tmp_path / 'e')
+  assert 'intervals' in found['valid']
+  assert 'intervals' not in found['valid/a']
+  assert 'no intervals: one picture' in capsys.readouterr().out
+
+
+def test_a_part_of_classes_that_the_model_lacks_is_one_line_before_anything_is_measured(
+  run, other_set, tmp_path
+):
+  root, _ = other_set
+  (tmp_path / 'a.txt').write_text('valid/contempt/Max_Mo_1.png\nvalid/contempt/Max_Mo_2.png')
+  flags = [
+    '--data.source=folder',
+    f'--data.root={root}',
+    '--data.split=valid',
+    '--subset',
+    str(tmp_path / 'a.txt'),
+  ]
+  with pytest.raises(
+    UserError, match=r"'valid/a' of folder: all 2 pictures are of classes .* \(contempt\); expected"
+  ):
+    evaluate.main(['--checkpoint', str(run / 'finetune'), '--out', str(tmp_path / 'e'), *flags])
+  assert not (tmp_path / 'e').exists()
+
+
 def test_with_another_source_its_reading_is_at_its_default(run):
   model = trained.load(str(run), sharding.make_mesh())
   own = evaluate.data_section(model, ['--data.size=3'])
@@ -248,7 +296,7 @@ def test_another_alignment_than_the_trainings_is_noted(run):
     ),
     (
       ['--subset', __file__],
-      'test_evaluate.py: names no picture of synthetic_faces valid, whose ids are like',
+      'names are in none of the splits valid',
     ),
     (['--out', f'{__file__}/x'], 'can not be written'),
     (['--identity=(a)(b)'], "--identity is '(a)(b)', which has 2 groups"),

@@ -473,7 +473,7 @@ def test_imagenet_is_held_against_the_release_and_needs_classes(rng, tmp_path, c
   for k in range(2):
     draw(rng, tmp_path / 'flat' / 'train' / f'{k}.JPEG')
   text = refused('imagenet', tmp_path / 'flat', tmp_path / 'out', name='other')
-  assert 'has no class folders; expected train/<class>/*.JPEG' in text
+  assert 'has no class folders; expected train/n01440764/*.JPEG' in text
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ FOLDER = ['test/a/x.png', 'test/b/x.png', 'test/b/y.png']
 )
 def test_a_list_names_pictures_by_id_file_name_or_stem(ids, text, chosen, tmp_path):
   whole = Plain(('a', 'b', 'c'), [0, 1, 2], ids)
-  part = selection.listed(whole, write(tmp_path / 'list.txt', text))
+  part = selection.listed({'test': whole}, write(tmp_path / 'list.txt', text))['test']
   assert [part.id(i) for i in range(len(part))] == [ids[k] for k in chosen]
   assert [part.label(i) for i in range(len(part))] == chosen
   assert part.record()['subset'] == {'list': 'list.txt', 'count': len(chosen), 'of': 3}
@@ -142,7 +142,7 @@ def test_a_list_names_pictures_by_id_file_name_or_stem(ids, text, chosen, tmp_pa
 @pytest.mark.parametrize(
   ('text', 'words'),
   [
-    ('y\nq 1\nr\ns\nt\n', r"list.txt: 4 of 5 names are not among the 3 pictures: 'q' \(line 2\), 'r' \(line 3\), 's' \(line 4\), …; expected ids or file names like 'test/a/x.png'"),
+    ('y\nq 1\nr\ns\nt\n', r"list.txt: 4 of 5 names are in none of the splits test: 'q' \(line 2\), 'r' \(line 3\), 's' \(line 4\), …; expected ids or file names like 'test/a/x.png' \(test\)"),
     ('x\n', r"list.txt:1: 'x' names 2 pictures \(test/a/x.png, test/b/x.png"),
     ('y\ny.png\n', r"list.txt:2: 'y.png' is named a second time \(first in line 1\)"),
     ('# nothing\n', r'list.txt: names no picture'),
@@ -150,22 +150,34 @@ def test_a_list_names_pictures_by_id_file_name_or_stem(ids, text, chosen, tmp_pa
 )  # fmt: skip
 def test_a_wrong_list_is_one_line(text, words, tmp_path):
   with pytest.raises(UserError, match=words) as e:
-    selection.listed(Plain(('a',), [0, 0, 0], FOLDER), write(tmp_path / 'list.txt', text))
+    selection.listed({'test': Plain(('a',), [0, 0, 0], FOLDER)}, write(tmp_path / 'list.txt', text))
   assert '\n' not in str(e.value)
 
 
-def test_names_that_are_not_there_are_counted_and_a_list_of_another_set_gives_nothing(tmp_path):
+def test_names_that_are_not_there_are_counted(tmp_path):
   whole = Plain(('a', 'b', 'c'), [0, 1, 2], RAF)
-  part = selection.listed(whole, write(tmp_path / 'list.txt', 'test_0001\ntest_0009 3\ntest_0002\n'))
+  path = write(tmp_path / 'list.txt', 'test_0001\ntest_0009 3\ntest_0002\n')
+  part = selection.listed({'test': whole}, path)['test']
   assert [part.id(i) for i in range(len(part))] == RAF[:2]
   about = part.record()['subset']
   assert (about['count'], about['not_there'], about['first_not_there']) == (2, 1, "'test_0009' (line 2)")
-  assert selection.listed(whole, write(tmp_path / 'other.txt', 'train_1\ntrain_2\n')) is None
+
+
+def test_a_list_may_name_pictures_of_several_splits(tmp_path):
+  train = Plain(('a',), [0] * 4, [f'train_000{k}' for k in range(4)])
+  whole = {'train': train, 'test': Plain(('a',), [0] * 3, RAF), 'valid': Plain(('a',), [0], ['valid_1'])}
+  path = write(tmp_path / 'list.txt', 'train_0003\ntest_0001\ntrain_0001\nnobody\n')
+  parts = selection.listed(whole, path)
+  assert {k: [p.id(i) for i in range(len(p))] for k, p in parts.items()} == {
+    'train': ['train_0001', 'train_0003'],
+    'test': ['test_0001'],
+  }
+  assert parts['test'].record()['subset']['not_there'] == 1
 
 
 def test_a_missing_list_is_one_line(tmp_path):
   with pytest.raises(UserError, match=r'nowhere.txt: is not a readable list'):
-    selection.listed(Plain(('a',), [0], ['x']), str(tmp_path / 'nowhere.txt'))
+    selection.listed({'test': Plain(('a',), [0], ['x'])}, str(tmp_path / 'nowhere.txt'))
 
 
 def test_a_selection_is_a_source():

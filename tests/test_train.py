@@ -353,3 +353,15 @@ def test_where_no_checkpoint_is_whole_the_run_stops_and_nothing_is_moved(tmp_pat
     run(config, tmp_path)
   assert '\n' not in str(e.value)
   assert sorted(p.name for p in (tmp_path / 'finetune' / checkpoint.FOLDER).iterdir()) == ['10', '8']
+
+
+def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(tmp_path, monkeypatch):
+  def exhausted(*_):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 35131188792 bytes.')
+
+  monkeypatch.setattr(train, '_loop', exhausted)
+  with pytest.raises(
+    UserError, match=r'needs more memory than cpu .*config.finetune.batch_images \(is 8\)'
+  ) as e:
+    run(small.run_config(finetune=small.mimic_stage()), tmp_path)
+  assert '\n' not in str(e.value)

@@ -273,6 +273,8 @@ def _read_table(path: str) -> Index:
     # Lines split at commas, not the csv module: a stray quotation mark would swallow the rows behind it.
     with open(path, encoding='utf-8-sig', errors='surrogateescape') as f:
       for line, text in enumerate(f, 1):
+        if not text.strip():
+          continue
         fields = [v.strip().strip('"') for v in text.rstrip('\n').split(',')]
         if not columns:
           columns = _columns(path, fields)

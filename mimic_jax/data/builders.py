@@ -306,9 +306,9 @@ class Imagenet(Pictures, skip_registration=True):
   def _oddities(self, split: str) -> list[str]:
     source = self.sources[split]
     n, classes = len(source), len(source.class_names)
-    if not classes:
+    if classes < 2:
       raise UserError(
-        f"split '{split}' of '{self.raw}' has no class folders; expected {split}/<class>/*.JPEG (--splits leaves it out, "
+        f"split '{split}' of '{self.raw}' has {classes or 'no'} class folders; expected {split}/n01440764/*.JPEG and so on (--splits leaves it out, "
         '--dataset folder takes pictures without classes)'
       )
     published = (IMAGENET.get(split, n), 1000)

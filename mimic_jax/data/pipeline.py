@@ -203,7 +203,8 @@ def _rows(
   """Returns b = B / P after checking what both kinds of batches need."""
   one_of('data.on_bad_image', on_bad_image, _POLICIES)
   if len(source) == 0:
-    raise UserError(f'the source has no pictures: {source.record()}')
+    record = source.record()
+    raise UserError(f'{record["source"]} {record.get("split", "")} has no pictures; expected at least one')
   if batch_images < 1 or batch_images % process_count:
     raise UserError(f'batch_images is {batch_images}; expected a multiple of the {process_count} processes')
   if not 0 <= process_index < process_count:

@@ -131,52 +131,77 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
   return Selected(source, index, columns, class_names, about)
 
 
-def listed(source: Source, path: str) -> Source | None:
-  """Returns the pictures of a source that a list file names, None when it names none of them.
+def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
+  """Returns the pictures of one or more splits that a list file names.
 
   A line's first word (words are separated by white space or commas) names a picture by its id, its file name or its file
   name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and lines that
-  begin with '#' are passed over. Names that the source does not have are counted in the record: a list of the whole set
-  also names what a label rule leaves out.
+  begin with '#' are passed over. Names that no split has are counted in the records: a list of the whole set also names
+  what a label rule leaves out.
 
   Args:
-    source: the whole.
+    splits: name -> source.
     path: of the list.
 
+  Returns:
+    The part of each split that has any of them.
+
   Raises:
-    UserError: on a list that can't be read or is empty, a line that names several pictures, one named twice, and when
-      most names are not there.
+    UserError: on a list that can't be read or is empty, a line that names several pictures of a split, one named twice,
+      and when most names are in none of the splits.
   """
+  places = {split: _places(source) for split, source in splits.items()}
+  found: dict[str, dict[int, int]] = {split: {} for split in splits}
+  missing: list[str] = []
+  for number, word in _first_words(path):
+    hits = 0
+    for split, source in splits.items():
+      here = next((places[split][name] for name in _names(word) if name in places[split]), set())
+      hits += len(here)
+      if len(here) > 1:
+        ids = ', '.join(source.id(i) for i in sorted(here)[:MOST_NAMED])
+        raise UserError(
+          f"{path}:{number}: '{word}' names {len(here)} pictures ({ids}, …); expected a whole id"
+        )
+      for i in here:
+        if i in found[split]:
+          raise UserError(
+            f"{path}:{number}: '{word}' is named a second time (first in line {found[split][i]})"
+          )
+        found[split][i] = number
+    if not hits:
+      missing.append(f"'{word}' (line {number})")
+  first = ', '.join(missing[:MOST_NAMED]) + (', …' if len(missing) > MOST_NAMED else '')
+  total = sum(map(len, found.values()))
+  if len(missing) > total:
+    like = ', '.join(f"'{source.id(0)}' ({split})" for split, source in splits.items() if len(source))
+    raise UserError(
+      f'{path}: {len(missing)} of {len(missing) + total} names are in none of the splits {", ".join(splits)}: {first}; '
+      f'expected ids or file names like {like}'
+    )
+  parts: dict[str, Source] = {}
+  for split in (split for split in splits if found[split]):
+    about: dict[str, Any] = {
+      'list': os.path.basename(path),
+      'count': len(found[split]),
+      'of': len(splits[split]),
+    }
+    if missing:
+      about |= {'not_there': len(missing), 'first_not_there': first}
+    # The warnings are about the whole.
+    parts[split] = Selected(
+      splits[split], np.array(sorted(found[split])), about={'subset': about, 'warnings': []}
+    )
+  return parts
+
+
+def _places(source: Source) -> dict[str, set[int]]:
+  """Returns by each name that may be meant the pictures that have it."""
   places: dict[str, set[int]] = {}
   for i in range(len(source)):
     for name in _names(source.id(i)):
       places.setdefault(name, set()).add(i)
-  found: dict[int, int] = {}
-  missing: list[str] = []
-  for number, word in _first_words(path):
-    here = next((places[name] for name in _names(word) if name in places), set())
-    if not here:
-      missing.append(f"'{word}' (line {number})")
-    elif len(here) > 1:
-      ids = ', '.join(source.id(i) for i in sorted(here)[:MOST_NAMED])
-      raise UserError(f"{path}:{number}: '{word}' names {len(here)} pictures ({ids}, …); expected a whole id")
-    elif (i := next(iter(here))) in found:
-      raise UserError(f"{path}:{number}: '{word}' is named a second time (first in line {found[i]})")
-    else:
-      found[i] = number
-  if not found:
-    return None
-  first = ', '.join(missing[:MOST_NAMED]) + (', …' if len(missing) > MOST_NAMED else '')
-  if len(missing) > len(found):
-    raise UserError(
-      f'{path}: {len(missing)} of {len(missing) + len(found)} names are not among the {len(source)} pictures: {first}; '
-      f"expected ids or file names like '{source.id(0)}'"
-    )
-  about: dict[str, Any] = {'list': os.path.basename(path), 'count': len(found), 'of': len(source)}
-  if missing:
-    about |= {'not_there': len(missing), 'first_not_there': first}
-  # The warnings are about the whole.
-  return Selected(source, np.array(sorted(found)), about={'subset': about, 'warnings': []})
+  return places
 
 
 def _first_words(path: str) -> list[tuple[int, str]]:
