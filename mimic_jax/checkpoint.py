@@ -8,9 +8,11 @@ one of itself, and whoever reads a checkpoint compares them.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,13 +53,25 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
   return tree
 
 
+@functools.cache
+def _hush() -> None:
+  """Keeps quiet of a damaged checkpoint's other reads, which orbax leaves running: a traceback for each otherwise."""
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  usual = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      usual(unraisable)
+
+  sys.unraisablehook = hook
+
+
 def _manager(
   folder: epath.Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
   # orbax reports every file it touches at info level and warns of its own defaults; errors are raised in any case.
   logging.getLogger('absl').setLevel(logging.ERROR)
-  # Of a damaged checkpoint's other reads, which it leaves running, asyncio would print the tracebacks.
-  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  _hush()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, read_only=read_only, create=not read_only, enable_async_checkpointing=not read_only
   )
