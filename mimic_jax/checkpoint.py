@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -229,6 +230,10 @@ def find(path: epath.Path) -> tuple[epath.Path, int] | None:
 
 
 _OWN = 'meta_checksum'
+# by TensorStore's and JAX's names
+_NOT_DAMAGE = re.compile(
+  'RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAVAILABLE|DEADLINE_EXCEEDED|UNAUTHENTICATED|ABORTED'
+)
 
 
 def _digest(meta: Mapping[str, Any]) -> str:
@@ -260,13 +265,21 @@ def _compare(found: Mapping[str, str], meta: Mapping[str, Any], where: str) -> N
 
 @contextlib.contextmanager
 def _reading(where: str) -> Iterator[None]:
-  """Turns whatever orbax raises on a damaged checkpoint, which may be of any kind, into Damaged, which names it."""
+  """Turns what orbax and TensorStore raise on a damaged checkpoint into Damaged, which names it.
+
+  What says nothing of the checkpoint itself, too little memory, a missing right or a disk that doesn't answer, must not
+  make a run pass over a whole one: it is a UserError of its own, or goes through.
+  """
   try:
     yield
-  except Damaged:
+  except (Damaged, MemoryError):
     raise
-  except Exception as e:
+  except Exception as e:  # orbax itself raises bare Exceptions
     what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
+    if isinstance(e, (PermissionError, TimeoutError, ConnectionError)) or _NOT_DAMAGE.search(str(e)):
+      raise UserError(
+        f"{where} can't be read now ({what}); expected memory, rights and a disk that answers"
+      ) from e
     raise Damaged(f'{where} is damaged ({what}); expected a whole checkpoint') from e
 
 

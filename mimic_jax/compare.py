@@ -8,8 +8,6 @@ the same resamples of what is in both (mimic_jax.uncertainty).
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +16,7 @@ from etils import epath
 
 from mimic_jax import cli, metrics, uncertainty, workdir
 from mimic_jax.data import classes
-from mimic_jax.errors import UserError, one_of
+from mimic_jax.errors import READ_ERRORS, UserError, one_of
 from mimic_jax.report import run as runs
 
 FILE = 'predictions.npz'
@@ -78,7 +76,7 @@ def load(path: epath.Path) -> Predictions:
       if missing:
         raise UserError(f'{path}: has no {", ".join(missing)}; expected {", ".join(FIELDS)}')
       held = {name: file[name] for name in FIELDS}
-  except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
+  except READ_ERRORS:
     raise UserError(
       f'{path}: is not an .npz that can be read; expected {FILE} as mimic_jax writes it'
     ) from None

@@ -1,7 +1,26 @@
-"""The one kind of error that is shown to a user as a single line, without a traceback."""
+"""The one kind of error that is shown to a user as a single line, without a traceback, and what it stands for."""
 
 import difflib
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+# What the readers of Pillow, NumPy, PyTorch and zipfile raise on files that are damaged or not there. Not MemoryError:
+# that says nothing of the file.
+READ_ERRORS = (
+  OSError,
+  SyntaxError,
+  ValueError,
+  TypeError,
+  LookupError,
+  EOFError,
+  ArithmeticError,
+  RuntimeError,
+  struct.error,
+  zlib.error,
+  zipfile.BadZipFile,
+)
 
 
 class UserError(Exception):

@@ -9,6 +9,7 @@ import pytest
 from etils import epath
 
 from mimic_jax import checkpoint, sharding
+from mimic_jax.errors import UserError
 
 FLIPS = 24
 
@@ -101,3 +102,25 @@ def test_a_checkpoint_of_before_there_were_checksums_is_read(saved, tmp_path, mo
   assert 'checksums' not in meta
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), state)
   assert len(checkpoint.read_arrays(epath.Path(tmp_path) / checkpoint.FOLDER, 5, ('params',))) == 3
+
+
+@pytest.mark.parametrize(
+  'error',
+  [
+    PermissionError(13, 'Permission denied'),
+    ValueError('UNAVAILABLE: Error reading from the bucket'),
+    jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.'),
+  ],
+)
+def test_what_says_nothing_of_a_checkpoint_makes_no_run_pass_over_it(error, saved, monkeypatch):
+  folder, _, like = saved
+
+  def fails(*_, **__):
+    raise error
+
+  with checkpoint.opened(folder, 2) as checkpoints:
+    monkeypatch.setattr(checkpoints._orbax, 'restore', fails)
+    with pytest.raises(UserError, match=r"checkpoints/5 can't be read now") as e:
+      checkpoints.restore_newest(like, print)
+  assert not isinstance(e.value, checkpoint.Damaged)
+  assert (folder / checkpoint.FOLDER / '5').is_dir()

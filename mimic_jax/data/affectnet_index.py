@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mimic_jax.data import alignment, faces
-from mimic_jax.errors import UserError
+from mimic_jax.errors import READ_ERRORS, UserError
 
 CLASS_NAMES = ('neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt')
 EXPRESSIONS = (*CLASS_NAMES, 'none', 'uncertain', 'non-face')
@@ -169,7 +169,7 @@ def _load(path: str, stamp: list) -> Index | None:
       rest = [json.loads(str(saved[name])) for name in _LISTS]
       names = saved['names'].tobytes().decode('utf-8', 'surrogateescape')
       return Index(names.split('\n') if names else [], *arrays, *rest)
-  except Exception:  # a damaged zip raises almost anything
+  except READ_ERRORS:
     return None
 
 

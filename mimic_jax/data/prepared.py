@@ -7,13 +7,12 @@ mimic_index-<split>.npz   of each picture, in order: its id, label, content hash
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from mimic_jax.errors import UserError
+from mimic_jax.errors import READ_ERRORS, UserError
 
 FORMAT = 1  # of both files
 
@@ -87,7 +86,7 @@ def read_index(path: pathlib.Path) -> Index:
       arrays = {name: found[name] for name in found.files}
       targets = {k.removeprefix('target/'): v for k, v in arrays.items() if k.startswith('target/')}
       return Index(*(arrays[name] for name in Index._fields[:-1]), targets)
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+  except READ_ERRORS as e:
     raise UserError(
       f'{path}: is no index of `python -m mimic_jax.prepare` ({e}); prepare the set again'
     ) from None

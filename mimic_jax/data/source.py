@@ -4,30 +4,15 @@ import contextlib
 import hashlib
 import io
 import os
-import struct
 import warnings
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from mimic_jax.errors import UserError
+from mimic_jax.errors import READ_ERRORS, UserError
 
-# What Pillow's readers raise on damaged files; FileNotFoundError and UnidentifiedImageError are OSErrors too.
-_READ_ERRORS = (
-  OSError,
-  SyntaxError,
-  ValueError,
-  TypeError,
-  LookupError,
-  EOFError,
-  ArithmeticError,
-  RuntimeError,
-  struct.error,
-  zlib.error,
-)
 _MOST_SAID = 12  # classes of a source in a message
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
@@ -93,7 +78,7 @@ def reading(path: str) -> Iterator[None]:
     raise BadImage(path, 'is not a picture that Pillow can read') from None
   except Image.DecompressionBombError:
     raise BadImage(path, 'has more pixels than Pillow opens at all (a decompression bomb)') from None
-  except _READ_ERRORS as e:
+  except READ_ERRORS as e:
     why = (str(e).splitlines() or [''])[0] or type(e).__name__
     raise BadImage(path, f'is damaged or of an unknown kind ({why})') from None
 

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 
 from mimic_jax.data.folder import SPLITS
-from mimic_jax.errors import UserError, nearest
+from mimic_jax.errors import READ_ERRORS, UserError, nearest
 
 INFO = 'dataset_info.json'
 ARRAY_RECORD = 'array_record'
@@ -46,7 +47,13 @@ def builder_of(place: str) -> Any:
     formats = {f.value for f in builder.info.available_file_formats()}
     if ARRAY_RECORD in formats and builder.info.file_format.value != ARRAY_RECORD:
       builder = tfds.builder_from_directory(place, file_format=ARRAY_RECORD)
-  except Exception as e:  # whatever TFDS makes of a folder that isn't as it left it
+  except (
+    *READ_ERRORS,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    json_format.Error,
+  ) as e:  # a folder that isn't as TFDS left it
     why = f'{type(e).__name__}: {" ".join(str(e).split())[:200]}'
     raise UserError(f"{place}: TFDS can't read this data set ({why}); prepare it again") from None
   if ARRAY_RECORD not in formats:

@@ -2,13 +2,12 @@
 
 import io
 import json
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
 
-from mimic_jax.errors import UserError
+from mimic_jax.errors import READ_ERRORS, UserError
 from mimic_jax.metrics import read_jsonl
 
 
@@ -80,7 +79,7 @@ def arrays(path: epath.Path, names: tuple[str, ...]) -> dict[str, np.ndarray] | 
   try:
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
       return {name: held[name] for name in names}
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+  except READ_ERRORS:
     return None
 
 

@@ -8,6 +8,7 @@ many, a value is put that holds nothing.
 import argparse
 import dataclasses
 import json
+import pickle
 import re
 import struct
 import warnings
@@ -20,7 +21,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from mimic_jax.errors import UserError
+from mimic_jax.errors import READ_ERRORS, UserError
 
 # where a state dict stands in a PyTorch file, in the order looked for; else the file itself may be one
 STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net')
@@ -34,38 +35,12 @@ MISTAKEN = {
   b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file itself)',
   b'<': 'a web page or XML (the download was of the page, not of the file)',
 }
-# what is harmless and often stands beside weights, but is of no use here: class -> the modules that it was or is in
-HARMLESS = {
-  'scalar': ('numpy.core.multiarray', 'numpy._core.multiarray'),  # makes a NumPy scalar
-  'dtype': ('numpy',),
-  **dict.fromkeys(
-    ('PosixPath', 'WindowsPath', 'PurePosixPath', 'PureWindowsPath'), ('pathlib', 'pathlib._local')
-  ),
+# what people know as something else
+CALLED = {
+  f'numpy.{core}.multiarray.{what}': f' (a NumPy {called})'
+  for core in ('core', '_core')
+  for what, called in (('_reconstruct', 'array'), ('scalar', 'number'))
 }
-# what people know it as
-CALLED = {f'numpy.{core}.multiarray._reconstruct': ' (a NumPy array)' for core in ('core', '_core')}
-
-
-class _Unread:
-  """Stands for a value of a harmless class: nothing of it is kept, and no code of NumPy's or pathlib's sees the file's bytes."""
-
-  def __new__(cls, *args: Any) -> '_Unread':
-    del args
-    return super().__new__(cls)
-
-  def __init__(self, *args: Any) -> None:
-    del args
-
-  def __setstate__(self, state: Any) -> None:
-    del state
-
-
-# PyTorch knows a class by its module and name alone (2.5 by __name__, later ones by __qualname__)
-STAND_INS = [
-  type(name, (_Unread,), {'__module__': module, '__qualname__': name})
-  for name, modules in HARMLESS.items()
-  for module in modules
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,13 +254,11 @@ def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
       with zipfile.ZipFile(local) as z:
         if not any(n.endswith('data.pkl') for n in z.namelist()):
           raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace, *STAND_INS]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
       warnings.simplefilter('ignore')
       # mapped, so that an optimiser's state, twice as large as the model, is never read
       loaded = torch.load(local, map_location='cpu', weights_only=True, mmap=container == PYTORCH_ZIP)
-  except UserError:
-    raise
-  except Exception as e:  # torch and zipfile raise what their parts raise: RuntimeError, UnpicklingError, BadZipFile, KeyError, …
+  except (*READ_ERRORS, pickle.UnpicklingError, AttributeError, AssertionError) as e:
     code = re.search(r'GLOBAL ([\w.]+)', str(e))
     if code:
       raise UserError(
@@ -341,9 +314,7 @@ def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, fie
     dtypes,
     place,
     {str(k): _holds_tensors(v, torch) for k, v in loaded.items() if k != place} if place else {},
-    {k: v for k, v in vars(args).items() if not isinstance(v, _Unread)}
-    if isinstance(args, argparse.Namespace)
-    else {},
+    vars(args) if isinstance(args, argparse.Namespace) else {},
   )
 
 
