@@ -22,11 +22,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mimic_jax import checksum
+from mimic_jax import checksum, distributed
 from mimic_jax.errors import UserError
 
 FOLDER = 'checkpoints'
 DAMAGED = 'damaged_checkpoints'  # beside FOLDER: what could not be restored and was passed over
+_HALF = '.orbax-checkpoint-tmp'  # in the name of a checkpoint that is not written yet
+_NO_ROOM = ('No space left on device', 'Disk quota exceeded', 'Read-only file system', 'Permission denied')
 
 
 class Damaged(UserError):  # noqa: N818
@@ -67,6 +69,18 @@ def _hush() -> None:
   sys.unraisablehook = hook
 
 
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, but it does not ask JAX's coordination service whether the run is to stop.
+
+  The service takes the number that it was last asked with for the place that a process has come to. Orbax asks with the
+  step, mimic_jax.preemption with a count of its own, and a notice between the two would name a place that is never reached.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    del step
+    return False
+
+
 def _manager(
   folder: epath.Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
@@ -74,17 +88,30 @@ def _manager(
   logging.getLogger('absl').setLevel(logging.ERROR)
   _hush()
   options = ocp.CheckpointManagerOptions(
-    max_to_keep=keep, read_only=read_only, create=not read_only, enable_async_checkpointing=not read_only
+    max_to_keep=keep,
+    read_only=read_only,
+    create=not read_only,
+    enable_async_checkpointing=not read_only,
+    cleanup_tmp_directories=not read_only,  # what a run killed in the middle of writing left
   )
-  return ocp.CheckpointManager(folder, options=options, item_names=('state', 'meta'))
+  if read_only and distributed.several():  # each process for itself: no other need read the same
+    me = jax.process_index()
+    options.multiprocessing_options = ocp.options.MultiprocessingOptions(
+      primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'alone{me}'
+    )
+  return _Manager(folder, options=options, item_names=('state', 'meta'))
 
 
 class Checkpoints:
-  """A stage's checkpoints: written in the background, the newest `keep` kept."""
+  """A stage's checkpoints: written in the background, the newest `keep` kept; or opened only to read them."""
 
-  def __init__(self, stage_folder: epath.Path, keep: int):
+  def __init__(self, stage_folder: epath.Path, keep: int | None = None, *, read_only: bool = False):
     self.folder = epath.Path(stage_folder).resolve() / FOLDER
-    self._orbax = _manager(self.folder, keep=keep)
+    self._orbax = _manager(self.folder, keep=keep, read_only=read_only)
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the checkpoints there are, rising; not all need be whole."""
+    return sorted(self._orbax.all_steps())
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
     """Starts writing; the arrays are copied before this returns, so the state may be donated.
@@ -93,6 +120,9 @@ class Checkpoints:
       step: names the checkpoint.
       state: pytree of jax.Array.
       meta: JSON-able; the state's shapes and checksums are added to it.
+
+    Raises:
+      UserError: when this one, or the one before it, can't be written.
     """
     if step in self._orbax.all_steps():
       return
@@ -105,7 +135,23 @@ class Checkpoints:
     }
     meta[_OWN] = _digest(meta)
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta))
-    self._orbax.save(step, args=args, force=True)
+    with self._writing():
+      self._orbax.save(step, args=args, force=True)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    """Turns whatever orbax raises when it can't write, at once or of a write in the background, into a UserError."""
+    try:
+      yield
+    except Exception as e:  # of any kind: TensorStore's are ValueErrors
+      for half in self.folder.glob(f'*{_HALF}*'):  # it may be what fills the disk
+        half.rmtree(missing_ok=True)
+      what = next((x for x in _NO_ROOM if x.lower() in str(e).lower()), ' '.join(str(e).split())[:200])
+      whole = ', '.join(map(str, _steps(self.folder))) or 'none yet'
+      raise UserError(
+        f'{self.folder}: a checkpoint can not be written ({what}); expected room and the right to write. Those before '
+        f'it are whole: {whole}; the same command goes on from the last'
+      ) from e
 
   def restore_newest(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any, dict[str, Any]] | None:
     """Restores the newest checkpoint that is whole; damaged ones after it are named and moved aside.
@@ -115,7 +161,7 @@ class Checkpoints:
       say: is given a line for each that is passed over.
 
     Returns:
-      Its step, the state and the meta data; None when there is no checkpoint at all.
+      Its step, the state and the meta data; None when there is no checkpoint at all. The same in every process.
 
     Raises:
       Damaged: when none is whole.
@@ -124,6 +170,7 @@ class Checkpoints:
     damaged: list[tuple[int, Damaged]] = []
     for step in sorted(self._orbax.all_steps(), reverse=True):
       try:
+        self._verify(step)
         state, meta = self.restore(step, like)
       except Damaged as e:
         damaged.append((step, e))
@@ -141,16 +188,39 @@ class Checkpoints:
 
   def _move_aside(self, step: int) -> epath.Path:
     """Moves a checkpoint out of the way, so that the run can write that step once more; nothing is deleted."""
-    place = self.folder.parent / DAMAGED / str(step)
-    if jax.process_index() == 0:
-      place.parent.mkdir(parents=True, exist_ok=True)
-      n = 1
+    folder = self.folder.parent / DAMAGED
+
+    def move() -> str:
+      folder.mkdir(parents=True, exist_ok=True)
+      place, n = folder / str(step), 1
       while place.exists():
         n += 1
-        place = place.parent / f'{step}.{n}'
+        place = folder / f'{step}.{n}'
       (self.folder / str(step)).rename(place)
+      return str(place)
+
+    place = distributed.agree(move)
     self._orbax.reload()
-    return place
+    return epath.Path(place)
+
+  def _verify(self, step: int) -> None:
+    """Looks in several processes at a checkpoint's files before they read it together: each at a share of the arrays.
+
+    Reading together, a process that finds its part damaged would leave the others waiting for it.
+
+    Raises:
+      Damaged: in every process, when any of them finds it so.
+    """
+    if not distributed.several():
+      return
+    found = ''
+    try:
+      read_arrays(self.folder, step, lambda i, _: i % jax.process_count() == jax.process_index())
+    except Damaged as e:
+      found = str(e)
+    said = [x for x in distributed.gather(found) if x]
+    if said:
+      raise Damaged(said[0])
 
   def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     """Restores a checkpoint onto the devices.
@@ -184,16 +254,23 @@ class Checkpoints:
       _compare(checksum.of_arrays(found), meta, where)
     return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in want]), meta
 
+  def wait(self) -> None:
+    """Waits for writes under way; raises UserError as `save` does."""
+    with self._writing():
+      self._orbax.wait_until_finished()
+
   def close(self) -> None:
-    """Waits for writes under way and lets go of the folder."""
-    self._orbax.wait_until_finished()
+    """Waits for writes under way and lets go of the folder; raises UserError as `save` does."""
+    self.wait()
     self._orbax.close()
 
 
 @contextlib.contextmanager
-def opened(stage_folder: epath.Path, keep: int) -> Iterator[Checkpoints]:
+def opened(
+  stage_folder: epath.Path, keep: int | None = None, *, read_only: bool = False
+) -> Iterator[Checkpoints]:
   """Opens a stage's checkpoints and closes them whatever happens, so that a write under way is finished."""
-  checkpoints = Checkpoints(stage_folder, keep)
+  checkpoints = Checkpoints(stage_folder, keep, read_only=read_only)
   try:
     yield checkpoints
   finally:
@@ -300,17 +377,28 @@ def read_meta(folder: epath.Path, step: int) -> dict[str, Any]:
     return meta
 
 
-def read_arrays(folder: epath.Path, step: int, prefixes: Sequence[str]) -> dict[str, np.ndarray]:
-  """Reads only the arrays whose flat names begin with one of `prefixes`, as NumPy, whatever devices wrote them.
+def read_arrays(
+  folder: epath.Path, step: int, wanted: Sequence[str] | Callable[[int, str], bool]
+) -> dict[str, np.ndarray]:
+  """Reads some of a checkpoint's arrays as NumPy, whatever devices wrote them.
+
+  Args:
+    folder: of the checkpoints.
+    step: which.
+    wanted: what flat names begin with, such as 'params'; or says of a number and a flat name whether to read it.
 
   Raises:
     Damaged: when the checkpoint is not whole or not what was written.
   """
   with _opened_to_read(folder, step) as (manager, meta):
-    names = [n for n in meta['shapes'] if n.startswith(tuple(f'{p}/' for p in prefixes))]
-    wanted = nest({name: np.zeros(0) for name in names})
-    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    names = [
+      name
+      for i, name in enumerate(sorted(meta['shapes']))
+      if (wanted(i, name) if callable(wanted) else name.startswith(tuple(f'{p}/' for p in wanted)))
+    ]
+    nested = nest({name: np.zeros(0) for name in names})
+    restore_args = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), nested)
+    args = ocp.args.PyTreeRestore(item=nested, restore_args=restore_args, partial_restore=True)
     found = flatten(manager.restore(step, args=ocp.args.Composite(state=args))['state'])
     _compare(checksum.of_numpy(found), meta, f'{folder}/{step}')
     return found

@@ -6,12 +6,14 @@ byte, or several in one word, is always found, and anything else with a chance o
 rounding, so the order of the sum, and with it the number of devices, makes no difference.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 # odd: the weights of the two sums are 2 · (i · multiplier) + 1, mixed
 _MULTIPLIERS = (2654435761, 2246822519)
@@ -19,7 +21,9 @@ _MULTIPLIERS = (2654435761, 2246822519)
 
 def of_arrays(arrays: Mapping[str, jax.Array]) -> dict[str, str]:
   """Returns name -> 16 hexadecimal digits of arrays on devices; reads back 8 bytes of each."""
-  sums = np.asarray(jax.device_get(_on_devices(dict(arrays))))
+  lies = next((a.sharding for a in arrays.values()), None)
+  whole = NamedSharding(lies.mesh, PartitionSpec()) if isinstance(lies, NamedSharding) else None
+  sums = np.asarray(jax.device_get(_on_devices(whole)(dict(arrays))))
   return {name: _text(row) for name, row in zip(sorted(arrays), sums, strict=True)}
 
 
@@ -29,9 +33,14 @@ def of_numpy(arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     return {name: _text(_sums(np, _words_of_numpy(a))) for name, a in arrays.items()}
 
 
-@jax.jit
-def _on_devices(arrays: dict[str, jax.Array]) -> jax.Array:
-  return jnp.stack([_sums(jnp, _words(arrays[name])) for name in sorted(arrays)])
+@functools.cache
+def _on_devices(whole: NamedSharding | None) -> Callable[[dict[str, jax.Array]], jax.Array]:
+  """Returns the program whose result every device, and so every process, holds whole."""
+
+  def sums(arrays: dict[str, jax.Array]) -> jax.Array:
+    return jnp.stack([_sums(jnp, _words(arrays[name])) for name in sorted(arrays)])
+
+  return jax.jit(sums, out_shardings=whole)
 
 
 def _words(array: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from mimic_jax.errors import UserError
+from mimic_jax.errors import Ended, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,25 +36,42 @@ def installed(*packages: str) -> dict[str, str]:
   return versions
 
 
-def run(main: Callable[[Sequence[str]], None], interrupted: str = 'interrupted') -> None:
+def end(code: int, said: str, error: BaseException | None = None) -> NoReturn:
+  """Says a line on standard error and ends the program.
+
+  Args:
+    code: the exit code.
+    said: the line.
+    error: what ended it, for other ways to end than this one.
+  """
+  del error
+  print(said, file=sys.stderr)
+  sys.exit(code)
+
+
+def run(
+  main: Callable[[Sequence[str]], None],
+  interrupted: str = 'interrupted',
+  end: Callable[[int, str, BaseException], NoReturn] = end,
+) -> None:
   """Runs a command on its arguments; an error of the user's is one line on standard error and exit code 2.
 
   Args:
     main: gets sys.argv without the program's name.
-    interrupted: what is said after Ctrl-C.
+    interrupted: what is said after Ctrl-C; its exit code is 130.
+    end: ends the program early.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   try:
     main(sys.argv[1:])
+  except Ended as e:
+    end(e.code, f'mimic: {e}', e)
   except UserError as e:
-    print(f'mimic: error: {" ".join(str(e).split())}', file=sys.stderr)
-    sys.exit(2)
+    end(2, f'mimic: error: {" ".join(str(e).split())}', e)
   except (
     OSError
   ) as e:  # a disk that is full, a folder that can't be written: nothing that a command could mend
     where = f'{e.filename}: ' if e.filename else ''
-    print(f'mimic: error: {where}{e.strerror or e}', file=sys.stderr)
-    sys.exit(2)
-  except KeyboardInterrupt:
-    print(f'mimic: {interrupted}', file=sys.stderr)
-    sys.exit(130)
+    end(2, f'mimic: error: {where}{e.strerror or e}', e)
+  except KeyboardInterrupt as e:
+    end(130, f'mimic: {interrupted}', e)

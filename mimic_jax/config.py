@@ -18,8 +18,11 @@ from mimic_jax.errors import UserError, nearest, one_of
 
 # What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes.
 RESUMABLE = re.compile(
-  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|prefetch|cache)$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
+  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache)$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
+
+# Flags that say which process of several this is.
+PROCESS_FLAGS = ('coordinator_address', 'num_processes', 'process_id')
 
 # Values that are one of a few words; the field's last two parts (or one) decide.
 CHOICES = {
@@ -64,6 +67,7 @@ RANGES = {
   'data.max_pixels': (1, INF),
   'data.threads': (1, INF),
   'data.workers': (0, INF),
+  'data.worker_restarts': (0, INF),
   'data.prefetch': (1, INF),
   'eval.batch_images': (1, INF),
   'eval.every_epochs': (0, INF),
@@ -98,10 +102,19 @@ RANGES = {
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-  """What the command line asked for."""
+  """What the command line asked for.
+
+  Attributes:
+    config: with its overrides, checked.
+    workdir: the run's folder.
+    debug_step: '[STAGE:]N', a step to look at instead of a run; '' = run.
+    processes: the arguments of distributed.initialize.
+  """
 
   config: FrozenConfigDict
   workdir: str
+  debug_step: str
+  processes: dict[str, Any]
 
 
 def config_folders() -> list[pathlib.Path]:
@@ -354,6 +367,12 @@ def parse(argv: Sequence[str]) -> Command:
     'config', None, 'Config file or name, with :variant.', flag_values=values, sys_argv=argv
   )
   flags.DEFINE_string('workdir', '', 'Folder of the run; default runs/<config name>.', flag_values=values)
+  flags.DEFINE_string('debug_step', '', '[STAGE:]N: recompute one step with checks on.', flag_values=values)
+  flags.DEFINE_string('coordinator_address', '', 'HOST:PORT of process 0.', flag_values=values)
+  flags.DEFINE_integer(
+    'num_processes', 0, 'Of this run; 1 = this one alone.', flag_values=values, lower_bound=0
+  )
+  flags.DEFINE_integer('process_id', -1, 'Of this process, from 0.', flag_values=values, lower_bound=-1)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')
   rest = _parsed(values, argv)
   if values.help:
@@ -366,7 +385,12 @@ def parse(argv: Sequence[str]) -> Command:
   config = holder.value
   config.name = config.name or base.name
   check(config)
-  return Command(FrozenConfigDict(config), values.workdir or f'runs/{config.name}')
+  return Command(
+    FrozenConfigDict(config),
+    values.workdir or f'runs/{config.name}',
+    values.debug_step,
+    {k: values[k].value for k in PROCESS_FLAGS},
+  )
 
 
 def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -384,14 +408,21 @@ def _one_line(error: Exception) -> str:
     return f"--{match[1]}.{match[2]} is '{match[3]}'; expected a value of the field's own type ({match[4]})"
   match = re.match(r"Unknown command line flag '(.*?)'", text)
   if match:
-    return f'--{match[1]} is no flag{nearest(match[1], ["config", "workdir", "help"])}; expected --config, --workdir, --config.field=value'
+    known = ['config', 'workdir', 'debug_step', 'help', *PROCESS_FLAGS]
+    return (
+      f'--{match[1]} is no flag{nearest(match[1], known)}; expected --config, --workdir, --config.field=value'
+    )
   return text
 
 
 def _usage() -> str:
   return (
-    'usage: python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]\n\n'
+    'usage: python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]\n'
+    '         [--debug_step [STAGE:]N] [--coordinator_address HOST:PORT --num_processes N --process_id I]\n\n'
     f'CONFIG is a file or one of: {", ".join(config_names())}; NAME:VARIANT picks a variant.\n'
     'FOLDER holds the run (default runs/<config name>); the same command on it resumes.\n'
-    'Fields and their defaults: mimic_jax/defaults.py.'
+    'Fields and their defaults: mimic_jax/defaults.py.\n'
+    'N is a step of the run in FOLDER to compute once more, with checks that find what is not finite; writes nothing.\n'
+    'A run of several processes is found by itself under Slurm, Open MPI and on a TPU slice; elsewhere each process gets\n'
+    'the same HOST:PORT of process 0, the same N and its own I. SIGTERM or SIGUSR1: a checkpoint, and exit code 75.'
   )

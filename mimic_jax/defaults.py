@@ -79,6 +79,9 @@ def data() -> ConfigDict:
   d.cache = False  # decode everything once into memory: for small sets
   d.threads = 8  # reader threads
   d.workers = 0  # reader processes; 0 = threads only
+  d.worker_restarts = (
+    3  # reader processes that may die (out of memory) and are replaced, before a stage stops
+  )
   d.prefetch = 4  # batches read ahead
   return d.lock()
 

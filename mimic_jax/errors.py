@@ -27,6 +27,22 @@ class UserError(Exception):
   """Something the user gave is wrong. The message names the file, field or value and what was expected."""
 
 
+class AgreedError(UserError):
+  """One that every process of a run raises at the same place, so that all can leave in order."""
+
+
+class Ended(Exception):  # noqa: N818
+  """The program ends early and the user has nothing to mend; `code` is its exit code."""
+
+  code = 1
+
+
+class Preempted(Ended):
+  """The run was told to stop, and every process of it did at the same place, from which it can go on."""
+
+  code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+
+
 def nearest(word: str, options: Iterable[str]) -> str:
   """Returns " (did you mean 'x'?)" for the option most like `word`, or '' when none is near."""
   close = difflib.get_close_matches(str(word), [str(o) for o in options], n=1, cutoff=0.5)

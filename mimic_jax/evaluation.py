@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mimic_jax import data, defaults, metrics, models, sharding, uncertainty
+from mimic_jax import data, defaults, distributed, feed, metrics, models, preemption, sharding, uncertainty
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.errors import UserError
@@ -133,7 +133,11 @@ def measure(
     on_bad_image: 'error' or 'skip'.
 
   Returns:
-    Figures and per-example outputs.
+    Figures and per-example outputs, in every process of all.
+
+  Raises:
+    UserError: for a picture that can't be read.
+    Preempted: when told to stop.
   """
   batches = pipeline.eval_batches(
     split.source,
@@ -146,8 +150,9 @@ def measure(
   )
   sums: dict[str, float] = {}
   rows: list[dict[str, np.ndarray]] = []
-  for batch in batches:
-    found = jax.device_get(step(params, rest, sharding.to_devices(batch, mesh)))
+  for batch in feed.on_devices(batches, -(-len(split.source) // batch_images), mesh):
+    preemption.look()
+    found = jax.device_get(step(params, rest, batch))
     for name, value in found['sums'].items():
       sums[name] = sums.get(name, 0.0) + float(value)
     mask = found['outputs'].pop('mask')
@@ -159,7 +164,7 @@ def measure(
   figures: dict[str, Any] = {'loss': sums['loss_sum'] / max(sums['count'], 1), 'count': int(sums['count'])}
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
-  return Measured(figures, index, outputs, batches.skipped())
+  return Measured(figures, index, outputs, distributed.merged([batches.skipped()]))
 
 
 def _classification(

@@ -1,4 +1,7 @@
-"""The front door: `python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]`."""
+"""The front door: `python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]`.
+
+The same command runs on one process or on several (mimic_jax.distributed), and goes on where it was stopped.
+"""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -6,7 +9,16 @@ from typing import Any
 
 from etils import epath
 
-from mimic_jax import checkpoint, cli, sharding, train, workdir
+from mimic_jax import (
+  checkpoint,
+  cli,
+  distributed,
+  lease,
+  preemption,
+  sharding,
+  train,
+  workdir,
+)
 from mimic_jax import config as config_lib
 from mimic_jax.errors import UserError
 from mimic_jax.report import page
@@ -21,28 +33,75 @@ def run(argv: Sequence[str]) -> None:
 
   Raises:
     UserError: for anything the user can mend.
+    Preempted: when told to stop; the same command goes on.
   """
   command = config_lib.parse(argv)
   config = command.config
+  distributed.initialize(**command.processes)
+  distributed.check_same({f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))})
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  folder, resumed = workdir.open_run(command.workdir, config)
-  todo = [name for name in names if not (folder / name / 'result.json').exists()]
-  inits = {name: _init(config, name, names, folder) for name in todo}
-  # Everything that can go wrong in any stage is looked for before the first one begins.
-  stages = [train.Stage(config, name, folder, mesh, inits[name]) for name in todo]
-  workdir.begin(folder, config)
-  say(f'{config.name} in {folder}' + (' (resumed)' if resumed else ''))
-  for name in names:
-    if name not in todo:
-      say(f'{name}: done before')
-  if workdir.is_main():
-    workdir.update_record(folder, environment=workdir.environment())
-  while stages:
-    train.run_stage(stages.pop(0))  # popped, so that its pictures and weights are let go before the next
-  if workdir.is_main():
-    page.write(folder)
-  say(f'report: {folder / "report.html"}')
+  if command.debug_step:
+    from mimic_jax import debugging
+
+    sys.exit(debugging.run(config, epath.Path(command.workdir), command.debug_step, mesh))
+  preemption.listen()
+  with _Folder(command.workdir, config) as folder:
+    todo = distributed.agree(lambda: [n for n in names if not (folder.path / n / 'result.json').exists()])
+    with distributed.together():
+      inits = {name: _init(config, name, names, folder.path) for name in todo}
+      # Everything that can go wrong in any stage is looked for before the first one begins.
+      stages = [train.Stage(config, name, folder.path, mesh, inits[name]) for name in todo]
+    folder.begin()
+    for name in names:
+      if name not in todo:
+        say(f'{name}: done before')
+    while stages:
+      preemption.look()
+      # popped, so that its pictures and weights are let go before the next
+      train.run_stage(stages.pop(0), folder.check)
+    if distributed.is_main():
+      page.write(folder.path)
+    say(f'report: {folder.path / "report.html"}')
+
+
+class _Folder:
+  """A run's folder, written to by this program alone while the context lasts; of several processes, by the first."""
+
+  def __init__(self, workdir_flag: str, config: Mapping[str, Any]):
+    self.path, self._config = epath.Path(workdir_flag), config
+    self._resumed, self._lease = False, lease.Lease(self.path, say)
+
+  def __enter__(self) -> '_Folder':
+    self._resumed = distributed.agree(self._open)
+    return self
+
+  def _open(self) -> bool:
+    _, resumed = workdir.open_run(str(self.path), self._config)
+    if resumed:
+      self._lease.acquire()
+    return resumed
+
+  def begin(self) -> None:
+    """Makes a new run's folder; called once all that is to be done there has been checked."""
+    distributed.agree(self._begin)
+    say(f'{self._config.name} in {self.path}' + (' (resumed)' if self._resumed else ''))
+
+  def _begin(self) -> None:
+    if not self._resumed:
+      self._lease.acquire()
+      workdir.open_run(
+        str(self.path), self._config
+      )  # once more: another program may have begun there meanwhile
+    workdir.begin(self.path, self._config)
+    workdir.update_record(self.path, environment=workdir.environment())
+
+  def check(self) -> None:
+    """Raises lease.Lost when another program has taken the folder over."""
+    self._lease.check()
+
+  def __exit__(self, *_: object) -> None:
+    self._lease.release()
 
 
 def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: epath.Path) -> str:
@@ -63,10 +122,13 @@ def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: ep
 
 
 def entry() -> None:
-  """Runs the command line; an error of the user's is one line and exit code 2."""
-  cli.run(
-    lambda flags: run([sys.argv[0], *flags]), 'interrupted; the same command goes on from the last checkpoint'
-  )
+  """Runs the command line; an error of the user's is one line and exit code 2, a pre-emption exit code 75."""
+
+  def main(flags: Sequence[str]) -> None:
+    with distributed.watching_peers():
+      run([sys.argv[0], *flags])
+
+  cli.run(main, 'interrupted; the same command goes on from the last checkpoint', distributed.end)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
-from mimic_jax import evaluation, metrics, weights, workdir
+from mimic_jax import distributed, evaluation, metrics, sharding, weights, workdir
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data.source import BadImage
 from mimic_jax.report import page
@@ -30,7 +30,7 @@ SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their sid
 
 def say(text: str) -> None:
   """Prints to standard error without breaking the progress bar, on the main process only."""
-  if workdir.is_main():
+  if distributed.is_main():
     tqdm.write(text, file=sys.stderr)
 
 
@@ -55,7 +55,7 @@ class Log:
     pending: list[dict[str, float]],
   ):
     self._every, self._total, self._stage = options['every'], total_steps, stage
-    self._main = workdir.is_main()
+    self._main = distributed.is_main()
     self.pending = list(pending)  # figures since the last line; a checkpoint carries them
     self._start, self._began, self._done = step, None, step
     self._bar_wanted = options['progress'] and self._main
@@ -269,16 +269,22 @@ def mistakes(
   )
 
 
-def show(run: 'Stage', state: dict[str, Any], *, final: bool, every: float = 0.0) -> None:
+def show(run: 'Stage', state: dict[str, Any], *, every: float = 0.0) -> None:
   """Draws what the objective shows and rewrites the report, unless it was rewritten less than `every` seconds ago."""
   path = run.run_folder / 'report.html'
-  if not final and path.exists() and time.time() - path.stat().mtime < every:
+  if distributed.agree(lambda: path.exists() and time.time() - path.stat().mtime < every):
     return
-  drawings = run.draw(state)
-  if workdir.is_main():
-    for name, drawing in drawings.items():
+  _draw(run, state)
+  if distributed.is_main():
+    page.write(run.run_folder, final=False)
+
+
+def _draw(run: 'Stage', state: dict[str, Any]) -> None:
+  """Saves what the objective shows of its model; every process must call it, one draws."""
+  state = {**state, **{k: sharding.local(state[k], run.mesh) for k in ('params', 'rest')}}
+  if distributed.is_main():
+    for name, drawing in run.draw(state).items():
       save_drawing(run.folder / 'pictures', name, drawing)
-    page.write(run.run_folder, final=final)
 
 
 def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
@@ -310,8 +316,11 @@ def finish(
     found: the last evaluation; the headline is this one, never the best epoch's.
 
   Returns:
-    What result.json holds.
+    What result.json holds; {} in a process that writes nothing.
   """
+  _draw(run, state)
+  if not distributed.is_main():
+    return {}
   steps = run.program.total_steps
   result = {
     'stage': run.name,
@@ -328,13 +337,13 @@ def finish(
     best = _best(run.folder, split)
     if best:
       result[f'best_on_{split}'] = best
-  if workdir.is_main():
-    save_outputs(run.folder, run.splits, found, run.class_names)
-    _save_mistakes(run, found)
-    skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
-    workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
-    workdir.write_json(run.folder / 'result.json', result)
-  show(run, state, final=True)
+  save_outputs(run.folder, run.splits, found, run.class_names)
+  _save_mistakes(run, found)
+  skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
+  workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
+  # Last: a stage that has it is not run again, so that whatever is missing when a run is killed here is made anew.
+  workdir.write_json(run.folder / 'result.json', result)
+  page.write(run.run_folder)
   return result
 
 

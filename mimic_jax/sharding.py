@@ -71,6 +71,19 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
   return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """Puts an array that every process has whole onto the devices of all."""
+  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def local(tree: Any, mesh: Mesh) -> Any:
+  """Returns a tree's arrays whole on a device of this process, where other processes hold a part of them."""
+  if mesh.is_multi_process:
+    whole = jax.jit(lambda t: t, out_shardings=replicated(mesh))(tree)
+    return jax.tree.map(lambda x: x.addressable_data(0), whole)
+  return tree
+
+
 def check_divides(field: str, images: int, mesh: Mesh) -> None:
   """Raises UserError unless `images` divides evenly over the mesh's devices."""
   if images % mesh.size:

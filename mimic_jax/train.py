@@ -1,9 +1,8 @@
 """The one loop, for every objective: state, step, log, checkpoint, evaluate."""
 
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,11 +16,15 @@ from jax.sharding import Mesh
 from mimic_jax import (
   checkpoint,
   data,
+  distributed,
   evaluation,
+  feed,
+  lease,
   metrics,
   models,
   objectives,
   optim,
+  preemption,
   results,
   sharding,
   weights,
@@ -29,7 +32,7 @@ from mimic_jax import (
 )
 from mimic_jax.data import pipeline
 from mimic_jax.data import source as source_lib
-from mimic_jax.errors import UserError
+from mimic_jax.errors import AgreedError, Preempted, UserError
 
 State = dict[str, Any]
 
@@ -44,6 +47,8 @@ class Program:
     abstract: the state as jax.ShapeDtypeStruct with shardings.
     init: key → state.
     step: (state, batch, key) → (state, metrics); donates the state.
+    gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
+      compiled.
     total_steps: of the stage.
     steps_per_epoch: not rounded.
   """
@@ -53,6 +58,7 @@ class Program:
   abstract: State
   init: Callable[[jax.Array], State]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
   total_steps: int
   steps_per_epoch: float
 
@@ -86,7 +92,9 @@ def make_program(
     zero = jnp.zeros((), jnp.int32)
     return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
 
-  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+  def gradients(
+    state: State, batch: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
     batch = objective.augment(batch, augment_key)
 
@@ -96,6 +104,10 @@ def make_program(
       return loss, (parts, models.rest_of(template, model))
 
     (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
+    return loss, parts, rest, grads
+
+  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    loss, parts, rest, grads = gradients(state, batch, key)
     norm = optax.global_norm(grads)
     lr = optim.learning_rate(
       state['step'],
@@ -128,6 +140,7 @@ def make_program(
       in_shardings=(shardings, sharding.over_batch(mesh), whole),
       out_shardings=(shardings, whole),
     ),
+    gradients=gradients,
     total_steps=total,
     steps_per_epoch=per_epoch,
   )
@@ -150,12 +163,13 @@ def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tu
   """
   if not init:
     return program.init(key), {'origin': 'scratch'}
-  fitted, account = _fitted(program, init, field)
+  with distributed.together():
+    fitted, account = _fitted(program, init, field)
   state = program.init(key)
 
   def replace(path: tuple, leaf: jax.Array) -> jax.Array:
     name = '/'.join(str(k.key) for k in path)
-    return jax.device_put(fitted[name], leaf.sharding) if name in fitted else leaf
+    return sharding.put(fitted[name], leaf.sharding) if name in fitted else leaf
 
   for tree in ('params', 'rest'):
     state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
@@ -176,19 +190,6 @@ def _fitted(program: Program, init: str, field: str) -> tuple[dict[str, np.ndarr
     class_names=objective.class_names if objective.labelled else (),
   )
   return fitted, {'origin': read.origin, 'kind': read.kind, **account}
-
-
-def _ahead(
-  batches: Iterator[dict[str, np.ndarray]], steps: int, mesh: Mesh
-) -> Iterator[dict[str, jax.Array]]:
-  """Yields `steps` batches on the devices, each sent there one step before it is needed; reads no further."""
-  waiting = None
-  for batch in itertools.islice(batches, steps):
-    ready, waiting = waiting, sharding.to_devices(batch, mesh)
-    if ready is not None:
-      yield ready
-  if waiting is not None:
-    yield waiting
 
 
 def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
@@ -284,7 +285,7 @@ class Stage:
       scale=a['scale'],
       ratio=a['ratio'],
       interpolation=a['interpolation'],
-      **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch')},
+      **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch', 'worker_restarts')},
     )
 
   def measure(self, state: State) -> dict[str, evaluation.Measured]:
@@ -311,22 +312,27 @@ class Stage:
     return self.objective.draw(model, self.sample, self.draw_key)
 
 
-def run_stage(run: Stage) -> dict[str, Any]:
+def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict[str, Any]:
   """Runs one stage from its latest checkpoint, or its beginning, to its end.
 
   Args:
     run: the stage.
+    still_ours: is called at every step; raises lease.Lost when another program writes to the run's folder.
 
   Returns:
-    What result.json holds.
+    What result.json holds; {} in a process that writes nothing.
 
   Raises:
     UserError: for bad pictures, weights that do not fit, or too many steps with non-finite gradients.
+    Preempted: when told to stop; a checkpoint holds all that was done.
   """
-  run.prepare()
+  with distributed.together():
+    run.prepare()
+  preemption.look()
   config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
     fingerprint = source_lib.fingerprint(run.records['train'])
+    distributed.check_same({f'the fingerprint of config.{name}.data': fingerprint})
     newest = checkpoints.restore_newest(run.program.abstract, results.say)
     if newest is None:
       state, origin = initial_state(run.program, run.init_key, run.init, f'config.{name}.init')
@@ -340,27 +346,33 @@ def run_stage(run: Stage) -> dict[str, Any]:
       step = 0
     else:
       step, state, meta = newest
-      if meta['data'] != fingerprint:
-        raise UserError(
-          f"config.{name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
-          f'(fingerprint {fingerprint}; expected {meta["data"]})'
-        )
+      with distributed.together():
+        _check_same_data(run, meta['data'], fingerprint)
     meta['reading'] = metrics.jsonable(run.reading())
     log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
-    if workdir.is_main():
+    if distributed.is_main():
       workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': meta['reading']}})
       results.save_contact_sheet(run.folder, run.source)
     b = run.stage['batch_images']
     smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=True'
     with log, sharding.enough_memory(f'stage {name}', smaller):
-      state, meta = _loop(run, state, meta, step, checkpoints, log)
+      state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours)
       found = run.measure(state)
       for split in run.splits:
         evaluation.add_intervals(found[split.name], split, run.class_names)
       total = run.program.total_steps
       log.evaluated(total, total / run.program.steps_per_epoch, found)
+    checkpoints.wait()  # a stage with a result counts as done: its last checkpoint must be whole by then
     return results.finish(run, state, meta, found)
+
+
+def _check_same_data(run: Stage, old: str, new: str) -> None:
+  if old != new:
+    raise UserError(
+      f"config.{run.name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
+      f'(fingerprint {new}; expected {old})'
+    )
 
 
 def _loop(
@@ -370,57 +382,79 @@ def _loop(
   start: int,
   checkpoints: checkpoint.Checkpoints,
   log: results.Log,
+  still_ours: Callable[[], None],
 ) -> tuple[State, dict[str, Any]]:
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
-  stream = _ahead(batches, total - start, run.mesh)
+  stream = feed.on_devices(batches, total - start, run.mesh)
   before, began = meta['seconds'], time.monotonic()
-  late: dict[str, jax.Array] | None = None
+  skipped = meta.get('skipped', {})
+  unmeasured = meta.pop('unmeasured', False)  # told to stop in the middle of an evaluation
+  late: tuple[int, dict[str, jax.Array]] | None = None
 
-  def settle(step: int, measured: dict[str, jax.Array]) -> None:
+  def settle(check: bool = True) -> None:
+    nonlocal late
+    if late is None:
+      return
+    (step, measured), late = late, None
     log.add(step, measured)
-    _stop_if_bad(run, measured, step)
     meta['seconds'] = before + time.monotonic() - began
     log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
+    if check:
+      _stop_if_bad(run, measured, step)
 
   def save(step: int) -> None:
     log.flush()
-    meta['skipped'] = {**meta.get('skipped', {}), **batches.skipped()}
-    checkpoints.save(step, state, {**meta, 'pending': log.pending})
+    meta['skipped'] = distributed.merged([skipped, batches.skipped()])
+    checkpoints.save(step, state, {**meta, 'pending': log.pending, 'unmeasured': unmeasured})
+
+  def measure(step: int) -> None:
+    nonlocal unmeasured
+    unmeasured = True
+    log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
+    unmeasured = False
+    results.show(run, state, every=run.config['log']['report_every'])
+    log.restart_clock(step)
 
   try:
+    if unmeasured:
+      measure(start)
     for step in range(start + 1, total + 1):
+      still_ours()
       state, measured = program.step(state, next(stream), run.step_key)
-      if late is not None:
-        settle(step - 1, late)
-      late, last = measured, step == total
+      settle()
+      late, last = (step, measured), step == total
       saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
       measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
       if saving or measuring:
-        settle(step, late)
-        late = None
+        settle()
       if measuring:
-        log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
-        results.show(run, state, final=False, every=run.config['log']['report_every'])
-        log.restart_clock(step)
+        measure(step)
       if saving:
         save(step)
-  except UserError:
-    # A bad picture or bad numbers: the weights are those of the last good step, and nothing of it is to be lost.
-    if (done := int(state['step'])) > start:
+      preemption.look()
+  except lease.Lost:
+    raise
+  except (UserError, Preempted) as e:
+    # A bad picture, bad numbers, or told to stop: the weights are those of the last good step, and nothing is to be lost.
+    if distributed.alike(e) and (done := int(state['step'])) > start:
+      settle(check=False)
       save(done)
     raise
+  finally:
+    batches.close()
   return state, meta
 
 
 def _stop_if_bad(run: Stage, measured: dict[str, jax.Array], step: int) -> None:
-  """Raises UserError when more steps than allowed had a loss or gradient that is not finite."""
+  """Raises UserError, in every process, when more steps than allowed had a loss or gradient that is not finite."""
   bad = int(measured['bad_steps'])
   if bad > run.stage['max_bad_steps']:
-    raise UserError(
+    raise AgreedError(
       f'stage {run.name}, step {step}: loss {float(measured["loss"]):g}, gradient norm '
       f'{float(measured["grad_norm"]):g}; expected finite numbers ({bad} such steps, config.{run.name}.max_bad_steps is '
       f'{run.stage["max_bad_steps"]}). The weights were left as before and are saved; the same command with a higher '
-      'max_bad_steps goes on, a new run with a lower optim.lr, a clip_norm or model.dtype=float32 may do better'
+      'max_bad_steps goes on, a new run with a lower optim.lr, a clip_norm or model.dtype=float32 may do better; '
+      f'--debug_step={run.name}:{step} shows where it came from'
     )

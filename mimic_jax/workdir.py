@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from mimic_jax import cli, metrics
+from mimic_jax import checkpoint, cli, lease, metrics
 from mimic_jax import config as config_lib
 from mimic_jax.errors import UserError
 
@@ -28,11 +28,6 @@ PACKAGES = [
   'numpy',
   'pillow',
 ]
-
-
-def is_main() -> bool:
-  """Returns whether this process writes logs and reports."""
-  return jax.process_index() == 0
 
 
 def write_json(path: epath.Path, value: Any) -> None:
@@ -78,6 +73,8 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
   if kept.exists():
     old = read_json(kept)
     differs = config_lib.differences(old, as_dict(config))
+    if differs and not _saved_anything(folder):
+      return folder, False  # it failed before there was anything to go on from
     if differs:
       shown = '; '.join(differs[:5]) + (f'; and {len(differs) - 5} more' if len(differs) > 5 else '')
       raise UserError(
@@ -86,11 +83,20 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
     return folder, True
   if folder.exists() and not folder.is_dir():
     raise UserError(f'--workdir {folder} is a file; expected a folder, or a new one')
-  if folder.exists() and any(folder.iterdir()):
+  if folder.exists() and any(lease.FILE not in p.name for p in folder.iterdir()):
     raise UserError(
       f'--workdir {folder} is not empty and holds no run; expected a new or empty folder, or a run to resume'
     )
   return folder, False
+
+
+def _saved_anything(folder: epath.Path) -> bool:
+  """Returns whether a run has a checkpoint or a result."""
+  return any(
+    (stage / 'result.json').exists() or checkpoint.find(stage)
+    for stage in folder.iterdir()
+    if stage.is_dir() and stage.name != 'evaluations'
+  )
 
 
 def begin(folder: epath.Path, config: Mapping[str, Any]) -> None:
@@ -99,8 +105,6 @@ def begin(folder: epath.Path, config: Mapping[str, Any]) -> None:
   Raises:
     UserError: when it can't be written.
   """
-  if not is_main():
-    return
   try:
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / 'config.json', as_dict(config))

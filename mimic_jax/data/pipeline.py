@@ -14,26 +14,25 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
-from PIL import Image, JpegImagePlugin
 
-from mimic_jax.augment import ATTEMPTS, crop_boxes
-from mimic_jax.data import sampling
+from mimic_jax.augment import crop_boxes
+from mimic_jax.data import readers, sampling
 from mimic_jax.data import source as sources
-from mimic_jax.data.source import BadImage, Source
+from mimic_jax.data.bad_image import BadImage, patiently
+from mimic_jax.data.crops import FILTERS, KEY, crop_uniforms, read_crops
+from mimic_jax.data.source import Source
 from mimic_jax.errors import UserError, one_of
 
-_FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
 _POLICIES = ('error', 'skip')
-_CROPS = 0x63726F70  # second half of the Philox key: what the numbers are for
-_READERS = 2  # batches that are put together at a time; their pictures are read by `threads` threads
+# Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
+_FAILURES = 16
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
   """An iterator over batches that knows which pictures could not be read."""
 
-  def __init__(self, dataset: grain.IterDataset, on_bad_image: str, replaced: bool, count: int) -> None:
-    self._iterator = iter(dataset)
+  def __init__(self, iterator: Any, on_bad_image: str, replaced: bool, count: int) -> None:
+    self._iterator = iterator
     self._on_bad_image = on_bad_image
     self._replaced = replaced
     self._count = count
@@ -46,7 +45,8 @@ class Batches(Iterator[dict[str, np.ndarray]]):
     """Returns the next batch.
 
     Raises:
-      UserError: on a bad picture if on_bad_image is 'error', and where no picture at all can be read.
+      UserError: on a bad picture if on_bad_image is 'error', where no picture at all can be read, and when more reader
+        processes died than may.
     """
     try:
       batch = dict(next(self._iterator))
@@ -94,6 +94,7 @@ def train_batches(
   threads: int = 8,
   workers: int = 0,
   prefetch: int = 4,
+  worker_restarts: int = 3,
 ) -> Batches:
   """Returns this process's endless batches from step `start_step` on.
 
@@ -109,10 +110,13 @@ def train_batches(
     sampler: 'shuffle': each picture once an epoch; 'balanced': as many draws an epoch as there are pictures, classes
       equally often, with replacement (sampling.Balanced), each draw in crops of its own.
     on_bad_image: 'error', or 'skip': the next readable picture by index takes its place, in the crops drawn for the bad
-      one, so that a picture that comes twice is cropped differently. Every pass over the data repeats this.
+      one, so that a picture that comes twice is cropped differently. Every pass over the data repeats this, and so does
+      a resumed run; but for a picture that the system failed to bring in all its tries (bad_image.patiently), which is
+      skipped this time only.
     threads: that read pictures, in each process.
     workers: reader processes; 0 = none. The batches are the same.
     prefetch: batches read ahead.
+    worker_restarts: reader processes that may die and are replaced, without a trace in the batches.
 
   Returns:
     Batches of dicts of numpy arrays, b = B / P:
@@ -129,6 +133,8 @@ def train_batches(
     raise UserError(f'seed is {seed}; expected 0..{2**32 - 1}')
   if workers < 0 or prefetch < 1:
     raise UserError(f'data.workers is {workers} and data.prefetch {prefetch}; expected at least 0 and 1')
+  if worker_restarts < 0:
+    raise UserError(f'data.worker_restarts is {worker_restarts}; expected at least 0')
   reader = _Reader(
     source,
     image_size,
@@ -148,13 +154,12 @@ def train_batches(
   # By slices of whole batches: `ds[p::P].batch(b)` would give other global batches for other P. An endless order drops
   # nothing, but keeping a remainder would round its length up beyond what Python's len can say where b = 1.
   order = order.batch(b, drop_remainder=True)[process_index::process_count][start_step:]
-  dataset = order.map(reader).to_iter_dataset(grain.ReadOptions(_READERS, prefetch))
+  dataset = order.map(reader)
   if workers:
-    if not flags.FLAGS.is_parsed():  # grain's worker processes read absl's flags, which only app.run parses
-      flags.FLAGS.mark_as_parsed()
-    ahead = -(-prefetch // workers)
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=ahead))
-  return Batches(dataset, on_bad_image, replaced=on_bad_image == 'skip', count=n)
+    iterator = readers.Readers(dataset, workers, -(-prefetch // workers), worker_restarts)
+  else:
+    iterator = iter(dataset.to_iter_dataset(grain.ReadOptions(readers.THREADS, prefetch)))
+  return Batches(iterator, on_bad_image, replaced=on_bad_image == 'skip', count=n)
 
 
 def eval_batches(
@@ -193,8 +198,8 @@ def eval_batches(
   rows = grain.MapDataset.range(steps).map(
     functools.partial(_pass_rows, batch_images, process_index * b, b, len(source))
   )
-  dataset = rows.map(reader).map(_with_mask).to_iter_dataset(grain.ReadOptions(_READERS, prefetch))
-  return Batches(dataset, on_bad_image, replaced=False, count=len(source))
+  dataset = rows.map(reader).map(_with_mask).to_iter_dataset(grain.ReadOptions(readers.THREADS, prefetch))
+  return Batches(iter(dataset), on_bad_image, replaced=False, count=len(source))
 
 
 def _rows(
@@ -216,7 +221,7 @@ def _rows(
 
 def _order_seed(seed: int) -> int:
   """Spreads the seeds out: grain shuffles epoch e by seed + e, so seed 1 would begin with seed 0's second epoch."""
-  return int(np.random.SeedSequence([seed, _CROPS + 1]).generate_state(1)[0])
+  return int(np.random.SeedSequence([seed, KEY + 1]).generate_state(1)[0])
 
 
 def _with_epoch(n: int, position: int, index: int) -> np.ndarray:
@@ -267,11 +272,14 @@ class _Reader:
   ratio: tuple[float, ...] = ()
   seed: int = 0
   replace: bool = False
-  # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't.
+  # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't. So not
+  # what the system failed to bring, however often it was tried: a run that is resumed would read it.
   bad: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
+  # Pictures in a row, of all threads, that the system failed to bring.
+  failed: list[int] = dataclasses.field(default_factory=list)
 
   def __post_init__(self) -> None:
-    one_of('augment.interpolation', self.interpolation, _FILTERS)
+    one_of('augment.interpolation', self.interpolation, FILTERS)
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
     """int64 [b, 2..3] -> {'image', 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
@@ -279,29 +287,50 @@ class _Reader:
     images = np.zeros((len(rows), *(self.source.image_shape or crops)), np.uint8)
     read = _in_threads(lambda r: self._fill(images[r], *map(int, rows[r])), len(rows), self.threads)
     index = np.array([i for i, _ in read], np.int32)
-    bad = sorted({k for _, tried in read for k in tried})
+    found = {k: why for _, tried in read for k, why in tried.items()}
+    bad = sorted(found)
     if self.replace and (index < 0).any():
       bad = bad[:1]  # nothing can be read at all: one is enough to say so
     return {
       'image': images,
       'label': self._labels(index),
       'index': index,
-      'bad': json.dumps([[self.source.id(k), *self.bad[k]] for k in bad]),
+      'bad': json.dumps([[self.source.id(k), *found[k]] for k in bad]),
     }
 
-  def _fill(self, out: np.ndarray, epoch: int, index: int, place: int | None = None) -> tuple[int, list[int]]:
-    """Reads a picture, or the next readable one, into `out`; returns its index or −1, and the bad ones on the way."""
-    n, tried = len(self.source), []
+  def _fill(
+    self, out: np.ndarray, epoch: int, index: int, place: int | None = None
+  ) -> tuple[int, dict[int, tuple[str, str]]]:
+    """Reads a picture, or the next readable one, into `out`.
+
+    Returns:
+      Its index or −1, and the bad ones on the way: index -> (path, why).
+
+    Raises:
+      UserError: when the system brings no picture any more.
+    """
+    n, tried = len(self.source), {}
     place = index if place is None else place
     for k in range(0 if index < 0 else n if self.replace else 1):
       i = (index + k) % n
-      if i not in self.bad:
-        try:
-          out[...] = self._picture(i, epoch, place)
-          return i, tried
-        except BadImage as e:
-          self.bad[i] = (e.path, e.why)
-      tried.append(i)
+      if i in self.bad:
+        tried[i] = self.bad[i]
+        continue
+      try:
+        out[...] = patiently(lambda i=i: self._picture(i, epoch, place))
+        self.failed.clear()
+        return i, tried
+      except BadImage as e:
+        tried[i] = (e.path, e.why)
+        if not e.transient:
+          self.bad[i] = tried[i]
+          continue
+      self.failed.append(i)
+      if len(self.failed) >= _FAILURES:
+        raise UserError(
+          f'{": ".join(tried[i])}, and so with the {_FAILURES - 1} pictures before it; expected a disk or file server '
+          'that answers (the same command goes on from the last checkpoint)'
+        )
     return -1, tried
 
   def _picture(self, i: int, epoch: int, place: int) -> np.ndarray:
@@ -327,63 +356,3 @@ class _Reader:
       if i >= 0:
         labels[r] = self.source.label(int(i))
     return labels
-
-
-def crop_uniforms(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
-  """Returns float64 [10, 4] in [0, 1) for one crop, by counter: the same whoever draws it, and whenever."""
-  generator = np.random.Generator(np.random.Philox(key=[seed, _CROPS], counter=[0, view, index, epoch]))
-  return generator.random((ATTEMPTS, 4))
-
-
-def read_crops(image: Image.Image, path: str, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
-  """Decodes a picture once, cuts boxes out and resizes each, antialiased.
-
-  A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop still has `size` pixels each way. The crops keep their
-  exact places: they may begin and end between two of the larger pixels.
-
-  Args:
-    image: opened, not necessarily decoded.
-    path: its name in messages.
-    boxes: int [V, 4] top, left, height, width in pixels of the upright picture at full size.
-    size: side of the results.
-    interpolation: 'bilinear' or 'bicubic'.
-
-  Returns:
-    uint8 [V, size, size, 3].
-
-  Raises:
-    BadImage: where the pixels can't be decoded.
-  """
-  with sources.reading(path):
-    factor = _reduction(image, int(boxes[:, 2:].min()), size)
-    if factor > 1:
-      image.draft(None, (image.width // factor, image.height // factor))
-    whole = sources.upright(image)
-    out = np.empty((len(boxes), size, size, 3), np.uint8)
-    for k, (top, left, h, w) in enumerate(boxes.tolist()):
-      # First cut, then resized within the cut: the kernel doesn't reach beyond the crop.
-      start, upper = left // factor, top // factor
-      cut = whole.crop((start, upper, -(-(left + w) // factor), -(-(top + h) // factor)))
-      inside = (
-        left / factor - start,
-        top / factor - upper,
-        (left + w) / factor - start,
-        (top + h) / factor - upper,
-      )
-      out[k] = np.asarray(sources.to_rgb(cut).resize((size, size), _FILTERS[interpolation], box=inside))
-    return out
-
-
-def _reduction(image: Image.Image, shortest: int, size: int) -> int:
-  """Returns by which factor a picture may be decoded smaller, so that `shortest` pixels remain at least `size`.
-
-  Where the size isn't a multiple of the factor, a JPEG's last row and column stand for fewer pixels; in a picture that is
-  still to be turned these would come first, so it is decoded in full.
-  """
-  if not isinstance(image, JpegImagePlugin.JpegImageFile):
-    return 1
-  turned = sources.is_turned(image)
-  fitting = (
-    f for f in (8, 4, 2) if shortest // f >= size and not (turned and (image.width % f or image.height % f))
-  )
-  return next(fitting, 1)

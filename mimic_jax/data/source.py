@@ -1,35 +1,22 @@
 """What a source of pictures is (DESIGN §3), and what its kinds share: decoding, joining, caching, hashing."""
 
-import contextlib
 import hashlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from mimic_jax.errors import READ_ERRORS, UserError
+from mimic_jax.data.bad_image import BadImage, patiently, reading
 
 _MOST_SAID = 12  # classes of a source in a message
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
 # `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.
 warnings.filterwarnings('ignore', category=Image.DecompressionBombWarning)
-
-
-class BadImage(UserError):  # noqa: N818  the plain name is what users of a source write
-  """A picture that can't be read: `path` names it, `why` says in a few words what is wrong."""
-
-  def __init__(self, path: str, why: str) -> None:
-    super().__init__(str(path), why)  # both arguments, so that it survives pickling
-    self.path = str(path)
-    self.why = why
-
-  def __str__(self) -> str:
-    return f'{self.path}: {self.why}'
 
 
 @runtime_checkable
@@ -65,22 +52,6 @@ class Source(Protocol):
 
   def record(self) -> dict[str, Any]:
     """Returns what the source is, for a run's record: root, split, label rule, counts, split hash."""
-
-
-@contextlib.contextmanager
-def reading(path: str) -> Iterator[None]:
-  """Turns whatever Pillow or the system raises on a file that can't be read into BadImage."""
-  try:
-    yield
-  except FileNotFoundError:
-    raise BadImage(path, 'does not exist') from None
-  except UnidentifiedImageError:
-    raise BadImage(path, 'is not a picture that Pillow can read') from None
-  except Image.DecompressionBombError:
-    raise BadImage(path, 'has more pixels than Pillow opens at all (a decompression bomb)') from None
-  except READ_ERRORS as e:
-    why = (str(e).splitlines() or [''])[0] or type(e).__name__
-    raise BadImage(path, f'is damaged or of an unknown kind ({why})') from None
 
 
 def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.Image:
@@ -312,6 +283,8 @@ def open_picture(source: Source, i: int) -> Image.Image:
 class Cached:
   """A source held in memory: what comes out is the same to the bit, bad pictures included.
 
+  What the system failed to bring, tried several times, is not held: it is read when it is asked for.
+
   Pictures of one size are decoded once into one uint8 array [n, H, W, 3]. Of a source of many sizes that can be read
   lazily the files' bytes are kept, since a JPEG's crop is decoded at reduced scale and so depends on the crop; of any
   other the decoded pictures.
@@ -322,6 +295,7 @@ class Cached:
     self.class_names = source.class_names
     self.image_shape = source.image_shape
     self._bad: dict[int, BadImage] = {}
+    self._absent: set[int] = set()
     self._items: dict[int, dict[str, Any]] = {}  # where a source has named targets beside the label
     n = len(source)
     self._lazy = source.image_shape is None and hasattr(source, 'file_bytes')
@@ -332,14 +306,17 @@ class Cached:
     for i in range(n):
       try:
         if self._lazy:
-          self._pictures[i] = source.file_bytes(i)
+          self._pictures[i] = patiently(lambda i=i: source.file_bytes(i))
           continue
-        item = dict(source[i])
+        item = dict(patiently(lambda i=i: source[i]))
         self._pictures[i] = item.pop('image')
         if item.keys() - {'label', 'id'}:
           self._items[i] = item
       except BadImage as e:
-        self._bad[i] = e
+        if e.transient:
+          self._absent.add(i)
+        else:
+          self._bad[i] = e
 
   def __len__(self) -> int:
     return len(self._source)
@@ -350,12 +327,16 @@ class Cached:
     return self._pictures[i]
 
   def __getitem__(self, i: int) -> dict[str, Any]:
+    if i in self._absent:
+      return self._source[i]
     picture = self._picture(i)
     if self._lazy:
       return self._source.read(i, picture)
     return {**self._items.get(i, {}), 'image': picture, 'label': self.label(i), 'id': self.id(i)}
 
   def open(self, i: int) -> Image.Image:
+    if i in self._absent:
+      return open_picture(self._source, i)
     picture = self._picture(i)
     return self._source.open(i, picture) if self._lazy else Image.fromarray(picture)
 

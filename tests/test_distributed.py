@@ -1,0 +1,230 @@
+"""Several processes: how they are found, what they agree on, and that a run does not depend on how many carry it."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import CACHE
+from etils import epath
+from PIL import Image
+
+from mimic_jax import distributed, metrics, preemption
+from mimic_jax.errors import Preempted, UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+STAGES = ('pretrain', 'finetune')
+SLURM = {
+  'SLURM_JOB_ID': '70001',
+  'SLURM_STEP_NODELIST': 'gpu[07-09]',
+  'SLURM_NTASKS': '6',
+  'SLURM_PROCID': '3',
+  'SLURM_LOCALID': '1',
+  'SLURM_STEP_TASKS_PER_NODE': '2(x3)',
+}
+OPEN_MPI = {
+  'OMPI_COMM_WORLD_SIZE': '2',
+  'OMPI_COMM_WORLD_RANK': '1',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '1',
+  'OMPI_COMM_WORLD_LOCAL_SIZE': '2',
+  'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://10.96.0.1,10.148.0.1:34911',
+}
+
+
+@pytest.mark.parametrize(
+  ('nodes', 'first'),
+  [
+    ('n7', 'n7'),
+    ('n7,x2', 'n7'),
+    ('n[7,9]', 'n7'),
+    ('n[007-012,30],x', 'n007'),
+    ('gpu-a[1-2].cluster', 'gpu-a1.cluster'),
+    ('a-b.c,d', 'a-b.c'),
+  ],
+)
+def test_the_first_host_of_a_slurm_node_list(nodes, first):
+  assert distributed.first_host(nodes) == first
+
+
+def test_a_process_that_no_cluster_started_is_alone():
+  assert distributed.cluster({}, '', 0, -1) is None
+  assert distributed.cluster({**SLURM, 'SLURM_NTASKS': '1'}, '', 0, -1) is None
+  batch_script = {k: v for k, v in SLURM.items() if 'STEP' not in k}
+  assert distributed.cluster(batch_script, '', 0, -1) is None
+
+
+def test_one_process_by_flag_is_alone_whatever_the_cluster_says():
+  assert distributed.cluster(SLURM, '', 1, -1) is None
+
+
+def test_a_slurm_task_finds_its_run_and_one_gpu_of_its_own():
+  found = distributed.cluster(SLURM, '', 0, -1)
+  assert found.pop('coordinator_address') == f'gpu07:{61440 + 70001 % 4096}'
+  assert found == {
+    'num_processes': 6,
+    'process_id': 3,
+    'local_device_ids': [1],
+    'cluster_detection_method': 'deactivate',
+  }
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'SLURM_STEP_TASKS_PER_NODE': '1(x6)', 'SLURM_LOCALID': '0', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'},
+    {'CUDA_VISIBLE_DEVICES': '0'},  # srun --gpus-per-task=1
+  ],
+)
+def test_a_slurm_task_with_a_node_or_a_gpu_to_itself_takes_all_it_sees(changes):
+  assert distributed.cluster({**SLURM, **changes}, '', 0, -1)['local_device_ids'] is None
+
+
+def test_open_mpi_says_who_is_who_and_before_version_5_where():
+  found = distributed.cluster(OPEN_MPI, '', 0, -1)
+  assert found['coordinator_address'] == f'10.96.0.1:{61440 + 1531576320 // 4096 % 4096}'
+  assert (found['num_processes'], found['process_id'], found['local_device_ids']) == (2, 1, [1])
+  five = {k: v for k, v in OPEN_MPI.items() if 'uri' not in k}
+  with pytest.raises(UserError, match='--coordinator_address is missing'):
+    distributed.cluster(five, '', 0, -1)
+  assert distributed.cluster(five, 'head:9', 0, -1)['coordinator_address'] == 'head:9'
+
+
+@pytest.mark.parametrize(
+  ('flags', 'message'),
+  [
+    (('h:1', 0, -1), '--num_processes is missing'),
+    (('h:1', 2, -1), '--process_id is missing'),
+    (('', 2, 0), '--coordinator_address is missing'),
+    (('h', 2, 0), r"--coordinator_address is 'h'; expected HOST:PORT"),
+    (('h:1', 2, 2), r'--process_id is 2; expected 0 to 1 of --num_processes 2'),
+  ],
+)
+def test_flags_that_do_not_make_sense_together_are_named(flags, message):
+  with pytest.raises(UserError, match=message) as e:
+    distributed.cluster({}, *flags)
+  assert '\n' not in str(e.value)
+
+
+def test_alone_everything_is_agreed_without_a_word(monkeypatch):
+  monkeypatch.setattr(distributed.multihost_utils, 'process_allgather', None)
+  assert distributed.gather({'a': 1}) == [{'a': 1}]
+  assert distributed.agree(lambda: 3) == 3
+  assert distributed.merged([{'a': 'x'}, {'b': 'y'}]) == {'a': 'x', 'b': 'y'}
+  with pytest.raises(UserError, match='mine'), distributed.together():
+    raise UserError('mine')
+
+
+def free_port() -> int:
+  with socket.socket() as s:
+    s.bind(('127.0.0.1', 0))
+    return s.getsockname()[1]
+
+
+def start(folder: pathlib.Path, processes: int, devices: int, *flags: str) -> list[subprocess.Popen]:
+  """Starts a run of the fault campaign's config in so many processes with so many devices each."""
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  env |= {
+    'JAX_PLATFORMS': 'cpu',
+    'JAX_NUM_CPU_DEVICES': str(devices),
+    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
+  command = [sys.executable, '-m', 'mimic_jax.main', '--config', 'tests/faults/config.py']
+  command += ['--workdir', str(folder), *flags]
+  port, started = free_port(), []
+  for i in range(processes):
+    own = [f'--coordinator_address=127.0.0.1:{port}', f'--num_processes={processes}', f'--process_id={i}']
+    with open(f'{folder}.{i}.log', 'w') as log:
+      started.append(
+        subprocess.Popen(
+          command + (own if processes > 1 else []), cwd=ROOT, env=env, stdout=log, stderr=subprocess.STDOUT
+        )
+      )
+  return started
+
+
+def end(folder: pathlib.Path, started: list[subprocess.Popen], code: int = 0) -> list[str]:
+  """Waits for processes and returns what they said; fails when one ends with another code."""
+  until = time.monotonic() + 300
+  for p in started:
+    try:
+      p.wait(until - time.monotonic())
+    except subprocess.TimeoutExpired:
+      p.kill()
+  said = [pathlib.Path(f'{folder}.{i}.log').read_text() for i in range(len(started))]
+  assert [p.returncode for p in started] == [code] * len(started), '\n\n'.join(said)
+  return said
+
+
+def losses(folder: pathlib.Path, stage: str) -> list[float]:
+  lines = metrics.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
+  return [x['loss'] for x in lines if x['split'] == 'train']
+
+
+def scores(folder: pathlib.Path, stage: str) -> list[dict]:
+  lines = metrics.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
+  return [
+    {k: x[k] for k in ('step', 'count', 'accuracy', 'loss') if k in x} for x in lines if x['split'] == 'valid'
+  ]
+
+
+def test_one_two_and_four_processes_have_the_same_fifty_losses_in_both_stages(tmp_path):
+  flags = [f'--config.{s}.steps=50' for s in STAGES]
+  flags += [f'--config.{s}.checkpoint.every_epochs=4' for s in STAGES]
+  flags += [f'--config.{s}.eval.every_epochs=4' for s in STAGES]
+  layouts = ((1, 4), (2, 2), (4, 1))
+  for n, k in layouts:
+    said = end(tmp_path / str(n), start(tmp_path / str(n), n, k, *flags))
+    assert not any('finetune:' in text for text in said[1:])  # only the first says anything
+  for stage in STAGES:
+    one, two, four = (losses(tmp_path / str(n), stage) for n, _ in layouts)
+    assert len(one) == len(set(one)) == 50
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    np.testing.assert_allclose(four, one, rtol=1e-5)
+    measured = [scores(tmp_path / str(n), stage) for n, _ in layouts]
+    assert [x['count'] for x in measured[0]] == [24, 24]
+    for other in measured[1:]:
+      for a, b in zip(other, measured[0], strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+  record = json.loads((tmp_path / '4' / 'record.json').read_text())
+  assert record['environment']['devices']['processes'] == 4
+
+
+def test_what_one_process_can_not_read_stops_all_of_them_and_is_named_once(tmp_path):
+  rng = np.random.default_rng(0)
+  for split, n in (('train', 40), ('valid', 8)):
+    for k in range(n):
+      path = tmp_path / 'data' / split / f'c{k % 2}' / f'{k:03}.png'
+      path.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(path)
+  bad = tmp_path / 'data' / 'train' / 'c1' / '011.png'
+  bad.write_bytes(bad.read_bytes()[:200])
+  flags = ['--config.stages=finetune', '--config.finetune.init=', '--config.finetune.data.source=folder']
+  flags += [f'--config.finetune.data.root={tmp_path / "data"}', '--config.finetune.steps=5']
+  folder = tmp_path / 'run'
+  said = end(folder, start(folder, 2, 1, *flags), code=2)
+  errors = [line for text in said for line in text.splitlines() if 'error' in line]
+  assert len(errors) == 1
+  assert errors[0].startswith(f'mimic: error: {bad}: ')
+  assert 'on_bad_image' in errors[0]
+  assert not any('Traceback' in text for text in said)
+  done = len(losses(folder, 'finetune'))
+  assert done < 5
+  if done:
+    assert (folder / 'finetune' / 'checkpoints' / str(done)).is_dir()
+  said = end(folder, start(folder, 2, 1, *flags, '--config.finetune.data.on_bad_image=skip'), code=2)
+  assert 'finetune.data.on_bad_image: error → skip' in said[0] or done == 0
+
+
+def test_told_to_stop_a_run_of_one_raises_at_the_next_place(monkeypatch):
+  monkeypatch.setattr(preemption, '_notice', preemption._Notice())
+  preemption.look()
+  preemption._note(15, None)
+  for _ in range(2):
+    with pytest.raises(Preempted):
+      preemption.look()
