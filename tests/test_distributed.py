@@ -127,8 +127,9 @@ def free_port() -> int:
 
 def start(folder: pathlib.Path, processes: int, devices: int, *flags: str) -> list[subprocess.Popen]:
   """Starts a run of the fault campaign's config in so many processes with so many devices each."""
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
-  env |= {
+  env = {
+    **os.environ,
+    'XLA_FLAGS': '--xla_backend_optimization_level=0',
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(devices),
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),

@@ -27,7 +27,7 @@ CONFIG = pathlib.Path(__file__).with_name('config.py')
 STEPS = {'pretrain': 24, 'finetune': 30}  # as the config has them
 PRETRAIN = ('--config.stages=pretrain',)  # one stage, for half of the time
 FINETUNE = ('--config.stages=finetune', '--config.finetune.init=')
-LIMIT = 240.0  # seconds that nothing here may last
+LIMIT = 900.0  # seconds that nothing here may last, on a machine that does other things, too
 EXIT_LIMIT = 30.0  # a pre-empted run must have ended after
 PREEMPTED = 75
 POLL = 0.002

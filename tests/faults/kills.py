@@ -14,7 +14,7 @@ KILLS_OF_TWO = 5
 MOST_IN_ONE_RUN = 5
 PASSES = 2  # over the aimed moments
 MOST_LOST = 8  # a checkpoint every 4 steps, and the one being written may be lost, too
-GONE_SECONDS = 150.0  # in which a process must notice that another of its run is gone
+GONE_SECONDS = 180.0  # in which a process must notice that another of its run is gone
 ROUNDING = 2e-4  # of a loss after 30 steps in another order of summation
 
 
