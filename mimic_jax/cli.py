@@ -68,6 +68,9 @@ def run(
     end(e.code, f'mimic: {e}', e)
   except UserError as e:
     end(2, f'mimic: error: {" ".join(str(e).split())}', e)
+  except BrokenPipeError:  # whoever read the output has seen enough of it
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
   except (
     OSError
   ) as e:  # a disk that is full, a folder that can't be written: nothing that a command could mend

@@ -344,6 +344,7 @@ def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict
         'seconds': 0.0,
       }
       step = 0
+      checkpoints.warm_up(state)
     else:
       step, state, meta = newest
       with distributed.together():
