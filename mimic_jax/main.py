@@ -12,6 +12,7 @@ from etils import epath
 from mimic_jax import (
   checkpoint,
   cli,
+  debugging,
   distributed,
   lease,
   preemption,
@@ -42,8 +43,10 @@ def run(argv: Sequence[str]) -> None:
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if command.debug_step:
-    from mimic_jax import debugging
-
+    if not workdir.open_run(command.workdir, config)[1]:
+      raise UserError(
+        f'--workdir {command.workdir} holds no run of this config; expected the one of --debug_step'
+      )
     sys.exit(debugging.run(config, epath.Path(command.workdir), command.debug_step, mesh))
   preemption.listen()
   with _Folder(command.workdir, config) as folder:

@@ -391,14 +391,13 @@ def _loop(
   stream = feed.on_devices(batches, total - start, run.mesh)
   before, began = meta['seconds'], time.monotonic()
   skipped = meta.get('skipped', {})
-  unmeasured = meta.pop('unmeasured', False)  # told to stop in the middle of an evaluation
+  unmeasured = meta.pop('unmeasured', False)  # the evaluation that is due at this step has not been made
   late: tuple[int, dict[str, jax.Array]] | None = None
 
-  def settle(check: bool = True) -> None:
-    nonlocal late
-    if late is None:
+  def settle(done: tuple[int, dict[str, jax.Array]] | None, check: bool = True) -> None:
+    if done is None:
       return
-    (step, measured), late = late, None
+    step, measured = done
     log.add(step, measured)
     meta['seconds'] = before + time.monotonic() - began
     log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
@@ -412,7 +411,6 @@ def _loop(
 
   def measure(step: int) -> None:
     nonlocal unmeasured
-    unmeasured = True
     log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
     unmeasured = False
     results.show(run, state, every=run.config['log']['report_every'])
@@ -424,12 +422,15 @@ def _loop(
     for step in range(start + 1, total + 1):
       still_ours()
       state, measured = program.step(state, next(stream), run.step_key)
-      settle()
-      late, last = (step, measured), step == total
+      late, done = (step, measured), late
+      settle(done)
+      last = step == total
       saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
       measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
       if saving or measuring:
-        settle()
+        unmeasured = measuring
+        late, done = None, late
+        settle(done)
       if measuring:
         measure(step)
       if saving:
@@ -440,7 +441,7 @@ def _loop(
   except (UserError, Preempted) as e:
     # A bad picture, bad numbers, or told to stop: the weights are those of the last good step, and nothing is to be lost.
     if distributed.alike(e) and (done := int(state['step'])) > start:
-      settle(check=False)
+      settle(late, check=False)
       save(done)
     raise
   finally:
