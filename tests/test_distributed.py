@@ -10,12 +10,12 @@ import time
 
 import numpy as np
 import pytest
-from conftest import CACHE
 from etils import epath
 from PIL import Image
 
 from mimic_jax import distributed, metrics, preemption
 from mimic_jax.errors import Preempted, UserError
+from tests.conftest import CACHE
 
 ROOT = pathlib.Path(__file__).parents[1]
 STAGES = ('pretrain', 'finetune')
@@ -174,6 +174,7 @@ def scores(folder: pathlib.Path, stage: str) -> list[dict]:
   ]
 
 
+@pytest.mark.processes
 def test_one_two_and_four_processes_have_the_same_fifty_losses_in_both_stages(tmp_path):
   flags = [f'--config.{s}.steps=50' for s in STAGES]
   flags += [f'--config.{s}.checkpoint.every_epochs=4' for s in STAGES]
@@ -196,6 +197,7 @@ def test_one_two_and_four_processes_have_the_same_fifty_losses_in_both_stages(tm
   assert record['environment']['devices']['processes'] == 4
 
 
+@pytest.mark.processes
 def test_what_one_process_can_not_read_stops_all_of_them_and_is_named_once(tmp_path):
   rng = np.random.default_rng(0)
   for split, n in (('train', 40), ('valid', 8)):

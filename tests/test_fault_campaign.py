@@ -10,6 +10,8 @@ from tests.conftest import CACHE
 from tests.faults import __main__ as faults
 from tests.faults import compare, rows
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope='module')
 def campaign(tmp_path_factory):

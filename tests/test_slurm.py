@@ -24,6 +24,7 @@ NEEDS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scancel
 MISSING = [p for p in NEEDS if not shutil.which(p, path=f'{os.environ["PATH"]}:/usr/sbin')]
 
 pytestmark = [
+  pytest.mark.processes,
   pytest.mark.skipif(
     bool(MISSING), reason=f'{", ".join(MISSING)} not installed (apt-get install slurm-wlm munge)'
   ),

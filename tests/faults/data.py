@@ -9,7 +9,7 @@ import time
 import numpy as np
 from PIL import Image
 
-from tests.faults import harness, poisoned
+from tests.faults import harness, moments, poisoned
 from tests.faults.harness import FINETUNE, Campaign, Run, verdict
 from tests.faults.kills import killed
 from tests.faults.preemptions import READERS
@@ -57,7 +57,7 @@ def bad_picture(campaign: Campaign) -> list[Row]:
   skip = [*flags, '--config.finetune.data.on_bad_image=skip']
   skipping = campaign.reference('folder_skip', skip)
   again = campaign.run('bad_picture_skip', skip)
-  killed(again, harness.after_step('finetune', 13))
+  killed(again, moments.after_step('finetune', 13))
   again.finish()
   differing = again.same_as(skipping)
   if len(skips(skipping)) != len(files) or skips(again).keys() != skips(skipping).keys():
@@ -93,7 +93,7 @@ def vanishing_file(campaign: Campaign) -> list[Row]:
 
   def vanishes(run: Run) -> None:
     run.start()
-    if not run.until(harness.after_step('finetune', 6)):
+    if not run.until(moments.after_step('finetune', 6)):
       raise Unmet(f'{run.name}: ended with {run.wait()} before the file was taken away')
     file.rename(aside)
 
@@ -130,18 +130,20 @@ def killed_reader(campaign: Campaign) -> list[Row]:
   reference = campaign.reference()
   flags = [*campaign.base, *READERS]
   run = campaign.run('reader', flags)
-  moments = [harness.after_step('pretrain', 5)]
+  when = [moments.after_step('pretrain', 5)]
   if not campaign.short:
-    moments = [lambda r: bool(r.readers()), *moments, harness.after_step('finetune', 4)]
+    when = [lambda r: bool(r.readers()), *when, moments.after_step('finetune', 4)]
   run.start()
-  for moment in moments:
+  for moment in when:
     _kill_reader(run, moment)
   if any(codes := run.wait()):
     raise Unmet(f'reader: exit codes {codes}; it said: {" ".join(run.said().split())[-300:]}')
+  if run.said().count('started again') != len(when):
+    raise Unmet(f'reader: it did not say {len(when)} times that a reader was started again')
   differing = run.same_as(reference)
   row = Row(
     'SIGKILL of a reader process',
-    len(moments),
+    len(when),
     'started again, the run goes on',
     [0],
     verdict(differing),
@@ -166,7 +168,7 @@ def _too_many(campaign: Campaign, flags: list[str], reference: Run) -> Row:
   """A reader dies once more than allowed."""
   run = campaign.run('reader_limit', [*flags, '--config.finetune.data.worker_restarts=0'])
   run.start()
-  _kill_reader(run, harness.after_step('finetune', 4))
+  _kill_reader(run, moments.after_step('finetune', 4))
   began = time.monotonic()
   run.stopped('worker_restarts')
   seconds = time.monotonic() - began
@@ -183,7 +185,7 @@ def _orphans(campaign: Campaign, flags: list[str], reference: Run) -> Row:
   """The run is killed: its readers must not be left."""
   run = campaign.run('reader_orphans', flags)
   run.start()
-  if not run.until(harness.after_step('finetune', 9)):
+  if not run.until(moments.after_step('finetune', 9)):
     raise Unmet(f'reader_orphans: ended with {run.wait()}')
   readers = run.readers()
   run.kill()
@@ -213,7 +215,7 @@ def not_finite(campaign: Campaign) -> list[Row]:
   options = {'module': 'tests.faults.poisoned', 'environ': BAD_STEPS}
   reference = campaign.reference('poisoned', within, **options)
   run = campaign.run('not_finite', within, **options)
-  killed(run, harness.after_step('finetune', 15))
+  killed(run, moments.after_step('finetune', 15))
   run.finish()
   differing = run.same_as(reference)
   counted = json.loads((run.folder / 'finetune' / 'metrics.jsonl').read_text().splitlines()[-2])['bad_steps']

@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from mimic_jax import checkpoint
-from tests.faults import compare, harness
+from tests.faults import compare, moments
 from tests.faults.harness import Campaign, Run, verdict
 from tests.faults.kills import killed
 from tests.faults.rows import NotRun, Row, Unmet, fault
@@ -213,7 +213,7 @@ def full_disk(campaign: Campaign) -> list[Row]:
     said = ''
     for stage, step in (('pretrain', 9), ('finetune', 13)):
       run.start()
-      if not run.until(harness.after_step(stage, step)):
+      if not run.until(moments.after_step(stage, step)):
         raise Unmet(f'full_disk: ended with {run.wait()} before the disk was full')
       ballast = fill(disk)
       said = run.stopped('No space left')
@@ -268,7 +268,7 @@ def second_program(campaign: Campaign) -> list[Row]:
   first = campaign.run('second_later')
   second = Run(campaign, 'second_later_2', first.flags, folder=first.folder)
   first.start()
-  if not first.until(harness.exists('config.json')):
+  if not first.until(moments.exists('config.json')):
     raise Unmet(f'second_later: ended with {first.wait()}')
   second.refused(str(first.folder))
   if first.ended():

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import json
 import os
 import pathlib
 import re
@@ -31,7 +30,7 @@ LIMIT = 900.0  # seconds that nothing here may last, on a machine that does othe
 EXIT_LIMIT = 30.0  # a pre-empted run must have ended after
 PREEMPTED = 75
 POLL = 0.002
-Moment = Callable[['Run'], bool]
+Moment = Callable[['Run'], bool]  # whether it has come
 BEGUN = re.compile(
   r'^(\w+): \w+, [\d,]+ parameters(?:(?!\n\w).)*?(?:resumed after step ([\d,]+)|weights from)', re.M | re.S
 )
@@ -194,6 +193,10 @@ class Run:
     """Returns the stage that the last start is at; '' when it is at none yet."""
     return next(reversed(self.begun()), '')
 
+  def done(self) -> bool:
+    """Returns whether every stage has its result."""
+    return all((self.folder / s / 'result.json').exists() for s in compare.stages(self.folder))
+
   def checkpoints(self, stage: str) -> list[int]:
     """Returns the steps of a stage's finished checkpoints, rising."""
     folder = self.folder / stage / checkpoint.FOLDER
@@ -299,10 +302,12 @@ class Run:
     """Waits for process 0 to end with code 2 and one line that holds all words; returns the line; raises Unmet."""
     codes = self.wait(seconds)
     errors = re.findall(r'^mimic: error: (.*)$', self.said(), re.M)
-    if codes[0] != 2 or len(errors) != 1 or 'Traceback' in self.said():
+    if codes[0] != 2 or len(errors) != 1:
       raise Unmet(
         f'{self.name}: exit code {codes[0]} and {len(errors)} lines of error, not 2 and 1: {self._tail()}'
       )
+    if 'Traceback' in self.said():
+      raise Unmet(f'{self.name}: a traceback beside the one line: {errors[0]}')
     missing = [w for w in words if w not in errors[0]]
     if missing:
       raise Unmet(f'{self.name}: the error does not say {missing}: {errors[0]}')
@@ -363,49 +368,3 @@ def alive(pid: int) -> bool:
     return pathlib.Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
   except OSError:
     return False
-
-
-# Moments to wait for.
-
-
-def after_step(stage: str, step: int) -> Moment:
-  """Until a stage has logged a step, in this start."""
-  return lambda run: stage in run.begun() and run.logged(stage) >= step
-
-
-def after_seconds(seconds: float) -> Moment:
-  """Until so many seconds have gone by."""
-  limit = time.monotonic() + seconds
-  return lambda run: time.monotonic() >= limit
-
-
-def writing(stage: str) -> Moment:
-  """Until a checkpoint of a stage is half written."""
-
-  def there(run: Run) -> bool:
-    folder = run.folder / stage / checkpoint.FOLDER
-    return (
-      stage in run.begun()
-      and run.logged(stage) > run.begun()[stage]
-      and any('tmp' in p.name for p in folder.iterdir())
-    )
-
-  return there
-
-
-def evaluating(stage: str) -> Moment:
-  """Until a stage is being measured: a step that is measured after is logged, and the measurement is not."""
-
-  def there(run: Run) -> bool:
-    if stage not in run.begun() or run.logged(stage) <= run.begun()[stage]:
-      return False
-    rows = (run.folder / stage / 'metrics.jsonl').read_text().splitlines()
-    last = json.loads(rows[-1])
-    return last['split'] == 'train' and (last['step'] % 8 == 0 or last['step'] == last['total_steps'])
-
-  return there
-
-
-def exists(path: str) -> Moment:
-  """Until a file is there, by its path inside the run's folder."""
-  return lambda run: (run.folder / path).exists()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from tests.faults import compare, harness
+from tests.faults import compare, moments
 from tests.faults.harness import STEPS, Campaign, Moment, Run, verdict
 from tests.faults.rows import Row, Unmet, fault
 
@@ -14,6 +14,7 @@ KILLS_OF_TWO = 5
 MOST_IN_ONE_RUN = 5
 PASSES = 2  # over the aimed moments
 MOST_LOST = 8  # a checkpoint every 4 steps, and the one being written may be lost, too
+ABORTED = -6  # SIGABRT: how JAX's runtime ends a process whose run has lost one
 GONE_SECONDS = 180.0  # in which a process must notice that another of its run is gone
 ROUNDING = 2e-4  # of a loss after 30 steps in another order of summation
 
@@ -21,18 +22,9 @@ ROUNDING = 2e-4  # of a loss after 30 steps in another order of summation
 def random_moment(campaign: Campaign, rng: np.random.Generator, seconds: float) -> Moment:
   """Returns a random moment: of the clock, from a run's start to its end; or shortly after a random step."""
   if rng.random() < 0.5:
-    return harness.after_seconds(rng.uniform(0.0, seconds))
+    return moments.after_seconds(rng.uniform(0.0, seconds))
   stage = campaign.stages[rng.integers(len(campaign.stages))]
-  step = harness.after_step(stage, int(rng.integers(1, STEPS[stage])))
-  jitter = rng.uniform(0.0, 0.3)
-  since: list[float] = []
-
-  def there(run: Run) -> bool:
-    if not since and step(run):
-      since.append(time.monotonic())
-    return bool(since) and time.monotonic() - since[0] >= jitter
-
-  return there
+  return moments.later(moments.after_step(stage, int(rng.integers(1, STEPS[stage]))), rng.uniform(0.0, 0.3))
 
 
 def killed(run: Run, moment: Moment) -> bool:
@@ -82,12 +74,12 @@ def two_processes(campaign: Campaign) -> list[Row]:
   """One process of two is killed, or both; the other must notice; both are started again."""
   rng = campaign.rng('two-processes')
   kills = 1 if campaign.short else KILLS_OF_TWO
-  seconds: list[float] = []
+  left_over: list[tuple[int, float]] = []
   # The short form compares with one process, to rounding, and is spared an uninterrupted run.
   if campaign.short:
     reference = campaign.reference()
     run = campaign.run('two_1', processes=2)
-    _kill_of_two(run, harness.after_step('pretrain', 10), None, seconds)  # both: JAX notices one late
+    _kill_of_two(run, moments.after_step('pretrain', 10), None, left_over)  # both: JAX notices one late
     run.finish()
     worst = furthest(reference, run)
     row = Row(
@@ -98,17 +90,35 @@ def two_processes(campaign: Campaign) -> list[Row]:
 
     def each(run: Run, number: int) -> bool:
       which = ([0], [1], None)[number % 3]
-      return _kill_of_two(run, random_moment(campaign, rng, reference.seconds), which, seconds)
+      return _kill_of_two(run, random_moment(campaign, rng, reference.seconds), which, left_over)
 
     row = many_kills(campaign, 'two', kills, reference, each)
   row.fault = 'SIGKILL of one or both of two processes'
-  if seconds:
-    row.outcome += f'; the one left over ended by itself within {max(seconds):.0f} s'
+  if left_over:
+    codes = ', '.join(f'{c}' for c in sorted({c for c, _ in left_over}))
+    row.outcome += (
+      f'; the one left over ended by itself within {max(s for _, s in left_over):.0f} s (codes {codes})'
+    )
   return [row]
 
 
-def _kill_of_two(run: Run, moment: Moment, which: list[int] | None, seconds: list[float]) -> bool:
-  """Starts two processes and kills those numbered `which` (None = both); the other's time to its end goes into `seconds`."""
+def _kill_of_two(
+  run: Run, moment: Moment, which: list[int] | None, left_over: list[tuple[int, float]]
+) -> bool:
+  """Starts two processes and kills those numbered `which` (None = both) at a moment.
+
+  Args:
+    run: of two processes.
+    moment: to kill at.
+    which: one process, or None.
+    left_over: gets the exit code of the other one, and the seconds it took to end by itself.
+
+  Returns:
+    False when the run was done before.
+
+  Raises:
+    Unmet: when the other one ends in another way than by code 1 and one line, or by JAX's runtime (docs/reliability.md).
+  """
   run.start()
   if not run.until(moment):
     if any(codes := run.wait()):
@@ -118,15 +128,15 @@ def _kill_of_two(run: Run, moment: Moment, which: list[int] | None, seconds: lis
     run.kill()
     return True
   left = 1 - which[0]
-  said = run.log(left)
   run.kill(which)
   began = time.monotonic()
   code = run.wait(GONE_SECONDS)[left]
-  seconds.append(time.monotonic() - began)
-  if code not in (0, 1, 75):
-    raise Unmet(
-      f'{run.name}: the process left over ended with {code}, not 1: {" ".join(said.read_text().split())[-300:]}'
-    )
+  left_over.append((code, time.monotonic() - began))
+  said = run.said(left)
+  lines = [x for x in said.splitlines() if x.startswith('mimic: ')]
+  in_words = code == 1 and len(lines) == 1 and 'is gone' in lines[0]
+  if not in_words and code != ABORTED and not (code == 0 and run.done()):
+    raise Unmet(f'{run.name}: the process left over ended with {code}: {" ".join(said.split())[-300:]}')
   return True
 
 
@@ -147,13 +157,13 @@ def random_kills(campaign: Campaign) -> list[Row]:
 
 
 AIMS: dict[str, Callable[[], Moment]] = {
-  'while a checkpoint is being written': lambda: harness.writing('pretrain'),
-  'during an evaluation': lambda: harness.evaluating('pretrain'),
-  'between the stages': lambda: harness.exists('pretrain/result.json'),
-  'while a checkpoint is being written, stage 2': lambda: harness.writing('finetune'),
-  'during an evaluation, stage 2': lambda: harness.evaluating('finetune'),
-  'after the last evaluation, before the result': lambda: harness.exists('finetune/predictions.npz'),
-  'during the report': lambda: harness.exists('finetune/result.json'),
+  'while a checkpoint is being written': lambda: moments.writing('pretrain'),
+  'during an evaluation': lambda: moments.evaluating('pretrain'),
+  'between the stages': lambda: moments.exists('pretrain/result.json'),
+  'while a checkpoint is being written, stage 2': lambda: moments.writing('finetune'),
+  'during an evaluation, stage 2': lambda: moments.evaluating('finetune'),
+  'after the last evaluation, before the result': lambda: moments.exists('finetune/predictions.npz'),
+  'during the report': lambda: moments.exists('finetune/result.json'),
 }
 
 
@@ -168,7 +178,7 @@ def aimed_kills(campaign: Campaign) -> list[Row]:
     done, lost = [], [0]  # lost[i]: up to and with the start after the i-th kill
     for aim, moment in AIMS.items():
       # The first pass kills as soon as the moment has come, the next ones a little later.
-      if not killed(run, _later(moment(), rng.uniform(0.0, 0.3) if n > 1 else 0.0)):
+      if not killed(run, moments.later(moment(), rng.uniform(0.0, 0.3) if n > 1 else 0.0)):
         break
       done.append(aim)
       lost.append(sum(run.lost))
@@ -186,30 +196,18 @@ def aimed_kills(campaign: Campaign) -> list[Row]:
   return list(rows.values())
 
 
-def _later(moment: Moment, seconds: float) -> Moment:
-  """Returns a moment so many seconds after another one."""
-  since: list[float] = []
-
-  def there(run: Run) -> bool:
-    if not since and moment(run):
-      since.append(time.monotonic())
-    return bool(since) and time.monotonic() - since[0] >= seconds
-
-  return there
-
-
 @fault('counts')
 def other_counts(campaign: Campaign) -> list[Row]:
   """A run goes on with other numbers of processes and devices than it was killed on."""
   reference = campaign.reference()
   run = campaign.run('counts')
   counts = [(1, 1), (2, 1), (1, 4), (2, 2)]
-  moments = [
-    harness.after_step('pretrain', 10),
-    harness.after_step('finetune', 6),
-    harness.after_step('finetune', 18),
+  when = [
+    moments.after_step('pretrain', 10),
+    moments.after_step('finetune', 6),
+    moments.after_step('finetune', 18),
   ]
-  for (run.processes, run.devices), moment in zip(counts, moments, strict=False):
+  for (run.processes, run.devices), moment in zip(counts, when, strict=False):
     if not killed(run, moment):
       raise Unmet(f'{run.name}: was done before it could be killed on {run.processes} × {run.devices}')
   run.processes, run.devices = counts[-1]

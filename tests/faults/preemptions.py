@@ -3,7 +3,7 @@
 import time
 from signal import SIGTERM, SIGUSR1
 
-from tests.faults import harness
+from tests.faults import harness, moments
 from tests.faults.harness import EXIT_LIMIT, PREEMPTED, Campaign, Moment, Run, verdict
 from tests.faults.rows import Row, Unmet, fault
 
@@ -46,19 +46,19 @@ def preemptions(campaign: Campaign) -> list[Row]:
   reference = campaign.reference()
   if campaign.short:
     run = campaign.run('preempted')
-    seconds = preempted(run, harness.after_step('pretrain', 6), SIGTERM)
+    seconds = preempted(run, moments.after_step('pretrain', 6), SIGTERM)
     return [_row('SIGTERM', [seconds], run, reference)]
   run = campaign.run('preempted')
   term = [
-    preempted(run, harness.after_step('pretrain', 6), SIGTERM),
-    preempted(run, harness.evaluating('pretrain'), SIGTERM),
+    preempted(run, moments.after_step('pretrain', 6), SIGTERM),
+    preempted(run, moments.evaluating('pretrain'), SIGTERM),
     preempted(run, lambda r: 'finetune' in r.begun(), SIGTERM),  # before the first step, which compiles
   ]
   rows = [_row('SIGTERM: after a step, during an evaluation, before the first step', term, run, reference)]
   run = campaign.run('preempted_usr1')
   usr1 = [
-    preempted(run, harness.after_step('pretrain', 3), SIGUSR1),
-    preempted(run, harness.after_step('finetune', 11), SIGUSR1),
+    preempted(run, moments.after_step('pretrain', 3), SIGUSR1),
+    preempted(run, moments.after_step('finetune', 11), SIGUSR1),
   ]
   return [*rows, _row('SIGUSR1', usr1, run, reference)]
 
@@ -69,8 +69,8 @@ def with_readers(campaign: Campaign) -> list[Row]:
   reference = campaign.reference()
   run = campaign.run('preempted_readers', [*campaign.base, *READERS])
   seconds = [
-    preempted(run, harness.after_step('pretrain', 6), SIGTERM, group=True),
-    preempted(run, harness.after_step('finetune', 14), SIGUSR1, group=True),
+    preempted(run, moments.after_step('pretrain', 6), SIGTERM, group=True),
+    preempted(run, moments.after_step('finetune', 14), SIGUSR1, group=True),
   ]
   return [_row('SIGTERM and SIGUSR1 to the process group, with reader processes', seconds, run, reference)]
 
@@ -81,9 +81,9 @@ def of_two(campaign: Campaign) -> list[Row]:
   reference = campaign.reference('two', processes=2)
   run = campaign.run('preempted_two', processes=2)
   seconds = [
-    preempted(run, harness.after_step('pretrain', 6), SIGTERM),
-    preempted(run, harness.after_step('pretrain', 15), SIGTERM, [1]),
-    preempted(run, harness.after_step('finetune', 9), SIGUSR1),
+    preempted(run, moments.after_step('pretrain', 6), SIGTERM),
+    preempted(run, moments.after_step('pretrain', 15), SIGTERM, [1]),
+    preempted(run, moments.after_step('finetune', 9), SIGUSR1),
   ]
   return [
     _row('two processes: SIGTERM to both, to the second only, SIGUSR1 to both', seconds, run, reference)
