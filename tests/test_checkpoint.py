@@ -124,3 +124,22 @@ def test_what_says_nothing_of_a_checkpoint_makes_no_run_pass_over_it(error, save
       checkpoints.restore_newest(like, print)
   assert not isinstance(e.value, checkpoint.Damaged)
   assert (folder / checkpoint.FOLDER / '5').is_dir()
+
+
+def test_a_checkpoint_that_can_not_be_written_is_one_line_and_the_one_before_is_whole(saved, monkeypatch):
+  folder, state, like = saved
+  half = folder / checkpoint.FOLDER / '6.orbax-checkpoint-tmp-1'
+
+  def fails(*_, **__):
+    (half / 'state').mkdir(parents=True)
+    raise ValueError('Error writing local file "/x/y": No space left on device [os_error_code=28]')
+
+  checkpoints = checkpoint.Checkpoints(folder, 2)
+  monkeypatch.setattr(checkpoints._orbax, 'save', fails)
+  with pytest.raises(UserError, match=r'can not be written \(No space left on device\).*are whole: 5') as e:
+    checkpoints.save(6, jax.tree.map(jnp.asarray, state), {'config': {}})
+  assert '\n' not in str(e.value)
+  assert not half.exists()
+  checkpoints.close()
+  with checkpoint.opened(folder, 2) as again:
+    assert again.restore_newest(like, print)[0] == 5

@@ -13,8 +13,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mimic_jax import distributed, metrics, preemption
-from mimic_jax.errors import Preempted, UserError
+from mimic_jax import distributed, feed, metrics, preemption, sharding
+from mimic_jax.errors import AgreedError, Preempted, UserError
 from tests.conftest import CACHE
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -117,6 +117,38 @@ def test_alone_everything_is_agreed_without_a_word(monkeypatch):
   assert distributed.merged([{'a': 'x'}, {'b': 'y'}]) == {'a': 'x', 'b': 'y'}
   with pytest.raises(UserError, match='mine'), distributed.together():
     raise UserError('mine')
+
+
+def test_a_command_that_differs_between_processes_is_named(monkeypatch):
+  monkeypatch.setattr(distributed, 'gather', lambda value: [value, {**value, 'config.seed': 1}])
+  with pytest.raises(UserError, match=r'config\.seed is 1 in process 1 and 0 in process 0'):
+    distributed.check_same({'config.name': 'x', 'config.seed': 0})
+
+
+def test_what_any_process_complains_of_is_raised_in_all(monkeypatch):
+  monkeypatch.setattr(
+    distributed, 'gather', lambda value: [None, 'b.png: torn', 'b.png: torn', 'c.png: gone']
+  )
+  with pytest.raises(AgreedError, match=r'^b.png: torn \(and 1 more of the kind in other processes\)$'):
+    distributed.raise_first(None)
+
+
+def test_a_batch_that_can_not_be_made_is_an_error_when_its_turn_comes_and_no_earlier():
+  def batches():
+    for k in range(2):
+      yield {'x': np.full(8, k)}
+    raise UserError('b.png: torn')
+
+  stream = feed.on_devices(batches(), 5, sharding.make_mesh())
+  assert [int(next(stream)['x'][0]) for _ in range(2)] == [0, 1]
+  with pytest.raises(UserError, match='torn'):
+    next(stream)
+
+
+def test_no_batch_is_read_beyond_the_last():
+  read = iter({'x': np.full(8, k)} for k in range(9))
+  assert [int(b['x'][0]) for b in feed.on_devices(read, 4, sharding.make_mesh())] == [0, 1, 2, 3]
+  assert int(next(read)['x'][0]) == 4
 
 
 def free_port() -> int:
