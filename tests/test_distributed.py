@@ -1,5 +1,6 @@
 """Several processes: how they are found, what they agree on, and that a run does not depend on how many carry it."""
 
+import io
 import json
 import os
 import pathlib
@@ -7,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import types
+import urllib.error
 
 import numpy as np
 import pytest
@@ -92,6 +95,28 @@ def test_open_mpi_says_who_is_who_and_before_version_5_where():
   with pytest.raises(UserError, match='--coordinator_address is missing'):
     distributed.cluster(five, '', 0, -1)
   assert distributed.cluster(five, 'head:9', 0, -1)['coordinator_address'] == 'head:9'
+
+
+def test_the_hosts_of_a_tpu_slice_are_counted_where_jax_finds_chips_and_nowhere_else(monkeypatch):
+  def answer(*_, **__):
+    return io.BytesIO(b'unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2,x:y:10.0.0.3,x:y:10.0.0.4')
+
+  def no_slice(*_, **__):
+    raise urllib.error.HTTPError('u', 404, 'Not Found', None, None)
+
+  for name in ('TPU_WORKER_HOSTNAMES', 'TPU_PROCESS_ADDRESSES', 'TPU_SKIP_MDS_QUERY', 'MEGASCALE_NUM_SLICES'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(distributed.urllib.request, 'urlopen', answer)
+  assert distributed._tpu_hosts() == 1  # these tests run on the CPU
+  monkeypatch.setattr(distributed.jax, 'config', types.SimpleNamespace(jax_platforms='tpu,cpu'))
+  assert distributed._tpu_hosts() == 4
+  monkeypatch.setattr(distributed.urllib.request, 'urlopen', no_slice)
+  assert distributed._tpu_hosts() == 1
+  monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'h0,h1')
+  assert distributed._tpu_hosts() == 2
+  monkeypatch.setenv('MEGASCALE_NUM_SLICES', '2')
+  monkeypatch.setenv('TPU_WORKER_HOSTNAMES', 'h0')
+  assert distributed._tpu_hosts() == 2
 
 
 @pytest.mark.parametrize(
