@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from mimic_jax import checksum, distributed
+from mimic_jax import checksum, distributed, metrics
 from mimic_jax.errors import UserError
 
 FOLDER = 'checkpoints'
@@ -84,8 +84,8 @@ class _Manager(ocp.CheckpointManager):
 def _manager(
   folder: epath.Path, *, keep: int | None = None, read_only: bool = False
 ) -> ocp.CheckpointManager:
-  # orbax reports every file it touches at info level and warns of its own defaults; errors are raised in any case.
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # orbax reports every file it touches, warns of its own defaults, and logs the traceback of what it raises as well.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
   _hush()
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep,
@@ -128,7 +128,9 @@ class Checkpoints:
     Raises:
       UserError: when this one, or the one before it, can't be written.
     """
-    if step in self._orbax.all_steps():
+    with self._writing():
+      self._orbax.check_for_errors()  # of the write before, which one process of several may be alone to know of
+    if distributed.agree(lambda: step in self._orbax.all_steps()):
       return
     flat = flatten(state)
     meta = {
@@ -148,8 +150,11 @@ class Checkpoints:
     try:
       yield
     except Exception as e:  # of any kind: TensorStore's are ValueErrors
-      for half in self.folder.glob(f'*{_HALF}*'):  # it may be what fills the disk
-        half.rmtree(missing_ok=True)
+      if distributed.is_peer_gone(e):
+        raise
+      if distributed.is_main():
+        for half in self.folder.glob(f'*{_HALF}*'):  # it may be what fills the disk
+          half.rmtree(missing_ok=True)
       what = next((x for x in _NO_ROOM if x.lower() in str(e).lower()), ' '.join(str(e).split())[:200])
       whole = ', '.join(map(str, _steps(self.folder))) or 'none yet'
       raise UserError(
@@ -172,7 +177,7 @@ class Checkpoints:
       UserError: when it is of another architecture.
     """
     damaged: list[tuple[int, Damaged]] = []
-    for step in sorted(self._orbax.all_steps(), reverse=True):
+    for step in distributed.agree(lambda: sorted(self._orbax.all_steps(), reverse=True)):
       try:
         self._verify(step)
         state, meta = self.restore(step, like)
@@ -217,12 +222,13 @@ class Checkpoints:
     """
     if not distributed.several():
       return
-    found = ''
-    try:
-      read_arrays(self.folder, step, lambda i, _: i % jax.process_count() == jax.process_index())
-    except Damaged as e:
-      found = str(e)
-    said = [x for x in distributed.gather(found) if x]
+    damage = ''
+    with distributed.together():
+      try:
+        read_arrays(self.folder, step, lambda i, _: i % jax.process_count() == jax.process_index())
+      except Damaged as e:
+        damage = str(e)
+    said = [x for x in distributed.gather(damage) if x]
     if said:
       raise Damaged(said[0])
 
@@ -277,14 +283,21 @@ def opened(
   checkpoints = Checkpoints(stage_folder, keep, read_only=read_only)
   try:
     yield checkpoints
-  finally:
-    checkpoints.close()
+  except BaseException as e:
+    if distributed.alike(
+      e
+    ):  # else the other processes, with which this one would wait, don't know that it ends
+      checkpoints.close()
+    raise
+  checkpoints.close()
 
 
 def _steps(folder: epath.Path) -> list[int]:
   if not folder.is_dir():
     return []
-  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / 'state').exists())
+  # Elsewhere orbax renames a whole checkpoint into place; an object store can't, and gets a file that says so.
+  whole = 'commit_success.txt' if metrics.is_remote(folder) else 'state'
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and (p / whole).exists())
 
 
 def find(path: epath.Path) -> tuple[epath.Path, int] | None:
@@ -356,6 +369,8 @@ def _reading(where: str) -> Iterator[None]:
   except (Damaged, MemoryError):
     raise
   except Exception as e:  # orbax itself raises bare Exceptions
+    if distributed.is_peer_gone(e):
+      raise
     what = ' '.join(f'{type(e).__name__}: {e}'.split())[:200]
     if isinstance(e, (PermissionError, TimeoutError, ConnectionError)) or _NOT_DAMAGE.search(str(e)):
       raise UserError(

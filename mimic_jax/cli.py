@@ -68,9 +68,11 @@ def run(
     end(e.code, f'mimic: {e}', e)
   except UserError as e:
     end(2, f'mimic: error: {" ".join(str(e).split())}', e)
-  except BrokenPipeError:  # whoever read the output has seen enough of it
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
+  except BrokenPipeError as e:  # whoever read the output has gone
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+      os.dup2(nowhere, stream.fileno())
+    end(1, 'mimic: error: nobody reads the output any more', e)
   except (
     OSError
   ) as e:  # a disk that is full, a folder that can't be written: nothing that a command could mend

@@ -95,7 +95,9 @@ def cluster(
       'num_processes': int(environ['SLURM_NTASKS']),
       'process_id': int(environ['SLURM_PROCID']),
       'local_device_ids': _own_device(
-        environ, environ.get('SLURM_STEP_TASKS_PER_NODE', '1'), environ['SLURM_LOCALID']
+        environ,
+        tasks_on(environ.get('SLURM_STEP_TASKS_PER_NODE', '1'), int(environ.get('SLURM_NODEID', 0))),
+        environ['SLURM_LOCALID'],
       ),
     }
   elif all(k in environ for k in _OPEN_MPI) and int(environ['OMPI_COMM_WORLD_SIZE']) > 1:
@@ -104,7 +106,7 @@ def cluster(
       'num_processes': int(environ['OMPI_COMM_WORLD_SIZE']),
       'process_id': int(environ['OMPI_COMM_WORLD_RANK']),
       'local_device_ids': _own_device(
-        environ, environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', '1'), environ['OMPI_COMM_WORLD_LOCAL_RANK']
+        environ, int(environ.get('OMPI_COMM_WORLD_LOCAL_SIZE', 1)), environ['OMPI_COMM_WORLD_LOCAL_RANK']
       ),
     }
   if num_processes == 1:
@@ -120,7 +122,8 @@ def cluster(
   for name in given:
     if whole.get(name) is None:
       raise UserError(
-        f'--{name} is missing; expected it beside the other two of --coordinator_address, --num_processes, --process_id'
+        f'--{name} is missing, and no cluster says it; expected all of --coordinator_address, --num_processes, '
+        '--process_id'
       )
   if not re.fullmatch(r'.+:\d+', whole['coordinator_address']):
     raise UserError(f"--coordinator_address is '{whole['coordinator_address']}'; expected HOST:PORT")
@@ -146,20 +149,26 @@ def _port(job: str) -> int:
 
 def _open_mpi_address(uri: str) -> str | None:
   """Returns host:port from what mpirun (before version 5) tells its processes; None when it tells nothing."""
-  match = re.search(r'tcp6?://\[?([^],;]+?)[\],:;]', uri)
+  match = re.search(r'tcp://([^,:;]+)|tcp6://(\[[^\],]+)', uri)
   if not match:
     return None
-  return f'{match[1]}:{_port(str(int(uri.split(".")[0]) // _PORTS[1]))}'
+  host = match[1] or f'{match[2]}]'
+  return f'{host}:{_port(str(int(uri.split(".")[0]) // _PORTS[1]))}'
 
 
-def _own_device(environ: Mapping[str, str], tasks_here: str, local_rank: str) -> list[int] | None:
+def tasks_on(counts: str, node: int) -> int:
+  """Returns how many of a Slurm step's tasks are on its node of that number, from '2(x3),1'."""
+  each = [int(n) for n, times in re.findall(r'(\d+)(?:\(x(\d+)\))?', counts) for _ in range(int(times or 1))]
+  return each[node] if node < len(each) else 1
+
+
+def _own_device(environ: Mapping[str, str], tasks_here: int, local_rank: str) -> list[int] | None:
   """Returns the one GPU of a task that shares its node with others; None = all that the task sees.
 
   A task that sees one GPU alone (srun --gpus-per-task=1) keeps that one.
   """
-  alone = re.match(r'\d+', tasks_here)
   sees = [x for x in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if x]
-  return None if len(sees) == 1 or (alone and int(alone[0]) == 1) else [int(local_rank)]
+  return None if len(sees) == 1 or tasks_here == 1 else [int(local_rank)]
 
 
 def _tpu_hosts() -> int:
@@ -219,17 +228,22 @@ def agree(make: Callable[[], T]) -> T:
   if is_main():
     try:
       answer = {'value': make()}
-    except UserError as e:
-      answer = {'error': str(e)}
+    except (UserError, OSError) as e:
+      answer = {'error': _words(e)}
   answer = gather(answer)[0]
   if 'error' in answer:
     raise AgreedError(answer['error'])
   return answer['value']
 
 
-def alike(error: Exception) -> bool:
+def alike(error: BaseException) -> bool:
   """Returns whether every process of the run raises `error` at the same place."""
-  return not several() or not isinstance(error, UserError) or isinstance(error, AgreedError)
+  return not several() or isinstance(error, AgreedError | Preempted)
+
+
+def is_peer_gone(error: BaseException) -> bool:
+  """Returns whether an error says that another process of the run has ended."""
+  return several() and bool(_PEER_GONE.search(str(error)))
 
 
 def merged(mappings: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -245,10 +259,11 @@ def check_same(values: Mapping[str, Any]) -> None:
   """
   first, *others = gather(dict(values))
   for i, other in enumerate(others, 1):
-    for name in first:
-      if other[name] != first[name]:
+    for name in sorted({*first, *other}):
+      a, b = (x.get(name, 'absent') for x in (first, other))
+      if a != b:
         raise AgreedError(
-          f'{name} is {other[name]} in process {i} and {first[name]} in process 0; expected the same in every process'
+          f'{name} is {b} in process {i} and {a} in process 0; expected the same in every process'
         )
 
 
@@ -258,10 +273,10 @@ def together() -> Iterator[None]:
 
   The block must hold no collective operation.
   """
-  error: UserError | None = None
+  error: Exception | None = None
   try:
     yield
-  except UserError as e:
+  except (UserError, OSError) as e:
     if not several():
       raise
     error = e
@@ -269,9 +284,14 @@ def together() -> Iterator[None]:
     raise_first(error)
 
 
-def raise_first(error: UserError | None) -> None:
+def _words(error: Exception) -> str:
+  where = f'{error.filename}: ' if isinstance(error, OSError) and error.filename else ''
+  return where + str(getattr(error, 'strerror', None) or error)
+
+
+def raise_first(error: Exception | None) -> None:
   """Raises in every process what any of them has to complain of; all must call it. Nothing when no one has."""
-  said = [x for x in gather(None if error is None else str(error)) if x]
+  said = [x for x in gather(None if error is None else _words(error)) if x]
   if said:
     others = len(set(said)) - 1
     raise AgreedError(
@@ -291,7 +311,7 @@ def watching_peers() -> Iterator[None]:
   except (UserError, Ended, OSError):
     raise
   except Exception as e:
-    if several() and _PEER_GONE.search(str(e)):
+    if is_peer_gone(e):
       what = ' '.join(str(e).split())[:120]
       raise PeerGone(
         f'another process of this run is gone ({what}); the same command goes on from the last checkpoint'

@@ -38,8 +38,16 @@ def run(argv: Sequence[str]) -> None:
   """
   command = config_lib.parse(argv)
   config = command.config
+  if not command.debug_step:
+    preemption.note()
   distributed.initialize(**command.processes)
-  distributed.check_same({f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))})
+  distributed.check_same(
+    {
+      **{f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))},
+      '--workdir': command.workdir,
+      '--debug_step': command.debug_step,
+    }
+  )
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if command.debug_step:
@@ -63,8 +71,7 @@ def run(argv: Sequence[str]) -> None:
       preemption.look()
       # popped, so that its pictures and weights are let go before the next
       train.run_stage(stages.pop(0), folder.check)
-    if distributed.is_main():
-      page.write(folder.path)
+    distributed.agree(lambda: str(page.write(folder.path)))  # so that no process leaves before it is written
     say(f'report: {folder.path / "report.html"}')
 
 

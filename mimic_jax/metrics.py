@@ -114,7 +114,10 @@ def write_whole(path: epath.Path, text: str) -> None:
     path.write_bytes(text.encode())
     return
   beside = path.parent / f'.{path.name}.{os.getpid()}'
-  beside.write_bytes(text.encode())
+  with open(beside, 'wb') as file:
+    file.write(text.encode())
+    file.flush()
+    os.fsync(file.fileno())  # before the name: a machine that dies leaves the old file or the new one, too
   os.replace(beside, path)
 
 
@@ -176,6 +179,7 @@ class JsonlWriter:
     """Makes sure that every line so far is in the file."""
     if self._file is not None:
       self._file.flush()
+      os.fsync(self._file.fileno())
     else:
       write_whole(self._path, ''.join(self._rows))
       self._written = time.monotonic()

@@ -27,12 +27,23 @@ class _Notice:
 _notice = _Notice()
 
 
+def note() -> None:
+  """Notes SIGTERM and SIGUSR1 from here on; called in the main thread, before anything else."""
+  for signum in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(signum, _note)
+
+
 def listen() -> None:
-  """Notes SIGTERM and SIGUSR1 from here on; called in the main thread, once it is known how many processes there are."""
+  """Turns to JAX's way where there are several processes; called in the main thread once that is known.
+
+  JAX took SIGTERM over when they were connected.
+  """
   _notice.several = distributed.several()
-  signal.signal(signal.SIGUSR1, _as_sigterm if _notice.several else _note)
-  if not _notice.several:
-    signal.signal(signal.SIGTERM, _note)
+  if _notice.several:
+    signal.signal(signal.SIGUSR1, _as_sigterm)
+    if _notice.heard:
+      _notice.heard = False
+      _as_sigterm(signal.SIGUSR1, None)
 
 
 def _note(signum: int, frame: FrameType | None) -> None:

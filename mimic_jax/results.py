@@ -1,6 +1,7 @@
 """What a stage leaves behind: metrics.jsonl and TensorBoard, pictures, predictions.npz, result.json, the report."""
 
 import io
+import os
 import sys
 import time
 import zlib
@@ -30,8 +31,12 @@ SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their sid
 
 def say(text: str) -> None:
   """Prints to standard error without breaking the progress bar, on the main process only."""
-  if distributed.is_main():
+  if not distributed.is_main():
+    return
+  try:
     tqdm.write(text, file=sys.stderr)
+  except BrokenPipeError:  # a `tee` or a connection that has gone: no reason to stop training
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def number_of(name: str) -> int:

@@ -232,9 +232,9 @@ class Stage:
     )
     self.splits = self._splits({**d, 'cache': False})
     self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    self.init = init
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
-    self.init = '' if checkpoint.find(self.folder) else init
-    if self.init and folder not in epath.Path(self.init).parents:
+    if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
       _fitted(self.program, self.init, f'config.{name}.init')
 
   def prepare(self) -> None:
@@ -352,9 +352,7 @@ def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict
     meta['reading'] = metrics.jsonable(run.reading())
     log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
-    if distributed.is_main():
-      workdir.update_record(run.run_folder, data={name: {**run.records, 'reading': meta['reading']}})
-      results.save_contact_sheet(run.folder, run.source)
+    distributed.agree(lambda: _say_what_is_read(run, meta['reading']))
     b = run.stage['batch_images']
     smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=True'
     with log, sharding.enough_memory(f'stage {name}', smaller):
@@ -364,8 +362,14 @@ def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict
         evaluation.add_intervals(found[split.name], split, run.class_names)
       total = run.program.total_steps
       log.evaluated(total, total / run.program.steps_per_epoch, found)
+    still_ours()
     checkpoints.wait()  # a stage with a result counts as done: its last checkpoint must be whole by then
     return results.finish(run, state, meta, found)
+
+
+def _say_what_is_read(run: Stage, reading: Mapping[str, Any]) -> None:
+  workdir.update_record(run.run_folder, data={run.name: {**run.records, 'reading': reading}})
+  results.save_contact_sheet(run.folder, run.source)
 
 
 def _check_same_data(run: Stage, old: str, new: str) -> None:
@@ -405,6 +409,7 @@ def _loop(
       _stop_if_bad(run, measured, step)
 
   def save(step: int) -> None:
+    still_ours()
     log.flush()
     meta['skipped'] = distributed.merged([skipped, batches.skipped()])
     checkpoints.save(step, state, {**meta, 'pending': log.pending, 'unmeasured': unmeasured})
@@ -422,13 +427,13 @@ def _loop(
     for step in range(start + 1, total + 1):
       still_ours()
       state, measured = program.step(state, next(stream), run.step_key)
-      late, done = (step, measured), late
-      settle(done)
       last = step == total
       saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
       measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
+      unmeasured = measuring
+      late, done = (step, measured), late
+      settle(done)
       if saving or measuring:
-        unmeasured = measuring
         late, done = None, late
         settle(done)
       if measuring:

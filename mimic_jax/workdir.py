@@ -83,11 +83,16 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
     return folder, True
   if folder.exists() and not folder.is_dir():
     raise UserError(f'--workdir {folder} is a file; expected a folder, or a new one')
-  if folder.exists() and any(lease.FILE not in p.name for p in folder.iterdir()):
+  if folder.exists() and any(not _is_ours(p.name) for p in folder.iterdir()):
     raise UserError(
       f'--workdir {folder} is not empty and holds no run; expected a new or empty folder, or a run to resume'
     )
   return folder, False
+
+
+def _is_ours(name: str) -> bool:
+  """Returns whether a file is one that a run which was killed at its very beginning leaves: a lease, half a config.json."""
+  return lease.FILE in name or name.startswith('.config.json.')
 
 
 def _saved_anything(folder: epath.Path) -> bool:

@@ -232,26 +232,35 @@ def scores(folder: pathlib.Path, stage: str) -> list[dict]:
 
 
 @pytest.mark.processes
-def test_one_two_and_four_processes_have_the_same_fifty_losses_in_both_stages(tmp_path):
+def test_two_processes_have_the_fifty_losses_of_one_and_pass_over_a_damaged_checkpoint_together(tmp_path):
   flags = [f'--config.{s}.steps=50' for s in STAGES]
   flags += [f'--config.{s}.checkpoint.every_epochs=4' for s in STAGES]
   flags += [f'--config.{s}.eval.every_epochs=4' for s in STAGES]
-  layouts = ((1, 4), (2, 2), (4, 1))
-  for n, k in layouts:
-    said = end(tmp_path / str(n), start(tmp_path / str(n), n, k, *flags))
-    assert not any('finetune:' in text for text in said[1:])  # only the first says anything
+  flags += ['--config.model.dim=64']  # kernels large enough to be split over fsdp
+  one, two = tmp_path / 'one', tmp_path / 'two'
+  end(one, start(one, 1, 4, *flags))
+  said = end(two, start(two, 2, 2, *flags, '--config.mesh.fsdp=2'))
+  assert 'finetune:' not in said[1]  # only the first says anything
   for stage in STAGES:
-    one, two, four = (losses(tmp_path / str(n), stage) for n, _ in layouts)
-    assert len(one) == len(set(one)) == 50
-    np.testing.assert_allclose(two, one, rtol=1e-5)
-    np.testing.assert_allclose(four, one, rtol=1e-5)
-    measured = [scores(tmp_path / str(n), stage) for n, _ in layouts]
-    assert [x['count'] for x in measured[0]] == [24, 24]
-    for other in measured[1:]:
-      for a, b in zip(other, measured[0], strict=True):
-        assert a == pytest.approx(b, rel=1e-5)
-  record = json.loads((tmp_path / '4' / 'record.json').read_text())
-  assert record['environment']['devices']['processes'] == 4
+    alone, shared = losses(one, stage), losses(two, stage)
+    assert len(alone) == len(set(alone)) == 50
+    np.testing.assert_allclose(shared, alone, rtol=1e-5)
+    assert [x['count'] for x in scores(one, stage)] == [24, 24]
+    for a, b in zip(scores(two, stage), scores(one, stage), strict=True):
+      assert a == pytest.approx(b, rel=1e-5)
+  record = json.loads((two / 'record.json').read_text())
+  assert record['environment']['devices']['processes'] == 2
+
+  folder, before = two / 'finetune', losses(two, 'finetune')
+  (folder / 'result.json').unlink()
+  largest = max((folder / 'checkpoints' / '50' / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+  raw = bytearray(largest.read_bytes())
+  raw[len(raw) // 2] ^= 1
+  largest.write_bytes(bytes(raw))
+  said = end(two, start(two, 2, 2, *flags, '--config.mesh.fsdp=2'))
+  assert 'checkpoints/50 is damaged' in said[0]
+  assert 'the run goes on from step 32' in said[0]
+  assert losses(two, 'finetune') == before
 
 
 @pytest.mark.processes
