@@ -121,6 +121,12 @@ PROGRAMS = {
 }
 
 
+def _hears_signals() -> None:
+  """In a new process: undoes what a shell's & and nohup do, after which a script can't trap these signals."""
+  for signum in (signal.SIGINT, signal.SIGHUP):
+    signal.signal(signum, signal.SIG_DFL)
+
+
 class World:
   """A PATH of stand-ins, what they are to answer, and what they were asked."""
 
@@ -154,7 +160,12 @@ class World:
   def begin(self, script: str, *args: str) -> subprocess.Popen[str]:
     """Starts a launch script and returns when the run in it waits to be told to stop."""
     process = subprocess.Popen(
-      [LAUNCH / script, *args], env=self.env, cwd=self.folder, stderr=subprocess.PIPE, text=True
+      [LAUNCH / script, *args],
+      env=self.env,
+      cwd=self.folder,
+      stderr=subprocess.PIPE,
+      text=True,
+      preexec_fn=_hears_signals,
     )
     self.until_waiting()
     return process
