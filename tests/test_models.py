@@ -155,7 +155,7 @@ def test_resized_positions_are_those_of_torch_bicubic(rng, grid):
   square = torch.from_numpy(pos[:, 1:].reshape(1, 7, 7, 12)).permute(0, 3, 1, 2)
   resized = torch.nn.functional.interpolate(square, size=grid, mode='bicubic', align_corners=False)
   expected = np.concatenate([pos[:, :1], resized.permute(0, 2, 3, 1).reshape(1, -1, 12).numpy()], axis=1)
-  np.testing.assert_allclose(vit.resize_pos_embed(jnp.asarray(pos), grid), expected, atol=2e-6)
+  np.testing.assert_allclose(vit.resize_pos_embed(jnp.asarray(pos), grid), expected, rtol=2e-6, atol=2e-6)
 
 
 # ---- blocks and encoder
