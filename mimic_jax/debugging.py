@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import checkpoint, distributed, feed, metrics, nonfinite, sharding, text, train
 from mimic_jax import config as config_lib
+from mimic_jax import program as program_lib
 from mimic_jax.data import source as source_lib
 from mimic_jax.errors import UserError, one_of
 from mimic_jax.results import say
@@ -77,7 +78,7 @@ def run(config: Mapping[str, Any], folder: epath.Path, where: str, mesh: Mesh) -
     total = stage.program.total_steps
     if not 1 <= number <= total:
       raise UserError(f'{FLAG} is {where}; expected a step from 1 to {total} of stage {name}')
-    start, state = _start(stage, number - 1, _first_weights(config, name, folder))
+    start, state = _start(stage, number - 1)
     batches = stage.batches(start)
     try:
       stream = feed.on_devices(batches, number - start, mesh)
@@ -114,18 +115,13 @@ def _stage(config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh)
   changed[name].eval.splits = ''
   changed[name].eval.without_duplicates = False
   changed[name].data.update({'cache': False, 'workers': 0})
-  stage = train.Stage(FrozenConfigDict(changed), name, folder, mesh)
+  init = train.first_weights(config, name, folder)
+  stage = train.Stage(FrozenConfigDict(changed), name, folder, mesh, init)
   stage.prepare()
   return stage
 
 
-def _first_weights(config: Mapping[str, Any], name: str, folder: epath.Path) -> str:
-  """Returns the path of a stage's initial weights; '' = from scratch."""
-  init, names = config[name]['init'], config_lib.stages(config)
-  return str(folder / init) if init in names[: names.index(name)] else init
-
-
-def _start(stage: train.Stage, latest: int, init: str) -> tuple[int, train.State]:
+def _start(stage: train.Stage, latest: int) -> tuple[int, program_lib.State]:
   """Returns the newest state the run has kept that is whole and of step `latest` or before, and its step."""
   folder = stage.folder / checkpoint.FOLDER
   if folder.is_dir():
@@ -137,14 +133,10 @@ def _start(stage: train.Stage, latest: int, init: str) -> tuple[int, train.State
           say(f'note: {e}; an earlier one is used')
           continue
         fingerprint = source_lib.fingerprint(stage.records['train'])
-        if meta['data'] != fingerprint:
-          raise UserError(
-            f"config.{stage.name}.data.root '{stage.stage['data']['root']}' no longer holds the data this run began with "
-            f'(fingerprint {fingerprint}; expected {meta["data"]})'
-          )
+        train.check_same_data(stage, meta['data'], fingerprint)
         _say_start(step, latest)
         return step, state
-  state, _ = train.initial_state(stage.program, stage.init_key, init, f'config.{stage.name}.init')
+  state, _ = stage.initial_state()
   _say_start(0, latest)
   return 0, state
 
@@ -154,7 +146,7 @@ def _say_start(start: int, latest: int) -> None:
   say(f'from {since}' + (f', {latest - start:,} steps are repeated first' if latest > start else ''))
 
 
-def _recompute(stage: train.Stage, state: train.State, batch: dict[str, jax.Array]) -> Recomputed:
+def _recompute(stage: train.Stage, state: program_lib.State, batch: dict[str, jax.Array]) -> Recomputed:
   """Computes a step: its gradients first, then the whole as the run did, then by operations if something is not finite."""
   program, key = stage.program, stage.step_key
   sizes = jax.device_get(jax.jit(lambda *a: _gradient_sizes(program.gradients(*a)[-1]))(state, batch, key))
@@ -178,7 +170,7 @@ def _recompute(stage: train.Stage, state: train.State, batch: dict[str, jax.Arra
 
 
 def _loss_and_gradients(
-  program: train.Program, state: train.State, batch: dict[str, jax.Array], key: jax.Array
+  program: program_lib.Program, state: program_lib.State, batch: dict[str, jax.Array], key: jax.Array
 ) -> dict[str, jax.Array]:
   loss, parts, rest, grads = program.gradients(state, batch, key)
   return {
@@ -190,7 +182,7 @@ def _loss_and_gradients(
 
 
 def _whole_step(
-  program: train.Program, state: train.State, batch: dict[str, jax.Array], key: jax.Array
+  program: program_lib.Program, state: program_lib.State, batch: dict[str, jax.Array], key: jax.Array
 ) -> dict[str, jax.Array]:
   new, measured = program.step(state, batch, key)
   return {**measured, **checkpoint.flatten({k: new[k] for k in ('params', 'rest', 'opt_state')}, 'new ')}
@@ -212,7 +204,7 @@ def _gradient_sizes(grads: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def _changes(
-  before: train.State, after: train.State
+  before: program_lib.State, after: program_lib.State
 ) -> tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array]:
   """Returns by parameter its norm and that of its change, and whether all that the step leaves behind is finite."""
   old, new = (checkpoint.flatten(s['params']) for s in (before, after))

@@ -15,8 +15,9 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
-from mimic_jax import checkpoint, cli, objectives, sharding, text, train
+from mimic_jax import checkpoint, cli, objectives, sharding, text
 from mimic_jax import config as config_lib
+from mimic_jax import program as program_lib
 from mimic_jax.errors import UserError, one_of
 
 TREES = {'params': 'trained parameters', 'rest': 'fixed ones', 'opt_state': 'optimiser'}
@@ -68,7 +69,7 @@ def rows(
   stage, model = config[name], ConfigDict(config['model'].to_dict())
   model.attention = 'xla'  # where it is computed is of no concern here
   objective = objectives.make(stage, model, class_names, f'config.{name}.objective')
-  program = train.make_program(stage, model, objective, stage['batch_images'], mesh)
+  program = program_lib.make_program(stage, model, objective, stage['batch_images'], mesh)
   groups: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
   for full, leaf in checkpoint.flatten(program.abstract).items():
     tree, _, short = full.partition('/')

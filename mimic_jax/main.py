@@ -100,9 +100,8 @@ class _Folder:
   def _begin(self) -> None:
     if not self._resumed:
       self._lease.acquire()
-      workdir.open_run(
-        str(self.path), self._config
-      )  # once more: another program may have begun there meanwhile
+      # Once more: another program may have begun there meanwhile.
+      workdir.open_run(str(self.path), self._config)
     workdir.begin(self.path, self._config)
     workdir.update_record(self.path, environment=workdir.environment())
 
@@ -117,18 +116,16 @@ class _Folder:
 def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: epath.Path) -> str:
   """Returns the path of a stage's initial weights, '' for none."""
   init, field = config[name].init, f'config.{name}.init'
-  if init in names[: names.index(name)]:
-    return str(folder / init)
-  if init in config:
+  if init in config and init not in names[: names.index(name)]:
     raise UserError(
       f"{field} is '{init}', which does not run before it; expected an earlier one of config.stages, a path or ''"
     )
   begun = (folder / name / checkpoint.FOLDER).exists()
-  if init and not begun and not epath.Path(init).exists():
+  if init and init not in config and not begun and not epath.Path(init).exists():
     raise UserError(
       f"{field} is '{init}', which does not exist; expected a run's folder, a checkpoint or a weight file"
     )
-  return init
+  return train.first_weights(config, name, folder)
 
 
 def entry() -> None:

@@ -1,16 +1,11 @@
 """The one loop, for every objective: state, step, log, checkpoint, evaluate."""
 
-import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 from etils import epath
-from flax import nnx
 from jax.sharding import Mesh
 
 from mimic_jax import (
@@ -23,173 +18,22 @@ from mimic_jax import (
   metrics,
   models,
   objectives,
-  optim,
   preemption,
   results,
   sharding,
-  weights,
   workdir,
 )
+from mimic_jax import config as config_lib
+from mimic_jax import program as program_lib
 from mimic_jax.data import pipeline
 from mimic_jax.data import source as source_lib
 from mimic_jax.errors import AgreedError, Preempted, UserError
 
-State = dict[str, Any]
 
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What a stage compiles: everything but the numbers.
-
-  Attributes:
-    objective: what is learned.
-    template: the model without its arrays.
-    abstract: the state as jax.ShapeDtypeStruct with shardings.
-    init: key → state.
-    step: (state, batch, key) → (state, metrics); donates the state.
-    gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
-      compiled.
-    total_steps: of the stage.
-    steps_per_epoch: not rounded.
-  """
-
-  objective: Any
-  template: Any
-  abstract: State
-  init: Callable[[jax.Array], State]
-  step: Callable[..., tuple[State, dict[str, jax.Array]]]
-  gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
-  total_steps: int
-  steps_per_epoch: float
-
-
-def make_program(
-  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Any, images: int, mesh: Mesh
-) -> Program:
-  """Builds a stage's state and step.
-
-  Args:
-    stage: its section of the config.
-    model: the encoder's section.
-    objective: from `objectives.make`.
-    images: in the training source.
-    mesh: of the devices.
-  """
-  o = stage['optim']
-  per_epoch = images / stage['batch_images']
-  total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
-  peak = o['blr'] * stage['batch_images'] / 256 if o['blr'] else o['lr']
-  example = nnx.eval_shape(objective.init, jax.random.key(0))
-  template, params, _ = models.split(example, objective.trainable)
-  tx = optim.make_optimiser(
-    params,
-    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')},
-  )
-  depth = models.encoder_config(model, 0.0).depth
-
-  def init(key: jax.Array) -> State:
-    _, params, rest = models.split(objective.init(key), objective.trainable)
-    zero = jnp.zeros((), jnp.int32)
-    return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
-
-  def gradients(
-    state: State, batch: dict[str, jax.Array], key: jax.Array
-  ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
-    augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
-    batch = objective.augment(batch, augment_key)
-
-    def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-      model = models.merge(template, params, state['rest'])
-      loss, parts = objective.loss(model, batch, loss_key, state['step'], total)
-      return loss, (parts, models.rest_of(template, model))
-
-    (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
-    return loss, parts, rest, grads
-
-  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    loss, parts, rest, grads = gradients(state, batch, key)
-    norm = optax.global_norm(grads)
-    lr = optim.learning_rate(
-      state['step'],
-      peak=peak,
-      warmup_steps=o['warmup_epochs'] * per_epoch,
-      total_steps=total,
-      min_lr=min(o['min_lr'], peak),
-    )
-    updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
-    scales = optim.layer_scales(state['params'], depth, o['layer_decay'])
-    params = jax.tree.map(lambda p, u, s: p - lr * s * u, state['params'], updates, scales)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
-    new = {'params': params, 'rest': rest, 'opt_state': opt_state}
-    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
-    bad = state['bad_steps'] + jnp.where(fine, 0, 1)
-    measured = {'loss': loss, **parts, 'grad_norm': norm, 'lr': lr, 'bad_steps': bad}
-    return {'step': state['step'] + 1, 'bad_steps': bad, **kept}, measured
-
-  shapes = jax.eval_shape(init, jax.random.key(0))
-  shardings = sharding.state_shardings(shapes, mesh)
-  whole = sharding.replicated(mesh)
-  return Program(
-    objective=objective,
-    template=template,
-    abstract=jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings),
-    init=jax.jit(init, out_shardings=shardings),
-    step=jax.jit(
-      step,
-      donate_argnums=0,
-      in_shardings=(shardings, sharding.over_batch(mesh), whole),
-      out_shardings=(shardings, whole),
-    ),
-    gradients=gradients,
-    total_steps=total,
-    steps_per_epoch=per_epoch,
-  )
-
-
-def initial_state(program: Program, key: jax.Array, init: str, field: str) -> tuple[State, dict[str, Any]]:
-  """Makes a stage's first state: fresh, with what its objective takes of the weights in `init` when that is not ''.
-
-  Args:
-    program: of the stage.
-    key: for the fresh weights.
-    init: a run's folder, a checkpoint or a weight file; '' = from scratch.
-    field: the config's field that holds it, for errors.
-
-  Returns:
-    The state, and where the weights are from: {'origin', 'kind', 'loaded', 'resized', 'fresh', 'unused', 'notes'}.
-
-  Raises:
-    UserError: when the weights do not fit.
-  """
-  if not init:
-    return program.init(key), {'origin': 'scratch'}
-  with distributed.together():
-    fitted, account = _fitted(program, init, field)
-  state = program.init(key)
-
-  def replace(path: tuple, leaf: jax.Array) -> jax.Array:
-    name = '/'.join(str(k.key) for k in path)
-    return sharding.put(fitted[name], leaf.sharding) if name in fitted else leaf
-
-  for tree in ('params', 'rest'):
-    state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
-  return state, account
-
-
-def _fitted(program: Program, init: str, field: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Reads weights and fits them to the program's model; raises UserError when that can't be."""
-  read = weights.read(init, field)
-  objective = program.objective
-  target = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
-  fitted, account = weights.fit(
-    read,
-    target,
-    objective.initial,
-    field,
-    heads=objective.config.heads,
-    class_names=objective.class_names if objective.labelled else (),
-  )
-  return fitted, {'origin': read.origin, 'kind': read.kind, **account}
+def first_weights(config: Mapping[str, Any], name: str, folder: epath.Path) -> str:
+  """Returns the path of a stage's initial weights, which an earlier stage may have yet to make; '' = from scratch."""
+  init, names = config[name]['init'], config_lib.stages(config)
+  return str(folder / init) if init in names[: names.index(name)] else init
 
 
 def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
@@ -231,11 +75,14 @@ class Stage:
       getattr(self.source, 'why_unlabelled', ''),
     )
     self.splits = self._splits({**d, 'cache': False})
-    self.program = make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    self.program = program_lib.make_program(
+      self.stage, config['model'], self.objective, len(self.source), mesh
+    )
     self.init = init
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
+    self._fitted: program_lib.Fitted | None = None
     if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
-      _fitted(self.program, self.init, f'config.{name}.init')
+      self._fitted = program_lib.fitted(self.program, init, f'config.{name}.init')
 
   def prepare(self) -> None:
     """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
@@ -256,6 +103,16 @@ class Stage:
   def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
     classes = self.class_names if self.objective.labelled else ()
     return evaluation.splits_of(self.stage, options, classes, f'config.{self.name}')
+
+  def initial_state(self) -> tuple[program_lib.State, dict[str, Any]]:
+    """Returns the first state, and where its weights are from; called once, since it lets go of what it has read."""
+    with distributed.together():
+      given, self._fitted = self._fitted, None
+      if given is None and self.init:
+        given = program_lib.fitted(self.program, self.init, f'config.{self.name}.init')
+    return program_lib.initial_state(self.program, self.init_key, given), given.account if given else {
+      'origin': 'scratch'
+    }
 
   def reading(self) -> dict[str, Any]:
     """Returns how pictures and labels were read, which whoever uses the weights must do alike."""
@@ -288,7 +145,7 @@ class Stage:
       **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch', 'worker_restarts')},
     )
 
-  def measure(self, state: State) -> dict[str, evaluation.Measured]:
+  def measure(self, state: program_lib.State) -> dict[str, evaluation.Measured]:
     """Evaluates every split."""
     return {
       split.name: evaluation.measure(
@@ -306,7 +163,7 @@ class Stage:
       for split in self.splits
     }
 
-  def draw(self, state: State) -> dict[str, Any]:
+  def draw(self, state: program_lib.State) -> dict[str, Any]:
     """Returns what the objective shows of its model."""
     model = models.merge(self.program.template, state['params'], state['rest'])
     return self.objective.draw(model, self.sample, self.draw_key)
@@ -335,7 +192,7 @@ def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict
     distributed.check_same({f'the fingerprint of config.{name}.data': fingerprint})
     newest = checkpoints.restore_newest(run.program.abstract, results.say)
     if newest is None:
-      state, origin = initial_state(run.program, run.init_key, run.init, f'config.{name}.init')
+      state, origin = run.initial_state()
       meta = {
         'stage': name,
         'config': workdir.as_dict(config),
@@ -348,7 +205,7 @@ def run_stage(run: Stage, still_ours: Callable[[], None] = lambda: None) -> dict
     else:
       step, state, meta = newest
       with distributed.together():
-        _check_same_data(run, meta['data'], fingerprint)
+        check_same_data(run, meta['data'], fingerprint)
     meta['reading'] = metrics.jsonable(run.reading())
     log = results.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     results.say(results.introduction(run, meta, step))
@@ -372,7 +229,8 @@ def _say_what_is_read(run: Stage, reading: Mapping[str, Any]) -> None:
   results.save_contact_sheet(run.folder, run.source)
 
 
-def _check_same_data(run: Stage, old: str, new: str) -> None:
+def check_same_data(run: Stage, old: str, new: str) -> None:
+  """Raises UserError unless two fingerprints of a stage's training data are one."""
   if old != new:
     raise UserError(
       f"config.{run.name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
@@ -382,13 +240,13 @@ def _check_same_data(run: Stage, old: str, new: str) -> None:
 
 def _loop(
   run: Stage,
-  state: State,
+  state: program_lib.State,
   meta: dict[str, Any],
   start: int,
   checkpoints: checkpoint.Checkpoints,
   log: results.Log,
   still_ours: Callable[[], None],
-) -> tuple[State, dict[str, Any]]:
+) -> tuple[program_lib.State, dict[str, Any]]:
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)

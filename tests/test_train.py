@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from mimic_jax import checkpoint, feed, metrics, models, sharding, train, workdir
+from mimic_jax import checkpoint, feed, metrics, models, program, sharding, train, workdir
 from mimic_jax.errors import UserError
 from tests import small
 
@@ -118,7 +118,8 @@ def test_the_second_stage_starts_from_the_firsts_encoder_and_leaves_the_decoder(
   frozen = FrozenConfigDict(config)
   stage = train.Stage(frozen, 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
-  state, account = train.initial_state(stage.program, jax.random.key(1), str(tmp_path / 'pretrain'), 'init')
+  given = program.fitted(stage.program, str(tmp_path / 'pretrain'), 'init')
+  state, account = program.initial_state(stage.program, jax.random.key(1), given), given.account
   got = checkpoint.flatten(state['params']['encoder'])
   want = final_arrays(tmp_path, 'pretrain', 10)
   want = {
@@ -138,7 +139,8 @@ def test_position_embeddings_are_resized_when_the_pictures_are(tmp_path):
   config.model.image_size = 32
   stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
-  state, account = train.initial_state(stage.program, jax.random.key(1), str(tmp_path), 'init')
+  given = program.fitted(stage.program, str(tmp_path), 'init')
+  state, account = program.initial_state(stage.program, jax.random.key(1), given), given.account
   assert account['resized'] == ['encoder/pos_embed']
   assert state['params']['encoder']['pos_embed'].shape == (1, 17, 16)
 
@@ -152,7 +154,7 @@ def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_di
   with pytest.raises(
     UserError, match=r"config.finetune.init: .* another architecture: '.*' has shape .*expected"
   ):
-    train.initial_state(stage.program, jax.random.key(1), str(tmp_path), 'config.finetune.init')
+    program.fitted(stage.program, str(tmp_path), 'config.finetune.init')
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(tmp_path):
@@ -241,8 +243,8 @@ def test_parameters_are_split_evenly_over_fsdp_but_for_what_can_not_be():
   model = small.model_section(dim=64, depth=2)
   stage = small.mimic_stage()
   objective = train.objectives.make(stage, model, ('a', 'b'), 'objective')
-  program = train.make_program(stage, model, objective, 64, mesh)
-  for name, leaf in checkpoint.flatten(program.abstract).items():
+  made = program.make_program(stage, model, objective, 64, mesh)
+  for name, leaf in checkpoint.flatten(made.abstract).items():
     here = int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
     if leaf.size >= sharding.SMALLEST_SPLIT and any(n % 8 == 0 for n in leaf.shape):
       assert here * 8 == leaf.size, name

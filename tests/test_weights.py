@@ -1155,7 +1155,8 @@ def test_a_stage_starts_with_a_published_file_and_says_what_it_took(rng, tmp_pat
   path = save_safetensors(tmp_path / 'w', state)
   config = FrozenConfigDict(small.run_config(finetune=small.mimic_stage()))
   stage = train.Stage(config, 'finetune', epath.Path(tmp_path / 'run'), sharding.make_mesh(), path)
-  first, account = train.initial_state(stage.program, jax.random.key(1), path, 'config.finetune.init')
+  stage.prepare()
+  first, account = stage.initial_state()
   np.testing.assert_array_equal(first['params']['encoder']['cls_token'], state['cls_token'])
   assert account['kind'] == 'timm ViT'
   assert account['unused'] == ['head.bias', 'head.weight']
