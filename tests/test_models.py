@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mimic_jax import defaults, errors, models
+from mimic_jax import checkpoint, checksum, defaults, errors, models
 from mimic_jax.models import decoder, heads, vit
 
 SMALL = vit.Config(image_size=24, patch_size=8, dim=24, depth=2, heads=3, dtype='float32')
@@ -487,3 +487,30 @@ def test_a_wrong_model_section_is_refused_in_one_line(fields, expected):
 def test_a_drop_path_rate_of_one_is_refused():
   with pytest.raises(errors.UserError, match='drop_path is 1'):
     models.encoder_config(section(), 1.0)
+
+
+class _Dropping(nnx.Module):
+  def __init__(self, rngs: nnx.Rngs):
+    self.fc = nnx.Linear(4, 4, rngs=rngs)
+    self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+
+def test_a_models_random_keys_are_plain_arrays_that_are_summed_and_move_on():
+  _, shapes, shaped_rest = models.split(nnx.eval_shape(lambda: _Dropping(nnx.Rngs(0))), lambda path: True)
+  template, params, rest = models.split(_Dropping(nnx.Rngs(0)), lambda path: True)
+  assert jax.tree.map(lambda a: (a.shape, a.dtype), (params, rest)) == jax.tree.map(
+    lambda a: (a.shape, a.dtype), (shapes, shaped_rest)
+  )
+  sums = checksum.of_arrays(checkpoint.flatten(rest))
+
+  @jax.jit
+  def draw(params, rest):
+    model = models.merge(template, params, rest)
+    return model.dropout(jnp.ones((1, 64))), models.rest_of(template, model)
+
+  first, later = draw(params, rest)
+  second, _ = draw(params, later)
+  again, _ = draw(params, rest)
+  np.testing.assert_array_equal(first, again)
+  assert (first != second).any()
+  assert checksum.of_arrays(checkpoint.flatten(later)) != sums
