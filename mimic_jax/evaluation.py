@@ -148,20 +148,21 @@ def measure(
     process_count=jax.process_count(),
     on_bad_image=on_bad_image,
   )
-  sums: dict[str, float] = {}
+  sums: dict[str, np.ndarray] = {}  # total and count
   rows: list[dict[str, np.ndarray]] = []
   for batch in feed.on_devices(batches, -(-len(split.source) // batch_images), mesh):
     preemption.look()
     found = jax.device_get(step(params, rest, batch))
-    for name, value in found['sums'].items():
-      sums[name] = sums.get(name, 0.0) + float(value)
+    for name, part in found['sums'].items():
+      sums[name] = sums.get(name, 0.0) + np.asarray(part, np.float64)
     mask = found['outputs'].pop('mask')
     rows.append({k: v[mask] for k, v in found['outputs'].items()})
   outputs = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
   order = np.argsort(outputs['index'], kind='stable')
   outputs = {k: v[order] for k, v in outputs.items()}
   index = outputs.pop('index')
-  figures: dict[str, Any] = {'loss': sums['loss_sum'] / max(sums['count'], 1), 'count': int(sums['count'])}
+  figures: dict[str, Any] = {name: float(total / max(count, 1)) for name, (total, count) in sums.items()}
+  figures['count'] = len(index)
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
   return Measured(figures, index, outputs, distributed.merged([batches.skipped()]))

@@ -315,7 +315,7 @@ def test_evaluation_does_not_depend_on_batch_size_order_padding_or_devices(rng, 
   images, n = photos(rng, 12, 32, 32), 12
 
   def total(batch_images, order, sharding=None):
-    sums = {'loss_sum': 0.0, 'count': 0}
+    loss, count = 0.0, 0
     for start in range(0, n, batch_images):
       index = order[start : start + batch_images]
       pad = batch_images - len(index)
@@ -326,9 +326,9 @@ def test_evaluation_does_not_depend_on_batch_size_order_padding_or_devices(rng, 
       }
       found = evaluate(template, params, jax.device_put(batch, sharding))
       assert found['outputs'] == {}
-      sums = {k: sums[k] + float(v) for k, v in found['sums'].items()}
-    assert sums['count'] == n
-    return sums['loss_sum'] / n
+      loss, count = loss + float(found['sums']['loss'][0]), count + int(found['sums']['loss'][1])
+    assert count == n
+    return loss / n
 
   mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
   split = NamedSharding(mesh, PartitionSpec('data'))

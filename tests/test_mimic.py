@@ -145,9 +145,9 @@ def test_evaluation_leaves_padding_out_of_the_sums(rng):
   }
   found = objective.evaluate(model, batch)
   logits = np.asarray(found['outputs']['logits'], np.float64)
-  assert int(found['sums']['count']) == 2
+  assert int(found['sums']['loss'][1]) == 2
   np.testing.assert_allclose(
-    found['sums']['loss_sum'], 2 * cross_entropy(logits[:2], np.eye(3)[:2]), rtol=1e-5
+    found['sums']['loss'][0], 2 * cross_entropy(logits[:2], np.eye(3)[:2]), rtol=1e-5
   )
 
 

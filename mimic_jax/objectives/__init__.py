@@ -8,7 +8,8 @@ The contract (`Objective(stage, model, class_names)`; stage and model are sectio
   init(key) -> nnx.Module                       with `.encoder`, so that one stage can hand over to the next
   augment(batch, key) -> batch                  {'image': uint8, 'label', 'index'} → 'image': float32 [B, V, S, S, 3]
   loss(model, batch, key, step, total_steps) -> (float32 [], {name: scalar})
-  evaluate(model, batch) -> {'sums': {name: scalar}, 'outputs': {name: [B, …]}}; batch has 'mask', False on padding
+  evaluate(model, batch) -> {'sums': {name: (total, count)}, 'outputs': {name: [B, …]}}; a figure
+                                                is total / count over all batches; batch has 'mask', False on padding
   trainable(path) -> bool                       whether the parameter at this path of names is trained
   initial(path) -> str                          what it takes from initial weights: 'needed' (an error where they lack it),
                                                 'if_whole' (only if all such of its top-level module fit), 'fresh' (nothing)

@@ -161,7 +161,7 @@ class Objective:
     masks = masks_from_noise(_fixed_noise(batch['index'], self.config.grid**2), self.mask_ratio)
     pred, target = model(images, masks), self.target(images)
     each = jax.vmap(losses.masked_mse)(pred[:, None], target[:, None], masks.mask[:, None])
-    sums = {'loss_sum': jnp.sum(jnp.where(batch['mask'], each, 0.0)), 'count': jnp.sum(batch['mask'])}
+    sums = {'loss': (jnp.sum(jnp.where(batch['mask'], each, 0.0)), jnp.sum(batch['mask']))}
     return {'sums': sums, 'outputs': {}}
 
   def draw(self, model: MaskedAutoencoder, batch: Batch, key: jax.Array) -> dict[str, Drawing]:

@@ -215,7 +215,7 @@ class Objective:
     logits = model.classifier(features).astype(jnp.float32)
     y = self._distribution(batch['label'])
     ce = -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
-    sums = {'loss_sum': jnp.sum(jnp.where(batch['mask'], ce, 0.0)), 'count': jnp.sum(batch['mask'])}
+    sums = {'loss': (jnp.sum(jnp.where(batch['mask'], ce, 0.0)), jnp.sum(batch['mask']))}
     return {'sums': sums, 'outputs': {'logits': logits, 'features': features}}
 
   def trainable(self, path: tuple[str, ...]) -> bool:
