@@ -111,11 +111,10 @@ def test_the_loss_is_cross_entropy_plus_weighted_contrast_of_the_right_samples(c
   np.testing.assert_allclose(loss, ce + objective.weight * contrast, rtol=1e-4)
 
 
-def test_plain_cross_entropy_on_one_view_has_no_projection_and_no_pairs(rng):
+def test_plain_cross_entropy_on_one_view_has_no_projection(rng):
   objective = make(**defaults.METHODS['ce'])
   model = objective.init(jax.random.key(0))
   assert model.projection is None
-  assert not objective.pair_loss
   batch = batch_of(rng)
   batch['image'] = batch['image'][:, :1]
   loss, parts = objective.loss(model, batch, jax.random.key(1), jnp.int32(0), 10)

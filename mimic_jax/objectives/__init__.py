@@ -4,7 +4,6 @@ The contract (`Objective(stage, model, class_names)`; stage and model are sectio
 
   views: int                                    crops per image
   labelled: bool                                whether it learns from labels
-  pair_loss: bool                               whether the loss compares images, so that a batch must not be cut up
   init(key) -> nnx.Module                       with `.encoder`, so that one stage can hand over to the next
   augment(batch, key) -> batch                  {'image': uint8, 'label', 'index'} → 'image': float32 [B, V, S, S, 3]
   loss(model, batch, key, step, total_steps) -> (float32 [], {name: scalar})

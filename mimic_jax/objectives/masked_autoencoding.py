@@ -75,7 +75,6 @@ class Objective:
 
   views = 1
   labelled = False
-  pair_loss = False
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names

@@ -67,14 +67,14 @@ class Objective:
     self.views = stage['views']
     self.contrast = dict(stage['contrast'])
     self.weight = self.contrast.pop('weight')
-    self.pair_loss = self.weight > 0 or stage['mix']['probability'] > 0
     self._mixed_views = jax.jit(self._mix_for_drawing)
     self._attended = jax.jit(self._attention, static_argnums=0)
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
       )
-    if self.pair_loss and stage['batch_images'] < 2:
+    pairs = self.weight > 0 or stage['mix']['probability'] > 0
+    if pairs and stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2 for mixing or contrast')
 
   def init(self, key: jax.Array) -> Model:
