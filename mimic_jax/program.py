@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mimic_jax import checkpoint, models, optim, sharding, weights
+from mimic_jax.objectives import Objective
 
 State = dict[str, Any]
 
@@ -32,7 +33,7 @@ class Program:
     steps_per_epoch: not rounded.
   """
 
-  objective: Any
+  objective: Objective
   template: Any
   abstract: State
   init: Callable[[jax.Array], State]
@@ -43,7 +44,7 @@ class Program:
 
 
 def make_program(
-  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Any, images: int, mesh: Mesh
+  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Objective, images: int, mesh: Mesh
 ) -> Program:
   """Builds a stage's state and step.
 

@@ -1,23 +1,5 @@
-"""What can be learned, one module each. A new objective is a new module with a class `Objective`; nothing else changes.
-
-The contract (`Objective(stage, model, class_names)`; stage and model are sections of the config):
-
-  views: int                                    crops per image
-  labelled: bool                                whether it learns from labels
-  init(key) -> nnx.Module                       with `.encoder`, so that one stage can hand over to the next
-  augment(batch, key) -> batch                  {'image': uint8, 'label', 'index'} → 'image': float32 [B, V, S, S, 3]
-  loss(model, batch, key, step, total_steps) -> (float32 [], {name: scalar})
-  evaluate(model, batch) -> {'sums': {name: (total, count)}, 'outputs': {name: [B, …]}}; a figure
-                                                is total / count over all batches; batch has 'mask', False on padding
-  trainable(path) -> bool                       whether the parameter at this path of names is trained
-  initial(path) -> str                          what it takes from initial weights: 'needed' (an error where they lack it),
-                                                'if_whole' (only if all such of its top-level module fit), 'fresh' (nothing)
-  config: vit.Config                            of its encoder; class_names: of its classifier, where it is labelled
-  draw(model, batch, key) -> {name: Drawing}    what the report of a stage shows
-  look(model, batch) -> {name: Drawing}         what that of an evaluation shows: nothing that is drawn at random
-
-`augment`, `loss` and `evaluate` are traced inside jax.jit over global, sharded arrays; they see no optimiser, no mesh
-and no file system.
+"""What can be learned, one module each. A new objective is a new module here whose class `Objective` fills in the contract
+of base.py; nothing else changes.
 """
 
 import importlib
@@ -26,11 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mimic_jax.errors import UserError, one_of
+from mimic_jax.objectives.base import Objective
 
 
 def names() -> list[str]:
   """Returns the names of all objectives."""
-  return sorted(m.name for m in pkgutil.iter_modules(__path__))
+  return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != 'base')
 
 
 def is_labelled(name: str) -> bool:
@@ -44,7 +27,7 @@ def make(
   class_names: tuple[str, ...],
   field: str,
   why_unlabelled: str = '',
-) -> Any:
+) -> Objective:
   """Returns the objective that `stage.objective` names.
 
   Args:

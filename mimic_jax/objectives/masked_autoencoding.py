@@ -14,9 +14,9 @@ from flax import nnx
 from mimic_jax import augment, losses, models
 from mimic_jax.errors import UserError
 from mimic_jax.models import decoder, vit
+from mimic_jax.objectives import base
+from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing
-
-Batch = dict[str, jax.Array]
 
 EPSILON = 1e-6  # added to a patch's variance (MAE)
 ROWS = 8  # images drawn for the report
@@ -70,11 +70,8 @@ class MaskedAutoencoder(nnx.Module):
     return self.decoder(tokens, masks.restore).astype(jnp.float32)
 
 
-class Objective:
-  """Masked autoencoding; see mimic_jax/objectives for the contract."""
-
-  views = 1
-  labelled = False
+class Objective(base.Objective):
+  """Masked autoencoding; see base.py for the contract."""
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names

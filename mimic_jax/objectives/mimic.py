@@ -16,9 +16,9 @@ from flax import nnx
 from mimic_jax import augment, losses, mixing, models
 from mimic_jax.errors import UserError
 from mimic_jax.models import heads, rollout, vit
+from mimic_jax.objectives import base
+from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing, in_rows, overlay
-
-Batch = dict[str, jax.Array]
 
 
 class Model(nnx.Module):
@@ -53,8 +53,8 @@ class Model(nnx.Module):
     return heads.l2_normalise(self.projection(features))
 
 
-class Objective:
-  """Cross-entropy and mix-supervised contrast; see mimic_jax/objectives for the contract."""
+class Objective(base.Objective):
+  """Cross-entropy and mix-supervised contrast; see base.py for the contract."""
 
   labelled = True
 
@@ -217,11 +217,6 @@ class Objective:
     ce = -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
     sums = {'loss': (jnp.sum(jnp.where(batch['mask'], ce, 0.0)), jnp.sum(batch['mask']))}
     return {'sums': sums, 'outputs': {'logits': logits, 'features': features}}
-
-  def trainable(self, path: tuple[str, ...]) -> bool:
-    """Everything is trained, the position embeddings too (method.md §1)."""
-    del path
-    return True
 
   def initial(self, path: tuple[str, ...]) -> str:
     """The encoder is needed, the heads with `init_head`: the classifier for certain, the projection where it fits."""

@@ -1,0 +1,90 @@
+"""The contract of an objective: what can be learned, as the loop, the evaluation and the report see it.
+
+An ordinary objective fills in `init`, `augment`, `loss` and `evaluate`; the rest has defaults. `augment`, `loss` and
+`evaluate` are traced inside jax.jit over global, sharded arrays. An objective sees no optimiser, no mesh and no file system.
+"""
+
+import abc
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+
+from mimic_jax.models import vit
+from mimic_jax.report.drawing import Drawing
+
+Batch = dict[str, jax.Array]
+
+
+class Objective(abc.ABC):
+  """What is learned.
+
+  Args:
+    stage: a stage's section of the config.
+    model: the encoder's section.
+    class_names: of the training source; () when it has no labels.
+
+  Attributes:
+    labelled: whether it learns from labels.
+    views: crops per image.
+    config: of its encoder.
+    class_names: of its classifier, where it is labelled.
+  """
+
+  labelled = False
+  views = 1
+  config: vit.Config
+  class_names: tuple[str, ...] = ()
+
+  @abc.abstractmethod
+  def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]): ...
+
+  @abc.abstractmethod
+  def init(self, key: jax.Array) -> nnx.Module:
+    """Returns a fresh model; it has `.encoder`, so that one stage can hand over to the next."""
+
+  @abc.abstractmethod
+  def augment(self, batch: Batch, key: jax.Array) -> Batch:
+    """Returns 'image' float32 [B, V, S, S, 3], and what else `loss` needs, of 'image' uint8, 'label' and 'index'."""
+
+  @abc.abstractmethod
+  def loss(
+    self, model: Any, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the loss, float32 [], and its parts and statistics, a scalar each; may update the model's other state."""
+
+  @abc.abstractmethod
+  def evaluate(self, model: Any, batch: Batch) -> dict[str, dict[str, Any]]:
+    """Returns what a batch of an evaluation adds.
+
+    Args:
+      model: of this objective.
+      batch: 'image' uint8 [B, H, W, 3], 'label', 'index' int [B], 'mask' bool [B], False on padding.
+
+    Returns:
+      'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.
+      'outputs': {name: [B, …]} of each picture; with 'logits' [B, K] and 'features' [B, D] it is a classifier.
+    """
+
+  def trainable(self, path: tuple[str, ...]) -> bool:
+    """Returns whether the parameter at a path of names is trained; by default all are."""
+    del path
+    return True
+
+  def initial(self, path: tuple[str, ...]) -> str:
+    """Returns what the parameter at a path takes from initial weights; by default the encoder and nothing else.
+
+    'needed': an error where they lack it; 'if_whole': only if all such of its top-level module fit; 'fresh': nothing.
+    """
+    return 'needed' if path[0] == 'encoder' else 'fresh'
+
+  def draw(self, model: Any, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
+    """Returns what the report of a stage shows of a batch as `evaluate` gets it; by default what `look` does."""
+    del key
+    return self.look(model, batch)
+
+  def look(self, model: Any, batch: Mapping[str, Any]) -> dict[str, Drawing]:
+    """Returns what the report of an evaluation shows: nothing that is drawn at random; by default nothing."""
+    del model, batch
+    return {}
