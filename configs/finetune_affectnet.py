@@ -3,7 +3,7 @@
   python -m mimic_jax.main --config configs/finetune_affectnet.py:vitb16 --config.data.root=/data/affectnet \
       --config.init=mae_pretrain_vit_base.pth
 
-init: MAE's published weights (`mae_pretrain_vit_large.pth` for vitl16), other files that `python -m mimic_jax.weights
+init: MAE's published weights (`mae_pretrain_vit_large.pth` for vitl16), other files that `mimic weights
 inspect FILE` knows, or the folder of a `pretrain_imagenet1k` run; '' = scratch (then set finetune.optim.layer_decay=1).
 Paper, 7 classes, ViT-B / ViT-L: 65.35 / 65.62 % overall accuracy on the validation split; not measured here.
 Cost: 10 epochs of 283,901 draws × 2 crops at 224 × 224, 44,360 steps of 64 pictures: a GPU; not measured here.

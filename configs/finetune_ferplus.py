@@ -2,7 +2,7 @@
 
   python -m mimic_jax.main --config configs/finetune_ferplus.py:vitb16 --config.data.root=/data/ferplus --config.init=W
 
-W is where the first weights are from: mae_pretrain_vit_base.pth or another file that `python -m mimic_jax.weights inspect`
+W is where the first weights are from: mae_pretrain_vit_base.pth or another file that `mimic weights inspect`
 knows, or the folder of a `pretrain_imagenet1k` run; '' = scratch (then set finetune.optim.layer_decay=1).
 Paper, ViT-B / ViT-L: 89.74 / 91.14 % overall accuracy; not measured here.
 Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.

@@ -3,7 +3,7 @@
   python -m mimic_jax.main --config configs/finetune_rafdb.py:vitb16 --config.data.root=/data/rafdb \
       --config.init=mae_pretrain_vit_base.pth
 
-init: MAE's published weights (`mae_pretrain_vit_large.pth` for vitl16), other files that `python -m mimic_jax.weights
+init: MAE's published weights (`mae_pretrain_vit_large.pth` for vitl16), other files that `mimic weights
 inspect FILE` knows, or the folder of a `pretrain_imagenet1k` run; '' = scratch (then set finetune.optim.layer_decay=1).
 Paper, ViT-B / ViT-L: 89.02 / 91.26 % overall accuracy on the test split; not measured here.
 Cost: 50 epochs of 12,271 pictures × 2 crops at 224 × 224, 9,587 steps of 64 pictures: a GPU; not measured here. Host

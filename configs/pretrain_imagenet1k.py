@@ -1,6 +1,6 @@
 """Stage one as the paper runs it: MAE on ImageNet-1K (or any pictures), ViT-B/16 or ViT-L/16, 1600 epochs.
 
-  python -m mimic_jax.prepare --dataset imagenet --raw /data/imagenet --out /data/tfds
+  mimic prepare --dataset imagenet --raw /data/imagenet --out /data/tfds
   python -m mimic_jax.main --config configs/pretrain_imagenet1k.py:vitb16 --config.data.root=/data/tfds
 
 Data: ArrayRecord as TFDS lays it out; the first command makes it of train/<class>/*.JPEG, without TensorFlow, keeping every

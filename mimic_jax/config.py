@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from mimic_jax import defaults
-from mimic_jax.errors import UserError, nearest, one_of
+from mimic_jax.runtime.errors import UserError, nearest, one_of
 
 # What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes.
 RESUMABLE = re.compile(
@@ -352,6 +352,8 @@ def parse(argv: Sequence[str]) -> Command:
   given = [i for i, a in enumerate(argv) if re.match(r'--?config(=.*)?$', a)]
   helping = any(re.match(r'--?help(full|short|xml)?$', a) for a in argv)
   if not given and not helping:
+    for arg in argv[1:]:
+      _check_flag(arg.lstrip('-').partition('=')[0])
     raise UserError(f'--config is missing; expected a config file or one of {", ".join(config_names())}')
   if given:
     i = given[-1]
@@ -408,11 +410,17 @@ def _one_line(error: Exception) -> str:
     return f"--{match[1]}.{match[2]} is '{match[3]}'; expected a value of the field's own type ({match[4]})"
   match = re.match(r"Unknown command line flag '(.*?)'", text)
   if match:
-    known = ['config', 'workdir', 'debug_step', 'help', *PROCESS_FLAGS]
-    return (
-      f'--{match[1]} is no flag{nearest(match[1], known)}; expected --config, --workdir, --config.field=value'
-    )
+    _check_flag(match[1])
   return text
+
+
+def _check_flag(name: str) -> None:
+  """Raises UserError unless a flag of that name, without its dashes, is one of `mimic train`."""
+  known = ['config', 'workdir', 'debug_step', 'help', *PROCESS_FLAGS]
+  if name.split('.')[0] not in known:
+    raise UserError(
+      f'--{name} is no flag{nearest(name, known)}; expected --config, --workdir, --config.field=value'
+    )
 
 
 def _usage() -> str:

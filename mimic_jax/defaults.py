@@ -7,7 +7,8 @@ misspells a field fails where it does.
 
 from ml_collections import ConfigDict
 
-from mimic_jax.errors import one_of
+from mimic_jax.data.options import defaults as data
+from mimic_jax.runtime.errors import one_of
 
 
 def base() -> ConfigDict:
@@ -55,35 +56,6 @@ def encoder() -> ConfigDict:
   m.remat = False  # recompute each block in the backward pass: less memory, more time
   m.attention = 'auto'  # auto | xla | cudnn; auto takes cuDNN on GPUs that run in bfloat16
   return m.lock()
-
-
-def data() -> ConfigDict:
-  """Returns the section of one stage's pictures."""
-  d = ConfigDict()
-  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
-  d.root = ''  # one path per source, comma-separated; of tfds its data_dir
-  d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
-  d.split = 'train'
-  d.classes = 7  # affectnet: 7, or 8 with contempt
-  d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
-  d.align_size = 224  # five_point: side of the aligned picture in pixels
-  d.sampler = (
-    'shuffle'  # shuffle (every picture once an epoch) | balanced (classes equally often, with replacement)
-  )
-  d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
-  d.size = 2048  # synthetic sources: number of pictures drawn
-  d.draw_size = 64  # synthetic sources: side in pixels
-  d.draw_seed = 0  # synthetic sources: splits of one seed never share a picture
-  d.on_bad_image = 'error'  # error | skip: the deterministic next picture takes its place, skips are counted
-  d.max_pixels = 50_000_000  # a picture with more is refused as bad (a decompression bomb)
-  d.cache = False  # decode everything once into memory: for small sets
-  d.threads = 8  # reader threads
-  d.workers = 0  # reader processes; 0 = threads only
-  d.worker_restarts = (
-    3  # reader processes that may die (out of memory) and are replaced, before a stage stops
-  )
-  d.prefetch = 4  # batches read ahead
-  return d.lock()
 
 
 def evaluation() -> ConfigDict:

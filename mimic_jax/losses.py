@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimic_jax import errors
+from mimic_jax.runtime import errors
 
 DISTANCES = ('tv', 'l1', 'l2', 'linf')
 POSITIVES = ('hard', 'soft', 'argmax')

@@ -1,141 +1,65 @@
-"""The front door: `python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]`.
+"""The front door: `mimic VERB …`, also `python -m mimic_jax VERB …` and `python -m mimic_jax.main VERB …`.
 
-The same command runs on one process or on several (mimic_jax.distributed), and goes on where it was stopped.
+A verb is a module of commands/ with `main(argv)`; without one it is `train`, which runs the stages of a config by
+training/loop.py; what they learn is in objectives/. Nothing heavy is imported before the verb is known.
 """
 
+import ast
+import importlib
+import pathlib
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from etils import epath
+import mimic_jax
+from mimic_jax.runtime import cli
+from mimic_jax.runtime.errors import UserError, nearest
 
-from mimic_jax import (
-  checkpoint,
-  cli,
-  debugging,
-  distributed,
-  lease,
-  preemption,
-  sharding,
-  train,
-  workdir,
-)
-from mimic_jax import config as config_lib
-from mimic_jax.errors import UserError
-from mimic_jax.report import page
-from mimic_jax.results import say
+COMMANDS = pathlib.Path(__file__).parent / 'commands'
 
 
-def run(argv: Sequence[str]) -> None:
-  """Runs the config's stages in order; a stage that has a result is not run again.
+def verbs() -> dict[str, str]:
+  """Returns every verb and what it does, the first line of its module's docstring, without importing it."""
+  files = (f for f in sorted(COMMANDS.glob('*.py')) if f.stem != '__init__')
+  return {f.stem: ast.get_docstring(ast.parse(f.read_text('utf-8'))).split('\n')[0] for f in files}
 
-  Args:
-    argv: as sys.argv.
 
-  Raises:
-    UserError: for anything the user can mend.
-    Preempted: when told to stop; the same command goes on.
-  """
-  command = config_lib.parse(argv)
-  config = command.config
-  if not command.debug_step:
-    preemption.note()
-  distributed.initialize(**command.processes)
-  distributed.check_same(
-    {
-      **{f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))},
-      '--workdir': command.workdir,
-      '--debug_step': command.debug_step,
-    }
-  )
-  names = config_lib.stages(config)
-  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-  if command.debug_step:
-    if not workdir.open_run(command.workdir, config)[1]:
+def main(argv: Sequence[str]) -> None:
+  """Runs a command line without the program's name; raises UserError."""
+  first = argv[0] if argv else '--help'
+  if first in ('--help', '-h', '-help', 'help') and len(argv) < 2:
+    print(_usage(), flush=True)
+  elif first in ('--version', '-version', 'version'):
+    print(f'mimic_jax {mimic_jax.__version__}', flush=True)
+  elif first.startswith('-'):
+    _module('train').main(argv)
+  else:
+    known = verbs()
+    if first not in known:
       raise UserError(
-        f'--workdir {command.workdir} holds no run of this config; expected the one of --debug_step'
+        f"'{first}' is no verb{nearest(first, known)}; expected one of {', '.join(known)}, or --config CONFIG"
       )
-    sys.exit(debugging.run(config, epath.Path(command.workdir), command.debug_step, mesh))
-  preemption.listen()
-  with _Folder(command.workdir, config) as folder:
-    todo = distributed.agree(lambda: [n for n in names if not (folder.path / n / 'result.json').exists()])
-    with distributed.together():
-      inits = {name: _init(config, name, names, folder.path) for name in todo}
-      # Everything that can go wrong in any stage is looked for before the first one begins.
-      stages = [train.Stage(config, name, folder.path, mesh, inits[name]) for name in todo]
-    folder.begin()
-    for name in names:
-      if name not in todo:
-        say(f'{name}: done before')
-    while stages:
-      preemption.look()
-      # popped, so that its pictures and weights are let go before the next
-      train.run_stage(stages.pop(0), folder.check)
-    distributed.agree(lambda: str(page.write(folder.path)))  # so that no process leaves before it is written
-    say(f'report: {folder.path / "report.html"}')
+    _module(first).main(argv[1:])
 
 
-class _Folder:
-  """A run's folder, written to by this program alone while the context lasts; of several processes, by the first."""
-
-  def __init__(self, workdir_flag: str, config: Mapping[str, Any]):
-    self.path, self._config = epath.Path(workdir_flag), config
-    self._resumed, self._lease = False, lease.Lease(self.path, say)
-
-  def __enter__(self) -> '_Folder':
-    self._resumed = distributed.agree(self._open)
-    return self
-
-  def _open(self) -> bool:
-    _, resumed = workdir.open_run(str(self.path), self._config)
-    if resumed:
-      self._lease.acquire()
-    return resumed
-
-  def begin(self) -> None:
-    """Makes a new run's folder; called once all that is to be done there has been checked."""
-    distributed.agree(self._begin)
-    say(f'{self._config.name} in {self.path}' + (' (resumed)' if self._resumed else ''))
-
-  def _begin(self) -> None:
-    if not self._resumed:
-      self._lease.acquire()
-      # Once more: another program may have begun there meanwhile.
-      workdir.open_run(str(self.path), self._config)
-    workdir.begin(self.path, self._config)
-    workdir.update_record(self.path, environment=workdir.environment())
-
-  def check(self) -> None:
-    """Raises lease.Lost when another program has taken the folder over."""
-    self._lease.check()
-
-  def __exit__(self, *_: object) -> None:
-    self._lease.release()
+def _module(verb: str):
+  return importlib.import_module(f'mimic_jax.commands.{verb}')
 
 
-def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: epath.Path) -> str:
-  """Returns the path of a stage's initial weights, '' for none."""
-  init, field = config[name].init, f'config.{name}.init'
-  if init in config and init not in names[: names.index(name)]:
-    raise UserError(
-      f"{field} is '{init}', which does not run before it; expected an earlier one of config.stages, a path or ''"
-    )
-  begun = (folder / name / checkpoint.FOLDER).exists()
-  if init and init not in config and not begun and not epath.Path(init).exists():
-    raise UserError(
-      f"{field} is '{init}', which does not exist; expected a run's folder, a checkpoint or a weight file"
-    )
-  return train.first_weights(config, name, folder)
+def _usage() -> str:
+  known = verbs()
+  width = max(map(len, known))
+  return '\n'.join(
+    [
+      'usage: mimic VERB …, or mimic --config CONFIG, which is short for mimic train --config CONFIG\n',
+      *(f'  {verb:{width}}  {what}' for verb, what in known.items()),
+      '\nmimic VERB --help says more, mimic --version the version.',
+    ]
+  )
 
 
 def entry() -> None:
-  """Runs the command line; an error of the user's is one line and exit code 2, a pre-emption exit code 75."""
-
-  def main(flags: Sequence[str]) -> None:
-    with distributed.watching_peers():
-      run([sys.argv[0], *flags])
-
-  cli.run(main, 'interrupted; the same command goes on from the last checkpoint', distributed.end)
+  """Runs the command line of this process; an error of the user's is one line and exit code 2."""
+  cli.run(main, sys.argv[1:])
 
 
 if __name__ == '__main__':

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mimic_jax import errors
+from mimic_jax.runtime import errors
 
 PARTNERS = ('shift', 'flip', 'permutation', 'random')
 PER = ('batch', 'sample')

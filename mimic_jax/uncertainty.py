@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mimic_jax import metrics
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 SCORES = ('accuracy', 'mean_class_accuracy', 'macro_f1')
 CHUNK = 2**22  # numbers in memory at a time, per array

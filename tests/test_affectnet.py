@@ -11,8 +11,10 @@ import pytest
 from PIL import Image
 
 from mimic_jax import config, data
-from mimic_jax.data import affectnet, affectnet_index, alignment, pipeline, source
-from mimic_jax.errors import UserError
+from mimic_jax.data import pipeline, source
+from mimic_jax.data.faces import alignment
+from mimic_jax.data.sets import affectnet, affectnet_index
+from mimic_jax.runtime.errors import UserError
 
 NAMES = ('neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt')
 LEFT_OUT = ('none', 'uncertain', 'non-face')
@@ -685,7 +687,7 @@ def test_the_newer_release_has_no_boxes(rng, tmp_path):
   write_newer(tmp_path, rng)
   text = refused(tmp_path, align='box(0.2)')
   assert "source 'affectnet' has no boxes" in text
-  assert 'python -m mimic_jax.align' in text
+  assert 'mimic align' in text
 
 
 def test_in_an_aligned_tree_the_tables_boxes_are_not_used(rng, tmp_path):

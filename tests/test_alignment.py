@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from mimic_jax import align as command
-from mimic_jax import cli, data
-from mimic_jax.data import alignment, mtcnn
-from mimic_jax.data.alignment import Align
-from mimic_jax.errors import UserError
+from mimic_jax import data
+from mimic_jax.commands import align as command
+from mimic_jax.data.faces import alignment, mtcnn
+from mimic_jax.data.faces.alignment import Align
+from mimic_jax.runtime import cli
+from mimic_jax.runtime.errors import UserError
 
 ARCFACE = np.array(alignment.TEMPLATES['arcface'])
 FACE = np.array([[20.0, 30.0], [45.0, 28.0], [33.0, 42.0], [24.0, 55.0], [44.0, 54.0]])
@@ -250,7 +251,7 @@ def test_a_source_cuts_what_its_label_files_allow(tmp_path):
     with pytest.raises(UserError) as e:
       alignment.choose({'align': text}, str(tmp_path), 'folder')
     assert f"data.align is '{text}', but source 'folder' has no {lacks} of faces" in str(e.value)
-    assert f"python -m mimic_jax.align SRC DST --align '{text}'" in str(e.value)
+    assert f"mimic align SRC DST --align '{text}'" in str(e.value)
 
 
 def test_unreadable_and_unfinished_alignments_are_named(tmp_path):
@@ -259,7 +260,7 @@ def test_unreadable_and_unfinished_alignments_are_named(tmp_path):
   with pytest.raises(UserError, match=rf'^{re.escape(str(path))}: is not readable'):
     alignment.of_root(str(tmp_path))
   path.write_text(json.dumps({'made_by': 'mimic_jax.align', 'finished': False, 'from': '/raw'}))
-  with pytest.raises(UserError, match=r'the alignment is not finished; run `python -m mimic_jax.align /raw'):
+  with pytest.raises(UserError, match=r'the alignment is not finished; run `mimic align /raw'):
     data.build('folder', str(tmp_path), 'train', {})
 
 
@@ -274,9 +275,7 @@ def test_sources_without_boxes_say_how_to_align(tmp_path, source):
   for text in ('auto', 'none'):
     built = data.build(source, str(tmp_path), 'train', {'align': text})
     assert built.record()['align'] == {'align': 'none'}
-  with pytest.raises(
-    UserError, match=rf"source '{source}' has no boxes of faces.*python -m mimic_jax\.align"
-  ):
+  with pytest.raises(UserError, match=rf"source '{source}' has no boxes of faces.*mimic align"):
     data.build(source, str(tmp_path), 'train', {'align': 'box(0.2)'})
 
 
@@ -596,9 +595,8 @@ def test_the_command_line(tree, tmp_path, monkeypatch, capsys):
   ):  # fmt: skip
     with pytest.raises(UserError, match=re.escape(why)):
       command.main([str(tree), str(tmp_path / 'other'), *argv])
-  monkeypatch.setattr(sys, 'argv', ['align', str(tree)])
   with pytest.raises(SystemExit) as e:
-    cli.run(command.main)
+    cli.run(command.main, [str(tree)])
   assert e.value.code == 2
   assert 'the following arguments are required: DST' in capsys.readouterr().err
 
@@ -646,7 +644,7 @@ def test_a_missing_detector_is_one_line_that_says_what_to_install(tree, tmp_path
     f'import sys; sys.modules["{missing}"] = None\n'
     'import importlib.util as u; find = u.find_spec\n'
     f'u.find_spec = lambda name, *a: None if name == "{missing}" else find(name, *a)\n'
-    'from mimic_jax import align, cli\ncli.run(align.main)'
+    'import sys\nfrom mimic_jax.commands import align\nfrom mimic_jax.runtime import cli\ncli.run(align.main, sys.argv[1:])'
   )
   done = subprocess.run(
     [sys.executable, '-c', code, str(tree), str(tmp_path / 'dst')], capture_output=True, text=True
@@ -665,7 +663,7 @@ def detector():
 def test_the_detector_is_silent_leaves_no_files_and_starts_no_threads(detector, tmp_path):
   """ONNX Runtime would warn of missing GPUs, keep an identifier of the machine to report its use by, and take all cores."""
   code = (
-    'import os; from PIL import Image; from mimic_jax.data import mtcnn\n'
+    'import os; from PIL import Image; from mimic_jax.data.faces import mtcnn\n'
     'threads = lambda: len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 0\n'
     'import numpy as np; np.ones((500, 500)) @ np.ones((500, 500))\n'
     'before = threads(); detector = mtcnn.Detector(); detector(Image.effect_noise((99, 99), 99).convert("RGB"))\n'

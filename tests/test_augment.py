@@ -10,7 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from mimic_jax import augment
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 SCALE, RATIO = (0.67, 1.0), (3 / 4, 4 / 3)
 PIL_KERNELS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from mimic_jax import checkpoint, sharding
-from mimic_jax.errors import UserError
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
 
 FLIPS = 24
 

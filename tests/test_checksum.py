@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from mimic_jax import checksum, sharding
+from mimic_jax.runtime import checksum, sharding
 
 
 def arrays(rng):

@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
-from mimic_jax import cli, compare, metrics, uncertainty
-from mimic_jax.errors import UserError
+from mimic_jax import metrics, uncertainty
+from mimic_jax.commands import compare
+from mimic_jax.runtime import cli, files
+from mimic_jax.runtime.errors import UserError
 
 NAMES = ('surprise', 'fear', 'happiness')
 ALIASES = ('happy', 'surprised', 'fearful')  # the same three in another order
@@ -275,7 +277,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, two, capsys):
   compare.main([a, b, '--samples', '200', '--json', str(tmp_path / 'd.json')])
   out = capsys.readouterr().out
   held = json.loads((tmp_path / 'd.json').read_text())
-  assert held == metrics.jsonable(compare.compare(a, b, samples=200))
+  assert held == files.jsonable(compare.compare(a, b, samples=200))
   for name in uncertainty.SCORES:
     row = held[name]
     (line,) = [x for x in out.splitlines() if x.startswith(compare.WORDS[name])]
@@ -296,11 +298,10 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, two, capsys):
     (['A', 'B', '--what'], 'unrecognized arguments: --what'),
   ],
 )
-def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, two, capsys, monkeypatch, arguments, told):
+def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, two, capsys, arguments, told):
   paths = {n.upper(): save(tmp_path / n, x) for n, x in zip('ab', two)}
-  monkeypatch.setattr(sys, 'argv', ['compare', *(paths.get(x, x) for x in arguments)])
   with pytest.raises(SystemExit) as caught:
-    cli.run(compare.main)
+    cli.run(compare.main, [paths.get(x, x) for x in arguments])
   assert caught.value.code == 2
   err = capsys.readouterr().err
   assert told in err
@@ -309,6 +310,6 @@ def test_wrong_arguments_are_one_line_and_exit_code_2(tmp_path, two, capsys, mon
 
 def test_the_module_runs_as_a_command(tmp_path, two):
   a, b = (save(tmp_path / n, x) for n, x in zip('ab', two))
-  command = [sys.executable, '-m', 'mimic_jax.compare', a, b, '--samples', '100']
+  command = [sys.executable, '-m', 'mimic_jax', 'compare', a, b, '--samples', '100']
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert 'McNemar p' in done.stdout

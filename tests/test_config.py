@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import defaults
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
 

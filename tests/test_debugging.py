@@ -11,9 +11,12 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from mimic_jax import checkpoint, debugging, distributed, sharding, train, workdir
-from mimic_jax.errors import UserError
 from mimic_jax.objectives import mimic
+from mimic_jax.report import sheets
+from mimic_jax.runtime import checkpoint, distributed, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import debugging, loop, results, workdir
+from mimic_jax.training import stage as stage_lib
 from tests import small
 
 BAD_STEP = 6
@@ -56,11 +59,11 @@ def finished(tmp_path_factory):
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(mimic.Objective, 'loss', loss)
-    patch.setattr(train.results, 'show', lambda *_, **__: None)
-    patch.setattr(train.results, 'save_contact_sheet', lambda *_, **__: None)
+    patch.setattr(results, 'show', lambda *_, **__: None)
+    patch.setattr(sheets, 'save_contact_sheet', lambda *_, **__: None)
     workdir.begin(folder, config())
     for name, init in (('pretrain', ''), ('finetune', str(folder / 'pretrain'))):
-      train.run_stage(train.Stage(config(), name, folder, one_device(), init))
+      loop.run_stage(stage_lib.Stage(config(), name, folder, one_device(), init))
     yield folder
 
 

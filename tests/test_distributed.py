@@ -16,8 +16,8 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mimic_jax import distributed, feed, metrics, preemption, sharding
-from mimic_jax.errors import AgreedError, Preempted, UserError
+from mimic_jax.runtime import distributed, feed, files, preemption, sharding
+from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
 from tests.conftest import CACHE
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -220,12 +220,12 @@ def end(folder: pathlib.Path, started: list[subprocess.Popen], code: int = 0) ->
 
 
 def losses(folder: pathlib.Path, stage: str) -> list[float]:
-  lines = metrics.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
+  lines = files.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
   return [x['loss'] for x in lines if x['split'] == 'train']
 
 
 def scores(folder: pathlib.Path, stage: str) -> list[dict]:
-  lines = metrics.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
+  lines = files.read_jsonl(epath.Path(folder) / stage / 'metrics.jsonl')
   return [
     {k: x[k] for k in ('step', 'count', 'accuracy', 'loss') if k in x} for x in lines if x['split'] == 'valid'
   ]

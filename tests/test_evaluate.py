@@ -10,8 +10,12 @@ from etils import epath
 from ml_collections import FrozenConfigDict
 from PIL import Image
 
-from mimic_jax import checkpoint, data, evaluate, evaluation, sharding, train, trained, uncertainty, workdir
-from mimic_jax.errors import UserError
+from mimic_jax import data, uncertainty
+from mimic_jax.commands import evaluate
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation, loop, trained, workdir
+from mimic_jax.training import stage as stage_lib
 from tests import small
 
 
@@ -24,7 +28,7 @@ def run(tmp_path_factory):
   )
   workdir.begin(folder, config)
   for name in ('pretrain', 'finetune'):
-    train.run_stage(train.Stage(config, name, folder, sharding.make_mesh()))
+    loop.run_stage(stage_lib.Stage(config, name, folder, sharding.make_mesh()))
   return folder
 
 
@@ -253,7 +257,7 @@ def test_copies_of_training_pictures_are_left_out_when_asked(run, tmp_path):
   folder = epath.Path(tmp_path / 'run')
   config = FrozenConfigDict(config)
   workdir.begin(folder, config)
-  train.run_stage(train.Stage(config, 'finetune', folder, sharding.make_mesh()))
+  loop.run_stage(stage_lib.Stage(config, 'finetune', folder, sharding.make_mesh()))
   evaluate.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'e'), '--without_duplicates'])
   found, _ = held(tmp_path / 'e')
   assert (found['train']['count'], found['train']['count_without_duplicates']) == (13, 8)
@@ -330,7 +334,7 @@ def test_a_run_with_two_fine_tuned_stages_needs_one_named(tmp_path):
   folder = epath.Path(tmp_path / 'run')
   workdir.begin(folder, config)
   for name in ('one', 'two'):
-    train.run_stage(train.Stage(config, name, folder, sharding.make_mesh()))
+    loop.run_stage(stage_lib.Stage(config, name, folder, sharding.make_mesh()))
   with pytest.raises(UserError, match=r'several fine-tuned stages; expected one of .*/one, .*/two'):
     trained.locate(str(folder), '--checkpoint')
   assert trained.locate(str(folder / 'two'), '--checkpoint')[0].parent.name == 'two'

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from mimic_jax import data
-from mimic_jax.data import ferplus, source
-from mimic_jax.errors import UserError
+from mimic_jax.data import source
+from mimic_jax.data.sets import ferplus
+from mimic_jax.runtime.errors import UserError
 
 REAL = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'ferplus'
 FOLDERS = {'train': 'FER2013Train', 'valid': 'FER2013Valid', 'test': 'FER2013Test'}

@@ -5,8 +5,9 @@ import math
 import pytest
 
 from mimic_jax import config as config_lib
-from mimic_jax import layout, sharding
-from mimic_jax.errors import UserError
+from mimic_jax.commands import layout
+from mimic_jax.runtime import sharding
+from mimic_jax.runtime.errors import UserError
 
 
 def vit_b_mae() -> dict[str, tuple[int, ...]]:

@@ -14,12 +14,12 @@ import time
 import pytest
 from etils import epath
 
-from mimic_jax import lease, metrics
-from mimic_jax.errors import UserError
+from mimic_jax.runtime import files, lease
+from mimic_jax.runtime.errors import UserError
 
 HOLD = """
 import sys, time
-from mimic_jax import lease
+from mimic_jax.runtime import lease
 lease.Lease(sys.argv[1]).acquire()
 print('held', flush=True)
 time.sleep(600)
@@ -87,7 +87,7 @@ def quiet(text):
 
 @pytest.mark.parametrize('remote', [False, True])
 def test_a_free_folder_is_taken_kept_and_given_back(take, tmp_path, monkeypatch, remote):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: remote)
+  monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   held = take(quiet)
   first = read(tmp_path)
   assert first['pid'] == os.getpid()
@@ -170,7 +170,7 @@ def test_a_process_that_may_not_be_signalled_or_looked_at_is_alive(take, tmp_pat
 def test_a_silent_holder_elsewhere_is_succeeded_after_watching(
   take, tmp_path, monkeypatch, elsewhere, remote
 ):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: remote)
+  monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   said = leave(tmp_path, **elsewhere)
   lines, begun = [], time.monotonic()
   take(lines.append)
@@ -230,7 +230,7 @@ def test_a_file_that_is_being_written_is_read_again(take, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize('remote', [False, True])
 def test_whoever_was_taken_over_stops_and_leaves_the_other_alone(take, tmp_path, monkeypatch, remote):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: remote)
+  monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   held = take()
   other = {**read(tmp_path), 'token': 'other', 'host': 'far', 'pid': 77}
 
@@ -333,7 +333,7 @@ def race(folder, count) -> tuple[list, list]:
 @pytest.mark.parametrize('left', [None, {'pid': 2**31 - 1}, {'host': 'far'}])
 @pytest.mark.parametrize(('remote', 'rounds'), [(False, 4), (True, 1)])
 def test_of_several_at_the_same_time_one_gets_the_folder(tmp_path, monkeypatch, left, remote, rounds):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: remote)
+  monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   monkeypatch.setattr(lease, 'WATCH_SECONDS', 0.35)
   monkeypatch.setattr(lease, 'SETTLE_SECONDS', 0.5)
   monkeypatch.setattr(lease, 'REMOTE_SETTLE_SECONDS', 1.0)
@@ -374,7 +374,7 @@ def test_who_comes_late_to_a_take_over_does_not_replace_who_was_first(tmp_path, 
 @pytest.mark.parametrize('remote', [False, True])
 def test_the_dead_file_is_looked_at_again_before_it_is_replaced(tmp_path, monkeypatch, remote):
   """The slower one stands still after it has watched."""
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: remote)
+  monkeypatch.setattr(files, 'is_remote', lambda path: remote)
   leave(tmp_path, host='far', time=0.0)
   folder = epath.Path(tmp_path / 'run')
   fast, slow = lease.Lease(folder, quiet), lease.Lease(folder, quiet)
@@ -387,7 +387,7 @@ def test_the_dead_file_is_looked_at_again_before_it_is_replaced(tmp_path, monkey
 
 
 def test_in_an_object_store_the_first_writer_finds_that_it_was_overwritten(tmp_path, monkeypatch):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
+  monkeypatch.setattr(files, 'is_remote', lambda path: True)
   monkeypatch.setattr(lease, 'REMOTE_SETTLE_SECONDS', 2.0)
   folder = epath.Path(tmp_path / 'run')
   first, second = lease.Lease(folder, quiet), lease.Lease(folder, quiet)

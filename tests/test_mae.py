@@ -9,9 +9,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mimic_jax import augment, defaults, errors, losses, models
+from mimic_jax import augment, defaults, losses, models
 from mimic_jax.models import vit
 from mimic_jax.objectives import masked_autoencoding as mae
+from mimic_jax.runtime import errors
 
 
 def objective(**fields):

@@ -10,7 +10,9 @@ from sklearn import metrics as oracle
 from tensorboardX.proto import event_pb2
 
 from mimic_jax import metrics
-from mimic_jax.errors import UserError
+from mimic_jax.runtime import files
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import log
 
 NAMES = tuple('abcdefg')
 
@@ -84,20 +86,20 @@ def test_a_label_out_of_range_is_named():
 
 def test_jsonl_keeps_lines_up_to_the_step_it_resumes_from(tmp_path):
   path = epath.Path(tmp_path) / 'deep' / 'metrics.jsonl'
-  writer = metrics.JsonlWriter(path)
+  writer = files.JsonlWriter(path)
   for step in range(10):
     writer.write({'step': step, 'loss': step / 2})
-    assert len(metrics.read_jsonl(path)) == step + 1  # on disk at once, before any close
+    assert len(files.read_jsonl(path)) == step + 1  # on disk at once, before any close
   writer.close()
 
-  writer = metrics.JsonlWriter(path, resume_step=6)
+  writer = files.JsonlWriter(path, resume_step=6)
   writer.write({'step': 7, 'loss': 70})
   writer.close()
-  assert [line['loss'] for line in metrics.read_jsonl(path)] == [0, 0.5, 1, 1.5, 2, 2.5, 3, 70]
+  assert [line['loss'] for line in files.read_jsonl(path)] == [0, 0.5, 1, 1.5, 2, 2.5, 3, 70]
   assert [p.name for p in path.parent.iterdir()] == ['metrics.jsonl']
 
-  metrics.JsonlWriter(path).close()
-  assert metrics.read_jsonl(path) == []
+  files.JsonlWriter(path).close()
+  assert files.read_jsonl(path) == []
 
 
 @pytest.mark.parametrize(
@@ -106,8 +108,8 @@ def test_jsonl_keeps_lines_up_to_the_step_it_resumes_from(tmp_path):
 def test_a_torn_last_line_is_left_out_and_healed_on_resume(tmp_path, tail):
   path = epath.Path(tmp_path) / 'metrics.jsonl'
   path.write_bytes(b'{"step": 1}\n{"step": 2}\n' + tail)
-  assert metrics.read_jsonl(path) == [{'step': 1}, {'step': 2}]
-  writer = metrics.JsonlWriter(path, resume_step=5)
+  assert files.read_jsonl(path) == [{'step': 1}, {'step': 2}]
+  writer = files.JsonlWriter(path, resume_step=5)
   writer.write({'step': 3})
   writer.close()
   assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
@@ -117,12 +119,12 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path):
   path = epath.Path(tmp_path) / 'metrics.jsonl'
   path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
   with pytest.raises(UserError, match=r'metrics\.jsonl: line 2'):
-    metrics.read_jsonl(path)
+    files.read_jsonl(path)
 
 
 def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
   path = epath.Path(tmp_path) / 'metrics.jsonl'
-  writer = metrics.JsonlWriter(path)
+  writer = files.JsonlWriter(path)
   writer.write(
     {
       'step': np.int64(1),
@@ -147,17 +149,17 @@ def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
 
 
 def test_remote_lines_are_kept_and_the_whole_file_rewritten(tmp_path, monkeypatch):
-  monkeypatch.setattr(metrics, 'is_remote', lambda path: True)
+  monkeypatch.setattr(files, 'is_remote', lambda path: True)
   path = epath.Path(tmp_path) / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"step": 2}\n')
-  writer = metrics.JsonlWriter(path, resume_step=1)
+  writer = files.JsonlWriter(path, resume_step=1)
   for step in (2, 3, 4):
     writer.write({'step': step, 'new': True})
   writer.flush()
-  assert [line['step'] for line in metrics.read_jsonl(path)] == [1, 2, 3, 4]
+  assert [line['step'] for line in files.read_jsonl(path)] == [1, 2, 3, 4]
   writer.write({'step': 5})
   writer.close()
-  assert [line['step'] for line in metrics.read_jsonl(path)] == [1, 2, 3, 4, 5]
+  assert [line['step'] for line in files.read_jsonl(path)] == [1, 2, 3, 4, 5]
 
 
 def _events(directory):
@@ -171,7 +173,7 @@ def _events(directory):
 
 
 def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
-  writer = metrics.TensorBoardWriter(epath.Path(tmp_path) / 'tb', purge_step=7)
+  writer = log.TensorBoardWriter(epath.Path(tmp_path) / 'tb', purge_step=7)
   writer.write(
     {
       'step': 8,
@@ -191,7 +193,7 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
 
 def test_tensorboard_leaves_remote_folders_alone_and_says_so(caplog):
   with caplog.at_level('INFO', logger='absl'):
-    writer = metrics.TensorBoardWriter('gs://bucket/run')
+    writer = log.TensorBoardWriter('gs://bucket/run')
     writer.write({'step': 1, 'loss': 1.0})
     writer.flush()
     writer.close()

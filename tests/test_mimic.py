@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from mimic_jax import defaults, mixing
-from mimic_jax.errors import UserError
 from mimic_jax.models import rollout
 from mimic_jax.objectives import mimic
 from mimic_jax.report.drawing import overlay
+from mimic_jax.runtime.errors import UserError
 from tests import small
 
 CLASSES = ('a', 'b', 'c')

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from mimic_jax import losses, mixing
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 DEFAULTS = {
   'probability': 1.0,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mimic_jax import checkpoint, checksum, defaults, errors, models
+from mimic_jax import defaults, models
 from mimic_jax.models import decoder, heads, vit
+from mimic_jax.runtime import checkpoint, checksum, errors
 
 SMALL = vit.Config(image_size=24, patch_size=8, dim=24, depth=2, heads=3, dtype='float32')
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimic_jax import nonfinite
+from mimic_jax.training import nonfinite
 
 
 def line_of(origin) -> str:

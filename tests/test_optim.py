@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimic_jax import models, optim
+from mimic_jax import models
 from mimic_jax.objectives import make
+from mimic_jax.training import optim
 from tests import small
 
 

@@ -5,7 +5,8 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from mimic_jax import feed, sharding, train
+from mimic_jax.runtime import feed, sharding
+from mimic_jax.training import stage as stage_lib
 from tests import small
 
 # (loss, gradient norm) of the first two steps, as revision 949db9d computed them in float32 on a CPU
@@ -19,7 +20,7 @@ PINNED = {
 def test_two_steps_give_the_numbers_they_always_gave(objective, tmp_path):
   section = small.mae_stage() if objective == 'masked_autoencoding' else small.mimic_stage()
   config = FrozenConfigDict(small.run_config(only=section))
-  stage = train.Stage(config, 'only', epath.Path(tmp_path), sharding.make_mesh())
+  stage = stage_lib.Stage(config, 'only', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   state, batches, got = stage.program.init(stage.init_key), stage.batches(0), []
   stream = feed.on_devices(batches, 2, stage.mesh)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mimic_jax import augment, data
 from mimic_jax.data import pipeline, source
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 BIG = 10**7
 CROPS = {

@@ -18,10 +18,14 @@ import tensorflow_datasets as tfds
 from etils import epath
 from PIL import Image
 
-from mimic_jax import config, data, prepare, sharding, train
-from mimic_jax.data import builders, pipeline, shards
+from mimic_jax import config, data
+from mimic_jax.commands import prepare
+from mimic_jax.data import pipeline
 from mimic_jax.data import source as sources
-from mimic_jax.errors import UserError
+from mimic_jax.data.arrayrecord import builders, shards
+from mimic_jax.runtime import sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import stage as stage_lib
 from tests import small, test_ferplus, test_rafdb
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -200,8 +204,8 @@ def test_bytes_are_the_files_own_unless_a_face_was_cut_out(rng, tmp_path, kind):
 def test_preparing_and_reading_need_no_tensorflow(rng, tmp_path):
   write_folder(rng, tmp_path / 'raw')
   code = (
-    'import sys; from mimic_jax import cli, prepare, data\n'
-    'cli.run(prepare.main)\n'
+    'import sys; from mimic_jax import data; from mimic_jax.commands import prepare; from mimic_jax.runtime import cli\n'
+    'cli.run(prepare.main, sys.argv[1:])\n'
     's = data.build("tfds", sys.argv[-1], "train", {"name": "folder"}); s[0]; s.record()\n'
     'assert "tensorflow" not in sys.modules and "jax" not in sys.modules\n'
     'print("read", len(s))'
@@ -335,7 +339,7 @@ def test_an_interrupted_preparation_reads_as_nothing_and_goes_on(rng, tmp_path, 
 def test_a_kill_at_the_very_end_reads_as_nothing_and_is_cleaned_up(rng, tmp_path):
   write_folder(rng, tmp_path / 'raw')
   code = (
-    'import os, sys; from mimic_jax import prepare; from mimic_jax.data import prepared\n'
+    'import os, sys; from mimic_jax.commands import prepare; from mimic_jax.data.arrayrecord import prepared\n'
     'prepared.write_record, kept = (lambda path, record: os._exit(9) if "made" in record else kept(path, record)), '
     'prepared.write_record\n'
     'prepare.prepare("folder", *sys.argv[1:])'
@@ -640,7 +644,7 @@ def test_a_prepared_ferplus_is_compared_whole_under_its_own_label_rule(rng, tmp_
     {'eval.splits': 'valid', 'eval.without_duplicates': True, 'data.cache': False}
   )
   mesh = sharding.make_mesh()
-  stage = train.Stage(small.run_config(only=section), 'only', epath.Path(tmp_path / 'run'), mesh)
+  stage = stage_lib.Stage(small.run_config(only=section), 'only', epath.Path(tmp_path / 'run'), mesh)
   one = data.whole('tfds', str(tmp_path / 'out'), 'train', section.data)
   assert [one.id(i) for i in range(len(one))] == [stage.source.id(i) for i in range(len(stage.source))]
   stage.prepare()

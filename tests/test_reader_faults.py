@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from mimic_jax.data import bad_image, pipeline, source
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 from tests.test_pipeline import Numbers, evaluate, files, folder, same, take, train
 
 __all__ = ['files']  # a fixture

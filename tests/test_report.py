@@ -14,10 +14,11 @@ from PIL import Image
 from scipy import stats
 
 from mimic_jax import metrics
-from mimic_jax.errors import UserError
+from mimic_jax.commands.report import main
 from mimic_jax.report import figures, page, tables
-from mimic_jax.report.__main__ import main
 from mimic_jax.report.drawing import GAP, HEAT_OPACITY, Drawing, in_rows, overlay, save_drawing
+from mimic_jax.runtime import files
+from mimic_jax.runtime.errors import UserError
 
 NAMES = ('surprise', '_fear $x$', '<b>anger</b>')
 
@@ -116,7 +117,7 @@ def make_run(folder, rng, ended=('pretrain', 'finetune')):
   (folder / 'record.json').write_text(json.dumps(record))
   held = {}
   for name in ('pretrain', 'finetune'):
-    writer = metrics.JsonlWriter(epath.Path(folder) / name / 'metrics.jsonl')
+    writer = files.JsonlWriter(epath.Path(folder) / name / 'metrics.jsonl')
     for step in range(0, 100, 5):
       line = {
         'step': step,
@@ -346,7 +347,7 @@ def test_the_command_writes_the_page_and_refuses_other_folders(tmp_path, rng, ca
 
 def test_the_command_ends_with_exit_code_2_on_a_folder_that_is_no_run(tmp_path):
   done = subprocess.run(
-    [sys.executable, '-m', 'mimic_jax.report', str(tmp_path)], capture_output=True, text=True, check=False
+    [sys.executable, '-m', 'mimic_jax', 'report', str(tmp_path)], capture_output=True, text=True, check=False
   )
   assert done.returncode == 2
   assert done.stderr == f"mimic: error: '{tmp_path}' is not a run's folder: it has no config.json\n"

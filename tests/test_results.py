@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimic_jax import data, results
+from mimic_jax import data
+from mimic_jax.data import selection
+from mimic_jax.report import sheets
 from mimic_jax.report.drawing import montage
+from mimic_jax.training import evaluation
 
 NAMES = ('anger', 'fear', 'joy')
 
@@ -30,7 +33,7 @@ def test_the_surest_wrong_answers_come_first_with_label_answer_and_probability(f
   logits[4] = [0, 0, 3]  # wrong, 0.91
   logits[17] = [8, 1, 0]  # wrong and surer
   logits[29] = [1, 1.2, 0.9]  # wrong and unsure
-  drawing = results.mistakes(folder, np.arange(30), labels, logits, NAMES, 'valid')
+  drawing = sheets.mistakes(folder, np.arange(30), labels, logits, NAMES, 'valid')
   assert drawing.title == 'Confidently wrong on valid'
   assert drawing.cells == [['fear → anger 1.00', 'anger → joy 0.91', 'joy → fear 0.39']]
   for cell, k in zip(drawing.images[0], (17, 4, 29)):
@@ -45,7 +48,7 @@ def test_rows_are_found_in_their_source_by_index_and_soft_labels_count_by_their_
   soft[np.arange(20), index // 10] = 0.6
   logits = np.eye(3)[index // 10]
   logits[5] = 4 * np.eye(3)[(index[5] // 10 + 1) % 3]
-  drawing = results.mistakes(folder, index, soft, logits, NAMES)
+  drawing = sheets.mistakes(folder, index, soft, logits, NAMES)
   assert drawing.title == 'Confidently wrong'
   assert drawing.images.shape[:2] == (1, 1)
   np.testing.assert_array_equal(drawing.images[0, 0, 0, 0], colour(index[5]))
@@ -55,7 +58,7 @@ def test_no_more_than_a_sheet_is_shown_and_pictures_that_can_not_be_read_are_pas
   (tmp_path / 'valid' / 'anger' / '00.png').write_bytes(b'no picture')
   labels = np.repeat([0, 1, 2], 10)
   logits = np.eye(3)[(labels + 1) % 3] * np.linspace(9, 1, 30)[:, None]  # all wrong, less and less sure
-  drawing = results.mistakes(folder, np.arange(30), labels, logits, NAMES)
+  drawing = sheets.mistakes(folder, np.arange(30), labels, logits, NAMES)
   assert drawing.images.shape[:2] == (3, 8)
   np.testing.assert_array_equal(drawing.images[0, 0, 0, 0], colour(1))
   np.testing.assert_array_equal(drawing.images[2, 7, 0, 0], colour(24))
@@ -64,11 +67,11 @@ def test_no_more_than_a_sheet_is_shown_and_pictures_that_can_not_be_read_are_pas
 
 def test_without_mistakes_there_is_nothing_to_draw(folder):
   labels = np.repeat([0, 1, 2], 10)
-  assert results.mistakes(folder, np.arange(30), labels, np.eye(3)[labels], NAMES) is None
+  assert sheets.mistakes(folder, np.arange(30), labels, np.eye(3)[labels], NAMES) is None
 
 
 def test_the_sample_to_draw_is_spread_over_the_classes_of_a_folder(folder):
-  batch = results.sample_batch(folder, 16, 'bilinear')
+  batch = evaluation.sample_batch(folder, 16, 'bilinear')
   assert batch['image'].shape == (8, 16, 16, 3)
   assert set(batch['label'].tolist()) == {0, 1, 2}
   np.testing.assert_array_equal(batch['image'][-1, 0, 0], colour(29))
@@ -76,7 +79,7 @@ def test_the_sample_to_draw_is_spread_over_the_classes_of_a_folder(folder):
 
 
 def test_a_source_smaller_than_the_sample_is_padded(folder):
-  few = results.selection.Selected(folder, np.array([3, 25]))
-  batch = results.sample_batch(few, 16, 'bilinear')
+  few = selection.Selected(folder, np.array([3, 25]))
+  batch = evaluation.sample_batch(few, 16, 'bilinear')
   assert batch['mask'].tolist() == [True, True] + [False] * 6
   assert batch['label'].tolist() == [0, 2] + [-1] * 6

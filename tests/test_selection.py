@@ -8,7 +8,7 @@ from PIL import Image
 
 from mimic_jax.data import classes, selection, source
 from mimic_jax.data.pipeline import eval_batches
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 
 class Plain:

@@ -11,9 +11,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from mimic_jax import data, evaluation, sharding, train
-from mimic_jax.data import folder, source
-from mimic_jax.errors import UserError
+from mimic_jax import data
+from mimic_jax.data import source
+from mimic_jax.data.sets import folder
+from mimic_jax.runtime import sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation
+from mimic_jax.training import stage as stage_lib
 from tests import small
 
 BIG = 10**6
@@ -479,7 +483,7 @@ def test_an_objective_that_needs_labels_names_the_classes_of_joined_sources(tmp_
       **{'data.source': ','.join(['folder'] * len(roots)), 'data.cache': False, 'eval.splits': ''}
     )
     section.data.root = ','.join(str(tmp_path / root) for root in roots)
-    return train.Stage(
+    return stage_lib.Stage(
       small.run_config(only=section), 'only', epath.Path(tmp_path / 'run'), sharding.make_mesh()
     )
 

@@ -11,8 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from mimic_jax.data import canvas, face_looks, synthetic, synthetic_faces, synthetic_images
-from mimic_jax.errors import UserError
+from mimic_jax.data.drawn import canvas, face_looks, synthetic, synthetic_faces, synthetic_images
+from mimic_jax.runtime.errors import UserError
 
 MODULES = (synthetic_faces, synthetic_images)
 both = pytest.mark.parametrize('module', MODULES, ids=('faces', 'images'))

@@ -10,8 +10,13 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from mimic_jax import checkpoint, feed, metrics, models, program, sharding, train, workdir
-from mimic_jax.errors import UserError
+from mimic_jax import models, objectives
+from mimic_jax.report import sheets
+from mimic_jax.runtime import checkpoint, feed, files, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import log, loop, results, workdir
+from mimic_jax.training import stage as stage_lib
+from mimic_jax.training import step as program
 from tests import small
 
 STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage}
@@ -21,10 +26,10 @@ STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage}
 def no_report(request, monkeypatch):
   """Leaves out pictures and the report, which take longer than the training here, where they are not what is tested."""
   if 'leaves_behind' not in request.node.name:
-    monkeypatch.setattr(train.results, 'show', lambda *_, **__: None)
-    monkeypatch.setattr(train.results, '_draw', lambda *_: None)
-    monkeypatch.setattr(train.results.page, 'write', lambda *_, **__: None)
-    monkeypatch.setattr(train.results, 'save_contact_sheet', lambda *_, **__: None)
+    monkeypatch.setattr(results, 'show', lambda *_, **__: None)
+    monkeypatch.setattr(results, '_draw', lambda *_: None)
+    monkeypatch.setattr(results.page, 'write', lambda *_, **__: None)
+    monkeypatch.setattr(sheets, 'save_contact_sheet', lambda *_, **__: None)
 
 
 def run(config, folder, *, devices=8, fsdp=1, init='', name=None) -> dict:
@@ -33,16 +38,14 @@ def run(config, folder, *, devices=8, fsdp=1, init='', name=None) -> dict:
   name = name or config.stages
   mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
   folder = epath.Path(folder)
-  stage = train.Stage(config, name, folder, mesh, init)
+  stage = stage_lib.Stage(config, name, folder, mesh, init)
   workdir.begin(folder, config)
-  return train.run_stage(stage)
+  return loop.run_stage(stage)
 
 
 def losses(folder, name: str) -> list[float]:
   return [
-    x['loss']
-    for x in metrics.read_jsonl(epath.Path(folder) / name / 'metrics.jsonl')
-    if x['split'] == 'train'
+    x['loss'] for x in files.read_jsonl(epath.Path(folder) / name / 'metrics.jsonl') if x['split'] == 'train'
   ]
 
 
@@ -60,7 +63,7 @@ def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_p
   found = {}
   for layout, fsdp in {'data=8': 1, 'data=4,fsdp=2': 2, 'fsdp=8': 8}.items():
     mesh = sharding.make_mesh(-1, fsdp)
-    stage = train.Stage(config, name, epath.Path(tmp_path), mesh)
+    stage = stage_lib.Stage(config, name, epath.Path(tmp_path), mesh)
     state, key = stage.program.init(jax.random.key(1)), jax.random.key(2)
     split = [x for x in jax.tree.leaves(state['opt_state']) if not x.sharding.is_fully_replicated]
     assert bool(split) == (fsdp > 1)
@@ -97,9 +100,9 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, t
       raise StoppedError
     original(self, step, measured)
 
-  original = train.results.Log.add
+  original = log.Log.add
   with monkeypatch.context() as patch:
-    patch.setattr(train.results.Log, 'add', stop)
+    patch.setattr(log.Log, 'add', stop)
     with pytest.raises(StoppedError):
       run(config, tmp_path / 'halves')
   assert losses(tmp_path / 'halves', name) == losses(tmp_path / 'whole', name)[:5]
@@ -116,7 +119,7 @@ def test_the_second_stage_starts_from_the_firsts_encoder_and_leaves_the_decoder(
   config = small.run_config(pretrain=small.mae_stage(), finetune=small.mimic_stage(init='pretrain'))
   run(config, tmp_path, name='pretrain')
   frozen = FrozenConfigDict(config)
-  stage = train.Stage(frozen, 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage = stage_lib.Stage(frozen, 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   given = program.fitted(stage.program, str(tmp_path / 'pretrain'), 'init')
   state, account = program.initial_state(stage.program, jax.random.key(1), given), given.account
@@ -137,7 +140,7 @@ def test_position_embeddings_are_resized_when_the_pictures_are(tmp_path):
   run(small.run_config(pretrain=small.mae_stage(steps=1)), tmp_path)
   config = small.run_config(finetune=small.mimic_stage())
   config.model.image_size = 32
-  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage = stage_lib.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   given = program.fitted(stage.program, str(tmp_path), 'init')
   state, account = program.initial_state(stage.program, jax.random.key(1), given), given.account
@@ -149,7 +152,7 @@ def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_di
   run(small.run_config(pretrain=small.mae_stage(steps=1)), tmp_path)
   config = small.run_config(finetune=small.mimic_stage())
   config.model.dim = 32
-  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage = stage_lib.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   with pytest.raises(
     UserError, match=r"config.finetune.init: .* another architecture: '.*' has shape .*expected"
@@ -223,7 +226,7 @@ def test_bad_steps_within_the_limit_leave_the_weights_as_they_were(tmp_path, mon
   config = small.run_config(finetune=small.mimic_stage(steps=3, max_bad_steps=3))
   result = run(config, tmp_path)
   assert np.isfinite(result['metrics']['valid']['loss'])
-  stage = train.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
+  stage = stage_lib.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   fresh = stage.program.init(stage.init_key)
   after = final_arrays(tmp_path, 'finetune', 3)
@@ -242,7 +245,7 @@ def test_parameters_are_split_evenly_over_fsdp_but_for_what_can_not_be():
   mesh = sharding.make_mesh(1, 8)
   model = small.model_section(dim=64, depth=2)
   stage = small.mimic_stage()
-  objective = train.objectives.make(stage, model, ('a', 'b'), 'objective')
+  objective = objectives.make(stage, model, ('a', 'b'), 'objective')
   made = program.make_program(stage, model, objective, 64, mesh)
   for name, leaf in checkpoint.flatten(made.abstract).items():
     here = int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
@@ -269,10 +272,10 @@ def test_what_a_finished_stage_leaves_behind(tmp_path):
   config = small.run_config(finetune=small.mimic_stage(steps=16, **{'eval.every_epochs': 1.0}))
   result = run(config, tmp_path)
   folder = tmp_path / 'finetune'
-  assert json.loads((folder / 'result.json').read_text()) == metrics.jsonable(result)
+  assert json.loads((folder / 'result.json').read_text()) == files.jsonable(result)
   assert result['metrics']['valid']['count'] == 24
   assert np.sum(result['metrics']['valid']['confusion']) == 24
-  lines = [x for x in metrics.read_jsonl(epath.Path(folder) / 'metrics.jsonl') if x['split'] == 'valid']
+  lines = [x for x in files.read_jsonl(epath.Path(folder) / 'metrics.jsonl') if x['split'] == 'valid']
   assert [x['step'] for x in lines] == [8, 16]
   assert result['best_on_valid']['accuracy'] == max(x['accuracy'] for x in lines)
   predictions = np.load(folder / 'predictions.npz')
@@ -302,7 +305,7 @@ def test_evaluation_counts_every_example_once_whatever_the_batch(tmp_path):
 
 def test_merging_and_splitting_the_model_keeps_its_plain_names():
   stage, model = small.mimic_stage(), small.model_section()
-  objective = train.objectives.make(stage, model, ('a', 'b'), 'objective')
+  objective = objectives.make(stage, model, ('a', 'b'), 'objective')
   _, params, rest = models.split(objective.init(jax.random.key(0)), objective.trainable)
   names = set(checkpoint.flatten(params)) | set(checkpoint.flatten(rest))
   assert 'encoder/blocks/attn/qkv/kernel' in names
@@ -379,7 +382,7 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(tmp_path, 
   def exhausted(*_):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 35131188792 bytes.')
 
-  monkeypatch.setattr(train, '_loop', exhausted)
+  monkeypatch.setattr(loop, '_loop', exhausted)
   with pytest.raises(
     UserError, match=r'needs more memory than cpu .*config.finetune.batch_images \(is 8\)'
   ) as e:

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from mimic_jax import metrics, uncertainty
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 NAMES = tuple('abcd')
 

@@ -18,11 +18,13 @@ from flax import nnx
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
-from mimic_jax import checkpoint, defaults, losses, models, objectives, sharding, train, weights
-from mimic_jax.errors import UserError
+from mimic_jax import defaults, losses, models, objectives, weights
+from mimic_jax.commands import weights as command
 from mimic_jax.models import vit
 from mimic_jax.objectives import masked_autoencoding as mae
-from mimic_jax.weights import __main__ as command
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import stage as stage_lib
 from mimic_jax.weights import layouts
 from tests import small
 
@@ -1154,7 +1156,7 @@ def test_a_stage_starts_with_a_published_file_and_says_what_it_took(rng, tmp_pat
   state = {**timm_encoder(rng, dim=16, grid=2), **pair(rng, 'head', 7, 16)}
   path = save_safetensors(tmp_path / 'w', state)
   config = FrozenConfigDict(small.run_config(finetune=small.mimic_stage()))
-  stage = train.Stage(config, 'finetune', epath.Path(tmp_path / 'run'), sharding.make_mesh(), path)
+  stage = stage_lib.Stage(config, 'finetune', epath.Path(tmp_path / 'run'), sharding.make_mesh(), path)
   stage.prepare()
   first, account = stage.initial_state()
   np.testing.assert_array_equal(first['params']['encoder']['cls_token'], state['cls_token'])

@@ -4,21 +4,21 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimic_jax import defaults
 from mimic_jax.data import classes, selection
+from mimic_jax.data.options import defaults
 from mimic_jax.data.source import Cached, Concat, Source
-from mimic_jax.errors import UserError, one_of
+from mimic_jax.runtime.errors import UserError, one_of
 
 # A module with `build(root, split, options) -> Source`, imported when its name is asked for: one source's needs are not
 # another's.
 SOURCES = {
-  'synthetic_images': 'mimic_jax.data.synthetic_images',
-  'synthetic_faces': 'mimic_jax.data.synthetic_faces',
-  'folder': 'mimic_jax.data.folder',
-  'rafdb': 'mimic_jax.data.rafdb',
-  'ferplus': 'mimic_jax.data.ferplus',
-  'affectnet': 'mimic_jax.data.affectnet',
-  'tfds': 'mimic_jax.data.tfds',
+  'synthetic_images': 'mimic_jax.data.drawn.synthetic_images',
+  'synthetic_faces': 'mimic_jax.data.drawn.synthetic_faces',
+  'folder': 'mimic_jax.data.sets.folder',
+  'rafdb': 'mimic_jax.data.sets.rafdb',
+  'ferplus': 'mimic_jax.data.sets.ferplus',
+  'affectnet': 'mimic_jax.data.sets.affectnet',
+  'tfds': 'mimic_jax.data.sets.tfds',
 }
 
 # field -> the only sources that read it
@@ -35,7 +35,7 @@ def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
     source: a key of SOURCES, or several, comma-separated.
     root: its path ('' for drawn pictures), or one for each source, comma-separated.
     split: 'train', 'valid', …; the same for all sources.
-    options: the data section of the config (defaults.data()); each of several sources gets all of it.
+    options: the data section of the config (defaults()); each of several sources gets all of it.
 
   Raises:
     UserError: on an unknown name, on paths that don't match the names in number, on a field that none of the sources
@@ -45,7 +45,7 @@ def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
   for field in unread(source, options):
     raise UserError(
       f"data.{field} is '{options[field]}', which source '{source}' does not read; expected "
-      f"'{defaults.data()[field]}', its default, or data.source {' or '.join(READ_BY[field])}"
+      f"'{defaults()[field]}', its default, or data.source {' or '.join(READ_BY[field])}"
     )
   parts = [_one(name, path, split, options) for name, path in named]
   return parts[0] if len(parts) == 1 else Concat(_by_name(parts))
@@ -73,7 +73,7 @@ def whole(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
 
 def unread(source: str, options: Mapping[str, Any]) -> list[str]:
   """Returns the fields of a data section that are not at their defaults though none of the sources reads them."""
-  names, usual = {name.strip() for name in source.split(',')}, defaults.data()
+  names, usual = {name.strip() for name in source.split(',')}, defaults()
   return [
     field
     for field, readers in READ_BY.items()

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
-from mimic_jax.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.errors import READ_ERRORS, UserError
 
 # Errors of the system that say something of the file itself: reading it again would bring the same.
 _LASTING = frozenset(

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 # canonical name -> the other names it goes by
 ALIASES = {

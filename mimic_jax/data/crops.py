@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image, JpegImagePlugin
 
-from mimic_jax.augment import ATTEMPTS
+from mimic_jax.boxes import ATTEMPTS
 from mimic_jax.data import source as sources
 
 FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}

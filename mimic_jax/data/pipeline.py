@@ -15,13 +15,13 @@ from typing import Any
 import grain
 import numpy as np
 
-from mimic_jax.augment import crop_boxes
+from mimic_jax.boxes import crop_boxes
 from mimic_jax.data import readers, sampling
 from mimic_jax.data import source as sources
 from mimic_jax.data.bad_image import BadImage, patiently
 from mimic_jax.data.crops import FILTERS, KEY, crop_uniforms, read_crops
 from mimic_jax.data.source import Source
-from mimic_jax.errors import UserError, one_of
+from mimic_jax.runtime.errors import UserError, one_of
 
 _POLICIES = ('error', 'skip')
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
@@ -106,7 +106,7 @@ def train_batches(
     process_index, process_count: p and P.
     views: V, crops per picture.
     image_size: S, side of the crops in pixels.
-    scale, ratio, interpolation: of the crops; see augment.crop_boxes.
+    scale, ratio, interpolation: of the crops; see boxes.crop_boxes.
     sampler: 'shuffle': each picture once an epoch; 'balanced': as many draws an epoch as there are pictures, classes
       equally often, with replacement (sampling.Balanced), each draw in crops of its own.
     on_bad_image: 'error', or 'skip': the next readable picture by index takes its place, in the crops drawn for the bad

@@ -29,7 +29,7 @@ import grain
 import numpy as np
 from tqdm import tqdm
 
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 THREADS = 2  # batches that one process puts together at a time
 # What a cluster sends to all of a run's processes: for the main one to answer, while the readers go on.

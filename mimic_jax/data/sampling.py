@@ -6,7 +6,7 @@ import numpy as np
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.source import Source
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 SAMPLERS = ('shuffle', 'balanced')
 _DRAWS = 0x64726177  # second half of the Philox key: what the numbers are for

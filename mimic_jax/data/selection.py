@@ -11,7 +11,7 @@ from PIL import Image
 from mimic_jax.data import classes
 from mimic_jax.data import source as sources
 from mimic_jax.data.source import Source
-from mimic_jax.errors import UserError
+from mimic_jax.runtime.errors import UserError
 
 MOST_NAMED = 3  # of what a message lists
 

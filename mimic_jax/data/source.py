@@ -25,7 +25,7 @@ class Source(Protocol):
 
   A source may also have `open(i) -> PIL.Image.Image`, a picture whose header is read but whose pixels are not, so that
   no more of a big picture is decoded than its crop needs; and `file_bytes(i) -> bytes` with it, for `Cached` and for
-  `mimic_jax.prepare`: the picture as it is in its file. Where a picture is more than these bytes decoded, as a face cut
+  `mimic prepare`: the picture as it is in its file. Where a picture is more than these bytes decoded, as a face cut
   out of them, `cuts` is True.
 
   Attributes:

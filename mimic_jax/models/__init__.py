@@ -5,9 +5,9 @@ from typing import Any
 
 import jax
 
-from mimic_jax import errors
 from mimic_jax.models import vit
 from mimic_jax.models.state import Template, merge, rest_of, split
+from mimic_jax.runtime import errors
 
 __all__ = ['Template', 'check_dim', 'encoder_config', 'merge', 'rest_of', 'split']
 

@@ -7,8 +7,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from mimic_jax.errors import UserError, one_of
 from mimic_jax.objectives.base import Objective
+from mimic_jax.runtime.errors import UserError, one_of
 
 
 def names() -> list[str]:

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mimic_jax import augment, losses, models
-from mimic_jax.errors import UserError
 from mimic_jax.models import decoder, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing
+from mimic_jax.runtime.errors import UserError
 
 EPSILON = 1e-6  # added to a patch's variance (MAE)
 ROWS = 8  # images drawn for the report

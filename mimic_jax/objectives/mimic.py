@@ -14,11 +14,11 @@ from einops import rearrange
 from flax import nnx
 
 from mimic_jax import augment, losses, mixing, models
-from mimic_jax.errors import UserError
 from mimic_jax.models import heads, rollout, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing, in_rows, overlay
+from mimic_jax.runtime.errors import UserError
 
 
 class Model(nnx.Module):

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mimic_jax.metrics import write_whole
 from mimic_jax.report import figures, tables
 from mimic_jax.report import run as runs
 from mimic_jax.report.run import Picture, Run, Stage
 from mimic_jax.report.style import CSS
 from mimic_jax.report.tables import esc, is_number
+from mimic_jax.runtime.files import write_whole
 
 TITLES = {
   'loss': 'Loss',

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
-from mimic_jax.errors import READ_ERRORS, UserError
-from mimic_jax.metrics import read_jsonl
+from mimic_jax.runtime.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.files import read_jsonl
 
 
 class Picture(NamedTuple):

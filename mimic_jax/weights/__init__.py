@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mimic_jax import checkpoint
 from mimic_jax.data import classes
-from mimic_jax.errors import UserError
 from mimic_jax.models import vit
+from mimic_jax.runtime import checkpoint
+from mimic_jax.runtime.errors import UserError
 from mimic_jax.weights import facts as facts_lib
 from mimic_jax.weights import files, layouts
 

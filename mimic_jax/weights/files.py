@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from mimic_jax.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.errors import READ_ERRORS, UserError
 
 # where a state dict stands in a PyTorch file, in the order looked for; else the file itself may be one
 STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net')

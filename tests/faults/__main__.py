@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 
-from mimic_jax import cli
+from mimic_jax.runtime import cli
 from tests.faults import data, disk, kills, preemptions  # noqa: F401  (they register what they play)
 from tests.faults.harness import ROOT, Campaign
 from tests.faults.rows import FAULTS, Row, played, table

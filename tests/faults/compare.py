@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from mimic_jax import checkpoint, metrics
+from mimic_jax.runtime import checkpoint, files
 
 TIMES = ('seconds', 'images_per_second')  # what no two runs have alike
 ARRAYS = ('params', 'rest', 'opt_state')
@@ -30,7 +30,7 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
 
 def lines(folder: pathlib.Path) -> list[dict[str, Any]]:
   """Returns a stage's logged lines without their times."""
-  kept = metrics.read_jsonl(epath.Path(folder) / 'metrics.jsonl')
+  kept = files.read_jsonl(epath.Path(folder) / 'metrics.jsonl')
   return [{k: v for k, v in line.items() if k not in TIMES} for line in kept]
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from mimic_jax import checkpoint
+from mimic_jax.runtime import checkpoint
 from tests.faults import compare, moments
 from tests.faults.harness import Campaign, Run, verdict
 from tests.faults.kills import killed

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mimic_jax import checkpoint
+from mimic_jax.runtime import checkpoint
 from tests.faults import compare
 from tests.faults.rows import Unmet
 

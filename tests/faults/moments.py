@@ -3,7 +3,7 @@
 import json
 import time
 
-from mimic_jax import checkpoint
+from mimic_jax.runtime import checkpoint
 from tests.faults.harness import Moment, Run
 
 

@@ -1,0 +1,1 @@
+"""Pictures that need no download: drawn faces, shapes and scenes."""

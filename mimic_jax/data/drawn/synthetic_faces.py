@@ -1,0 +1,98 @@
+"""Source `synthetic_faces`: cartoon faces with seven expressions, for trying things out without a download.
+
+A face is an expression (what the label is about) worn by a look (who, how turned, how lit, before what,
+hidden by what). They come from two generators, so that the look says nothing about the label.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from mimic_jax.data.drawn import canvas, face_looks, face_parts, synthetic
+
+VERSION = 1  # of everything that decides a pixel here; raise it whenever a picture changes
+
+# In RAF-DB's order (shared/reference/datasets.md).
+CLASS_NAMES = ('surprise', 'fear', 'disgust', 'happiness', 'sadness', 'anger', 'neutral')
+
+# The columns are face_parts.FIELDS; 0 is at rest, ±1 as far as a cartoon goes.
+PROTOTYPES = np.array(
+  [
+    # inner outer squeeze lids squint curve open width square teeth sneer cheek wrinkle
+    [1.00, 0.90, 0.00, 0.60, 0.00, -0.05, 0.95, -0.60, 0.00, 0.10, 0.00, 0.00, 0.00],  # surprise
+    [0.85, -0.15, 0.50, 0.50, 0.00, -0.55, 0.50, 0.10, 0.60, 0.80, 0.00, 0.00, 0.05],  # fear
+    [-0.45, -0.30, 0.45, -0.35, 0.60, -0.60, 0.25, -0.10, 0.30, 0.55, 1.00, 0.35, 1.00],  # disgust
+    [0.15, 0.20, 0.00, -0.10, 0.50, 1.00, 0.50, 0.35, 0.00, 0.90, 0.00, 1.00, 0.00],  # happiness
+    [0.80, -0.75, 0.30, -0.45, 0.10, -0.95, 0.05, -0.15, 0.00, 0.10, 0.00, 0.00, 0.00],  # sadness
+    [-1.00, 0.45, 0.90, -0.10, 0.35, -0.55, 0.30, 0.05, 0.90, 0.90, 0.20, 0.05, 0.35],  # anger
+    [0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00],  # neutral
+  ]
+)
+
+# What a face of each class may be partly: the confusions that people make too.
+NEIGHBOURS = (
+  (1, 3, 6),  # surprise: fear, happiness, neutral
+  (0, 4, 2),  # fear: surprise, sadness, disgust
+  (5, 4, 1),  # disgust: anger, sadness, fear
+  (6, 0, 2),  # happiness: neutral, surprise, disgust
+  (6, 1, 2),  # sadness: neutral, fear, disgust
+  (2, 6, 1),  # anger: disgust, neutral, fear
+  (4, 5, 3),  # neutral: sadness, anger, happiness
+)
+
+SPREAD = 0.12  # standard deviation of every field
+BLEND = 0.45  # the largest share of a neighbour
+INTENSITY = (0.7, 1.25)
+
+
+def expression(label: int, rng: np.random.Generator) -> np.ndarray:
+  """Returns one face's expression, float64 [13] in the order of face_parts.FIELDS.
+
+  It is the class' prototype times an intensity, blended with up to BLEND of a neighbouring class, with
+  every field a little off. Neighbours therefore overlap: some faces can't be told, as in the real sets.
+  """
+  neighbour = NEIGHBOURS[label][int(rng.integers(3))]
+  share = BLEND * rng.uniform() ** 2  # mostly small
+  strength = rng.uniform(*INTENSITY)
+  fields = strength * ((1 - share) * PROTOTYPES[label] + share * PROTOTYPES[neighbour])
+  fields = fields + SPREAD * rng.standard_normal(fields.shape)
+  fields[face_parts.FIELDS.index('open')] *= rng.uniform(0.4, 1.2)  # a laugh and a smile are both happy
+  return fields
+
+
+def paint(label: int, content: np.random.Generator, look: np.random.Generator, size: int) -> np.ndarray:
+  """Draws a face.
+
+  Args:
+    label: class, index into CLASS_NAMES.
+    content: gives the expression.
+    look: gives everything else.
+    size: side in pixels.
+
+  Returns:
+    uint8 [size, size, 3].
+  """
+  person = face_looks.person(look)
+  board = face_looks.background(size, look)
+  face_parts.draw(board, person, expression(label, content))
+  face_looks.hide(board, person, look)
+  blur = max(0.0, look.uniform(-1.2, 0.5)) * size / 64
+  return canvas.photograph(
+    board.finish(blur),
+    light=look.uniform(0.75, 1.2),
+    slope=tuple(look.uniform(-0.25, 0.25, 2)),
+    contrast=look.uniform(0.65, 1.1),
+    grey=bool(look.uniform() < 0.12),
+    noise=12.0 * look.uniform() ** 2,
+    rng=look,
+  )
+
+
+def build(root: str, split: str, options: Mapping) -> synthetic.Drawn:
+  """Returns the source of `options['size']` faces of `options['draw_size']` pixels; `root` is not used.
+
+  Raises:
+    UserError: as synthetic.drawn.
+  """
+  del root
+  return synthetic.drawn('faces', CLASS_NAMES, paint, VERSION, split, options)

@@ -1,0 +1,91 @@
+"""Sheets of pictures: what is trained on, and what a classifier is most confidently wrong about."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from mimic_jax import metrics
+from mimic_jax.data.source import BadImage
+from mimic_jax.report.drawing import Drawing, in_rows, save_drawing
+
+if TYPE_CHECKING:
+  pass
+
+MOST_MISTAKES = 24  # pictures shown of those that a classifier is most confidently wrong about
+SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their side in pixels
+
+
+def save_contact_sheet(folder: epath.Path, source: Any, rows: int = 3) -> None:
+  """Saves a sheet of a source's pictures, evenly spread over it, with their classes."""
+  pictures, captions = [], []
+  picks = np.linspace(0, len(source) - 1, min(rows * SHEET_COLUMNS, len(source))).astype(int)
+  for i in picks:
+    try:
+      pictures.append(_square(source, int(i)))
+    except BadImage:
+      continue
+    label = source.label(int(i))
+    k = int(label) if np.ndim(label) == 0 else int(np.argmax(label))
+    captions.append(source.class_names[k] if source.class_names else '')
+  if not pictures:
+    return
+  images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
+  about = f'{len(pictures)} of the {len(source):,} pictures.'
+  sheet = Drawing('Training pictures', about, images, (), cells if source.class_names else None)
+  save_drawing(folder / 'pictures', 'data_train', sheet)
+
+
+def _square(source: Any, i: int) -> np.ndarray:
+  """Returns a picture as a sheet shows it and a model sees it: squeezed into a square, uint8 [SIDE, SIDE, 3]."""
+  image = Image.fromarray(source[i]['image'])
+  return np.asarray(image.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC))
+
+
+def mistakes(
+  source: Any,
+  index: np.ndarray,
+  labels: np.ndarray,
+  logits: np.ndarray,
+  class_names: Sequence[str],
+  split: str = '',
+) -> Drawing | None:
+  """Draws the pictures that a classifier is most confidently wrong about: a look at labels and model alike.
+
+  Args:
+    source: of the pictures; those that can't be read are passed over.
+    index: int [N], the position of each row in `source`.
+    labels: int [N], or float [N, K], whose largest entry counts.
+    logits: [N, K].
+    class_names: the K classes.
+    split: its name, for the title.
+
+  Returns:
+    Up to MOST_MISTAKES pictures, the surest first, with 'true → answer probability'; None when nothing is wrong.
+  """
+  truth, logits = metrics.dominant(labels), np.asarray(logits).astype(np.float64)
+  chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+  guess, surest = logits.argmax(axis=1), 1 / chances.sum(axis=1)  # the largest numerator is 1
+  wrong = np.flatnonzero(guess != truth)
+  pictures, captions = [], []
+  for row in wrong[np.argsort(-surest[wrong], kind='stable')]:
+    try:
+      pictures.append(_square(source, int(index[row])))
+    except BadImage:
+      continue
+    captions.append(f'{class_names[truth[row]]} → {class_names[guess[row]]} {surest[row]:.2f}')
+    if len(pictures) == MOST_MISTAKES:
+      break
+  if not pictures:
+    return None
+  images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
+  return Drawing(
+    f'Confidently wrong on {split}' if split else 'Confidently wrong',
+    f'The {len(pictures)} of {len(wrong):,} wrong answers (of {len(truth):,} pictures) given with the highest '
+    'probability: label → answer, and its probability. Labels that are wrong themselves end up here, too.',
+    images,
+    (),
+    cells,
+  )

@@ -1,0 +1,90 @@
+"""What the commands share: flags whose errors are one line, and exit codes, tables."""
+
+import argparse
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from mimic_jax.runtime.errors import Ended, UserError
+
+
+class Parser(argparse.ArgumentParser):
+  """argparse, but a wrong command line is a UserError; flags can't be shortened."""
+
+  def __init__(self, command: str, description: str) -> None:
+    super().__init__(
+      prog=f'mimic {command}',
+      description=description,
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f'{message}; {self.prog} --help says what there is')
+
+
+def installed(*packages: str) -> dict[str, str]:
+  """Returns the versions of packages by name, 'not installed' for those that aren't there; for records."""
+  versions = {}
+  for name in packages:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return versions
+
+
+def end(code: int, said: str, error: BaseException | None = None) -> NoReturn:
+  """Says a line on standard error and ends the program.
+
+  Args:
+    code: the exit code.
+    said: the line.
+    error: what ended it, for other ways to end than this one.
+  """
+  del error
+  print(said, file=sys.stderr)
+  sys.exit(code)
+
+
+def run(
+  main: Callable[[Sequence[str]], None],
+  argv: Sequence[str],
+  interrupted: str = 'interrupted',
+  end: Callable[[int, str, BaseException], NoReturn] = end,
+) -> None:
+  """Runs a command on its arguments; an error of the user's is one line on standard error and exit code 2.
+
+  Args:
+    main: gets argv.
+    argv: the command line without the program's name.
+    interrupted: what is said after Ctrl-C; its exit code is 130.
+    end: ends the program early.
+  """
+  os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  try:
+    main(argv)
+  except Ended as e:
+    end(e.code, f'mimic: {e}', e)
+  except UserError as e:
+    end(2, f'mimic: error: {" ".join(str(e).split())}', e)
+  except BrokenPipeError as e:  # whoever read the output has gone
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+      os.dup2(nowhere, stream.fileno())
+    end(1, 'mimic: error: nobody reads the output any more', e)
+  except (
+    OSError
+  ) as e:  # a disk that is full, a folder that can't be written: nothing that a command could mend
+    where = f'{e.filename}: ' if e.filename else ''
+    end(2, f'mimic: error: {where}{e.strerror or e}', e)
+  except KeyboardInterrupt as e:
+    end(130, f'mimic: {interrupted}', e)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Returns the rows of a table as lines, its columns under each other; a row may end early."""
+  widths = [max(len(r[k]) for r in rows if k < len(r)) for k in range(max(map(len, rows), default=0))]
+  return ['  '.join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]

@@ -1,0 +1,1 @@
+"""Training and evaluation of any objective: the compiled step, a stage's parts, the loop, checkpoints, logs."""

@@ -1,0 +1,235 @@
+"""Exact evaluation: every example once, whatever the batch size and however many devices."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mimic_jax import data, defaults, metrics, models, uncertainty
+from mimic_jax.data import pipeline, selection
+from mimic_jax.data import source as source_lib
+from mimic_jax.runtime import distributed, feed, preemption, sharding
+from mimic_jax.runtime.errors import UserError
+
+BOOTSTRAP_SAMPLES = 2000
+
+
+@dataclasses.dataclass(eq=False)
+class Split:
+  """A split to measure on.
+
+  Attributes:
+    name: 'valid', 'test', …
+    source: its pictures.
+    duplicates: bool [n], pictures that are byte-identical to a training one; None when not asked for.
+  """
+
+  name: str
+  source: Any
+  duplicates: np.ndarray | None = None
+
+
+@dataclasses.dataclass
+class Measured:
+  """What a split's evaluation found.
+
+  Attributes:
+    metrics: JSON-able figures.
+    index: int [n], the position of each row in its source, rising; pictures that could not be read are left out.
+    outputs: per example: 'logits' [n, K], 'features' [n, D], 'label' [n] or [n, K], …
+    skipped: pictures that could not be read, by id, and why.
+  """
+
+  metrics: dict[str, Any]
+  index: np.ndarray
+  outputs: dict[str, np.ndarray]
+  skipped: dict[str, str]
+
+
+def split_names(text: str, field: str) -> list[str]:
+  """Returns the comma-separated names in `text`; raises UserError where one stands twice."""
+  names = [s.strip() for s in text.split(',') if s.strip()]
+  for name in names:
+    if names.count(name) > 1:
+      raise UserError(f"{field} is '{text}', which names '{name}' twice; expected each split once")
+  return names
+
+
+def splits_of(
+  stage: Mapping[str, Any], options: Mapping[str, Any], class_names: Sequence[str], field: str
+) -> list[Split]:
+  """Builds the splits that a stage's config names.
+
+  Args:
+    stage: a stage's section of the config.
+    options: its data section, as the sources take it.
+    class_names: of the model, by which the splits' classes are matched; () where it has none.
+    field: the stage's, for errors.
+
+  Raises:
+    UserError: on what a source finds wrong, and on a split that shares no class with the model.
+  """
+  names = split_names(stage['eval']['splits'], f'{field}.eval.splits')
+  kind, root = stage['data']['source'], stage['data']['root']
+  if ',' in kind:  # of several, the first
+    kind, root = kind.split(',')[0], root.split(',')[0]
+  kind, root = (stage['eval']['source'] or kind).strip(), (stage['eval']['root'] or root).strip()
+  options = {**options, 'size': stage['eval']['size']}
+  # What only another of the training's sources reads.
+  options |= {k: defaults.data()[k] for k in data.unread(kind, options)}
+  splits = []
+  for name in names:
+    source = data.build(kind, root, name, options)
+    if class_names:
+      source = selection.for_classes(source, class_names, f"{field}.eval.splits: '{name}' of {kind}")
+    splits.append(Split(name, source))
+  return splits
+
+
+def find_duplicates(splits: list[Split], train: Any) -> None:
+  """Marks in each split the pictures that are byte-identical to one of the training source."""
+  for split in splits:
+    split.duplicates = source_lib.duplicates(split.source, train)
+
+
+def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8) -> dict[str, np.ndarray]:
+  """Returns pictures evenly spread over a source as an evaluation batch, for drawing: a folder's first are of one class."""
+  picks = np.linspace(0, len(source) - 1, min(rows, len(source))).astype(int)
+  batches = pipeline.eval_batches(
+    selection.Selected(source, picks),
+    batch_images=rows,
+    image_size=image_size,
+    interpolation=interpolation,
+    process_index=0,
+    process_count=1,
+    on_bad_image='skip',
+  )
+  return next(iter(batches))
+
+
+def make_step(objective: Any, template: Any, mesh: Mesh) -> Callable[..., dict[str, Any]]:
+  """Returns the jitted evaluation step (params, rest, batch) → {'sums', 'outputs'}, both on every device whole."""
+
+  def step(params: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    found = objective.evaluate(models.merge(template, params, rest), batch)
+    outputs = {**found['outputs'], **{k: batch[k] for k in ('index', 'mask', 'label')}}
+    return {'sums': found['sums'], 'outputs': outputs}
+
+  return jax.jit(step, out_shardings=sharding.replicated(mesh))
+
+
+def measure(
+  step: Callable[..., dict[str, Any]],
+  params: Any,
+  rest: Any,
+  split: Split,
+  mesh: Mesh,
+  *,
+  class_names: tuple[str, ...],
+  batch_images: int,
+  image_size: int,
+  interpolation: str,
+  on_bad_image: str,
+) -> Measured:
+  """Runs a split through the model.
+
+  Args:
+    step: from `make_step`.
+    params: trained parameters.
+    rest: the model's other state.
+    split: what to measure on.
+    mesh: of the devices.
+    class_names: of the model's outputs.
+    batch_images: images per step over all devices.
+    image_size: side in pixels.
+    interpolation: of the resize.
+    on_bad_image: 'error' or 'skip'.
+
+  Returns:
+    Figures and per-example outputs, in every process of all.
+
+  Raises:
+    UserError: for a picture that can't be read.
+    Preempted: when told to stop.
+  """
+  batches = pipeline.eval_batches(
+    split.source,
+    batch_images=batch_images,
+    image_size=image_size,
+    interpolation=interpolation,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    on_bad_image=on_bad_image,
+  )
+  sums: dict[str, np.ndarray] = {}  # total and count
+  rows: list[dict[str, np.ndarray]] = []
+  for batch in feed.on_devices(batches, -(-len(split.source) // batch_images), mesh):
+    preemption.look()
+    found = jax.device_get(step(params, rest, batch))
+    for name, part in found['sums'].items():
+      sums[name] = sums.get(name, 0.0) + np.asarray(part, np.float64)
+    mask = found['outputs'].pop('mask')
+    rows.append({k: v[mask] for k, v in found['outputs'].items()})
+  outputs = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  order = np.argsort(outputs['index'], kind='stable')
+  outputs = {k: v[order] for k, v in outputs.items()}
+  index = outputs.pop('index')
+  figures: dict[str, Any] = {name: float(total / max(count, 1)) for name, (total, count) in sums.items()}
+  figures['count'] = len(index)
+  if 'logits' in outputs:
+    figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
+  return Measured(figures, index, outputs, distributed.merged([batches.skipped()]))
+
+
+def _classification(
+  labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str], split: Split, index: np.ndarray
+) -> dict[str, Any]:
+  """Returns the scores on all pictures; without duplicates and among shared classes, where that is another thing."""
+  figures = metrics.classification(labels, logits, class_names)
+  if split.duplicates is not None:
+    keep = ~split.duplicates[index]
+    figures['count_without_duplicates'] = int(keep.sum())
+    if keep.any():
+      fresh = metrics.classification(labels[keep], logits[keep], class_names)
+      figures['accuracy_without_duplicates'] = fresh['accuracy']
+  absent = getattr(split.source, 'classes_absent', ())
+  if absent:
+    shared = np.where(np.isin(class_names, absent), -np.inf, logits)
+    figures['accuracy_among_shared_classes'] = metrics.classification(labels, shared, class_names)['accuracy']
+  return figures
+
+
+def add_intervals(
+  measured: Measured,
+  split: Split,
+  class_names: Sequence[str],
+  identity: str = 'auto',
+  samples: int = BOOTSTRAP_SAMPLES,
+  seed: int = 0,
+) -> None:
+  """Adds to a split's figures the bootstrap intervals of its scores, clustered by identity where ids tell it.
+
+  Args:
+    measured: changed; left as it is where there are no classes.
+    split: what was measured on.
+    class_names: of the model.
+    identity: 'auto', 'none' or a regular expression (uncertainty.identities).
+    samples: of the bootstrap; 0 = none.
+    seed: of the bootstrap.
+  """
+  if 'logits' not in measured.outputs or not samples:
+    return
+  ids = [split.source.id(int(i)) for i in measured.index]
+  try:
+    if len(ids) < 2:
+      raise UserError('one picture')
+    clusters = uncertainty.identities(ids, identity)
+  except UserError as e:  # of a listed part: nothing to draw from
+    measured.metrics['why_no_intervals'] = str(e)
+    return
+  measured.metrics['intervals'] = uncertainty.intervals(
+    measured.outputs['label'], measured.outputs['logits'], class_names, clusters, samples, seed
+  )

@@ -1,0 +1,208 @@
+"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard, the progress bar and standard error."""
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import tensorboardX
+from absl import logging
+from etils import epath
+from tqdm import tqdm
+
+from mimic_jax import weights
+from mimic_jax.runtime import distributed, files
+from mimic_jax.training import evaluation
+from mimic_jax.training.stage import Stage
+
+SECONDS_BETWEEN_LINES = 30.0  # of progress, where there is no terminal for a bar
+
+
+def say(text: str) -> None:
+  """Prints to standard error without breaking the progress bar, on the main process only."""
+  if not distributed.is_main():
+    return
+  try:
+    tqdm.write(text, file=sys.stderr)
+  except BrokenPipeError:  # a `tee` or a connection that has gone: no reason to stop training
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+class Log:
+  """Lines of metrics.jsonl, TensorBoard and the progress bar; averages what is added between lines.
+
+  Use as a context manager around the loop.
+  """
+
+  def __init__(
+    self,
+    folder: epath.Path,
+    step: int,
+    options: Mapping[str, Any],
+    stage: str,
+    total_steps: int,
+    pending: list[dict[str, float]],
+  ):
+    self._every, self._total, self._stage = options['every'], total_steps, stage
+    self._main = distributed.is_main()
+    self.pending = list(pending)  # figures since the last line; a checkpoint carries them
+    self._start, self._began, self._done = step, None, step
+    self._bar_wanted = options['progress'] and self._main
+    self._bar, self._said = None, time.monotonic()
+    self._writers: list[Any] = []
+    self._measured: set[tuple[int, str]] = set()
+    if self._main:
+      folder.mkdir(parents=True, exist_ok=True)
+      self._writers.append(files.JsonlWriter(folder / 'metrics.jsonl', step))
+      kept = files.read_jsonl(folder / 'metrics.jsonl')
+      self._measured = {(x['step'], x['split']) for x in kept if x['split'] != 'train'}
+      if options['tensorboard']:
+        self._writers.append(TensorBoardWriter(folder / 'tensorboard', step + 1))
+
+  def __enter__(self) -> 'Log':
+    if self._bar_wanted and sys.stderr.isatty():
+      self._bar = tqdm(
+        total=self._total,
+        initial=self._start,
+        desc=self._stage,
+        unit='step',
+        file=sys.stderr,
+        mininterval=1.0,
+      )
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._bar is not None:
+      self._bar.close()
+    for writer in self._writers:
+      writer.close()
+
+  def add(self, step: int, measured: dict[str, jax.Array]) -> None:
+    """Takes the figures of a step that has finished."""
+    self.pending.append({k: float(v) for k, v in jax.device_get(measured).items()})
+    if self._began is None:  # the first step compiles: the rate is of those after it
+      self._began, self._done = time.monotonic(), step
+    if self._bar is not None:
+      self._bar.update(step - self._bar.n)
+
+  def train_line(self, step: int, epoch: float, batch_images: int, seconds: float) -> None:
+    """Writes a line of the means since the last one, when it is due."""
+    if step % self._every and step != self._total:
+      return
+    mean = {k: float(np.mean([p[k] for p in self.pending])) for k in self.pending[0]}
+    mean |= {k: self.pending[-1][k] for k in ('lr', 'bad_steps')}
+    mean['seconds'] = seconds
+    now = time.monotonic()
+    rate = ''
+    if step > self._done:
+      mean['images_per_second'] = (step - self._done) * batch_images / max(now - self._began, 1e-9)
+      rate = f', {mean["images_per_second"]:.0f} img/s'
+    self._began, self._done, self.pending = now, step, []
+    self._write({'step': step, 'epoch': epoch, 'split': 'train', 'total_steps': self._total, **mean})
+    if self._bar is not None:
+      self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}{rate}')
+    elif self._bar_wanted and now - self._said >= SECONDS_BETWEEN_LINES:
+      self._said = now
+      left = (self._total - step) * (seconds / step)
+      say(
+        f'{self._stage}: step {step} of {self._total}, loss {mean["loss"]:.4f}{rate}, {left / 60:.0f} min left'
+      )
+
+  def evaluated(self, step: int, epoch: float, found: Mapping[str, evaluation.Measured]) -> None:
+    """Writes a line per split."""
+    for name, measured in found.items():
+      scalars = {k: v for k, v in measured.metrics.items() if isinstance(v, (int, float))}
+      if (step, name) not in self._measured:  # a run resumed at its end measures once more
+        self._write({'step': step, 'epoch': epoch, 'split': name, **scalars})
+      accuracy = f', accuracy {100 * scalars["accuracy"]:.2f} %' if 'accuracy' in scalars else ''
+      say(f'{self._stage}: step {step}, epoch {epoch:.1f}, {name}: loss {scalars["loss"]:.4f}{accuracy}')
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves what was done since the last step, evaluating and drawing, out of the images per second."""
+    self._began, self._done = time.monotonic(), step
+
+  def flush(self) -> None:
+    """Makes sure that every line so far is on disk: before a checkpoint, so that none older than it is lost."""
+    for writer in self._writers:
+      writer.flush()
+
+  def _write(self, line: dict[str, Any]) -> None:
+    for writer in self._writers:
+      writer.write(line)
+
+
+class TensorBoardWriter:
+  """Writes the numbers of a line as scalars '<split>/<name>'. Local folders only: elsewhere it says so and does nothing."""
+
+  def __init__(self, directory: epath.Path, purge_step: int | None = None):
+    """Opens `directory`; TensorBoard hides what an interrupted run wrote there at `purge_step` and after."""
+    self._writer = None
+    if files.is_remote(directory):
+      logging.info(
+        'TensorBoard files are not written to %s (local folders only); metrics.jsonl is', directory
+      )
+      return
+    self._writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=purge_step)
+
+  def write(self, line: Mapping[str, Any]) -> None:
+    """Adds the numbers of `line`, which has 'step' and may have 'split'."""
+    if self._writer is None:
+      return
+    line = files.jsonable(line)
+    split = line.get('split', 'train')
+    for name, value in line.items():
+      if name in ('step', 'total_steps') or isinstance(value, bool) or not isinstance(value, (int, float)):
+        continue
+      self._writer.add_scalar(f'{split}/{name}', value, line['step'])
+
+  def flush(self) -> None:
+    """Makes sure that every number so far is on disk."""
+    if self._writer is not None:
+      self._writer.flush()
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    if self._writer is not None:
+      self._writer.close()
+
+
+def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
+  """Returns the lines that say what is about to run."""
+  program, stage = run.program, run.stage
+  parameters = sum(
+    int(np.prod(s.shape)) for t in ('params', 'rest') for s in jax.tree.leaves(program.abstract[t])
+  )
+  record = run.records['train']
+  sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
+  lines = [
+    f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '
+    f'{jax.devices()[0].device_kind}, {jax.default_backend()}',
+    f'  data   {record["source"]} {record.get("split", "")}: {len(run.source):,} pictures'
+    + (f', {len(run.class_names)} classes' if run.class_names else '')
+    + (f'; measured on {sizes}' if sizes else ''),
+    f'  steps  {program.total_steps:,} of {stage["batch_images"]} images × {run.objective.views} crop(s), '
+    f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
+    + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
+  ]
+  lines += [f'  note   {w}' for r in run.records.values() for w in r.get('warnings', ())]
+  o = stage['optim']
+  if o['warmup_epochs'] * program.steps_per_epoch >= program.total_steps:
+    lines.append(
+      f'  note   the warm-up of {o["warmup_epochs"]} epochs is as long as the stage: lr never reaches its peak'
+    )
+  if meta['origin']['origin'] == 'scratch' and o['layer_decay'] < 1:
+    lines.append(
+      f'  note   from scratch with optim.layer_decay {o["layer_decay"]}: the first blocks hardly learn; 1 is fairer'
+    )
+  for key, what in (
+    ('resized', 'resized'),
+    ('fresh', 'started anew'),
+    ('unused', 'not used of these weights'),
+  ):
+    if not step and meta['origin'].get(key):
+      lines.append(f'  note   {what}: {weights.summary(meta["origin"][key])}')
+  lines += [f'  note   {note}' for note in meta['origin'].get('notes', ()) if not step]
+  return '\n'.join(lines)

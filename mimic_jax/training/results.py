@@ -1,0 +1,148 @@
+"""What a stage leaves behind: pictures, predictions.npz, result.json, the report."""
+
+import io
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mimic_jax.report import page, sheets
+from mimic_jax.report.drawing import save_drawing
+from mimic_jax.runtime import distributed, files, sharding
+from mimic_jax.training import evaluation, workdir
+from mimic_jax.training.stage import Stage
+
+MOST_FEATURES = 2000  # rows kept for the t-SNE
+
+
+def show(run: Stage, state: dict[str, Any], *, every: float = 0.0) -> None:
+  """Draws what the objective shows and rewrites the report, unless it was rewritten less than `every` seconds ago."""
+  path = run.run_folder / 'report.html'
+  if distributed.agree(lambda: path.exists() and time.time() - path.stat().mtime < every):
+    return
+  _draw(run, state)
+  if distributed.is_main():
+    page.write(run.run_folder, final=False)
+
+
+def _draw(run: Stage, state: dict[str, Any]) -> None:
+  """Saves what the objective shows of its model; every process must call it, one draws."""
+  state = {**state, **{k: sharding.local(state[k], run.mesh) for k in ('params', 'rest')}}
+  if distributed.is_main():
+    for name, drawing in run.draw(state).items():
+      save_drawing(run.folder / 'pictures', name, drawing)
+
+
+def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
+  """Returns the epoch with the highest accuracy on a split, over all lines of metrics.jsonl."""
+  lines = [x for x in files.read_jsonl(folder / 'metrics.jsonl') if x['split'] == split and 'accuracy' in x]
+  if not lines:
+    return None
+  best = max(lines, key=lambda x: x['accuracy'])
+  return {k: best[k] for k in ('epoch', 'step', 'accuracy')}
+
+
+def _usual_rate(folder: epath.Path) -> float | None:
+  """Returns the median of the logged images per second, which compiling and evaluating do not count in."""
+  rates = [
+    x['images_per_second'] for x in files.read_jsonl(folder / 'metrics.jsonl') if 'images_per_second' in x
+  ]
+  return float(np.median(rates)) if rates else None
+
+
+def finish(
+  run: Stage, state: dict[str, Any], meta: Mapping[str, Any], found: Mapping[str, evaluation.Measured]
+) -> dict[str, Any]:
+  """Writes predictions.npz, features.npz, result.json and the report of a stage that has run to its end.
+
+  Args:
+    run: the stage.
+    state: its last.
+    meta: what its checkpoints carry.
+    found: the last evaluation; the headline is this one, never the best epoch's.
+
+  Returns:
+    What result.json holds; {} in a process that writes nothing.
+  """
+  _draw(run, state)
+  if not distributed.is_main():
+    return {}
+  steps = run.program.total_steps
+  result = {
+    'stage': run.name,
+    'objective': run.stage['objective'],
+    'init': meta['origin']['origin'],
+    'steps': steps,
+    'total_steps': steps,
+    'epochs': steps / run.program.steps_per_epoch,
+    'seconds': meta['seconds'],
+    'images_per_second': _usual_rate(run.folder),
+    'metrics': {name: m.metrics for name, m in found.items()},
+  }
+  for split in found:
+    best = _best(run.folder, split)
+    if best:
+      result[f'best_on_{split}'] = best
+  save_outputs(run.folder, run.splits, found, run.class_names)
+  _save_mistakes(run, found)
+  skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
+  workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
+  # Last: a stage that has it is not run again, so that whatever is missing when a run is killed here is made anew.
+  files.write_json(run.folder / 'result.json', result)
+  page.write(run.run_folder)
+  return result
+
+
+def _save_mistakes(run: Stage, found: Mapping[str, evaluation.Measured]) -> None:
+  """Draws the mistakes on the first split, where the objective classifies."""
+  if not run.splits or 'logits' not in found[run.splits[0].name].outputs:
+    return
+  split = run.splits[0]
+  m = found[split.name]
+  drawing = sheets.mistakes(
+    split.source, m.index, m.outputs['label'], m.outputs['logits'], run.class_names, split.name
+  )
+  if drawing is not None:
+    save_drawing(run.folder / 'pictures', 'mistakes', drawing)
+
+
+def save_outputs(
+  folder: epath.Path,
+  splits: Sequence[evaluation.Split],
+  found: Mapping[str, evaluation.Measured],
+  class_names: Sequence[str],
+) -> None:
+  """Writes what a classifier said of every picture: predictions.npz, and features.npz of the first split for t-SNE.
+
+  predictions.npz holds id [N], split [N], label int [N] or float [N, K], logits float32 [N, K] and class_names [K].
+  """
+  with_logits = {s: found[s.name] for s in splits if 'logits' in found[s.name].outputs}
+  if not with_logits:
+    return
+  ids = [s.source.id(int(i)) for s, m in with_logits.items() for i in m.index]
+  save_npz(
+    folder / 'predictions.npz',
+    id=np.array(ids),
+    split=np.repeat([s.name for s in with_logits], [len(m.index) for m in with_logits.values()]),
+    label=np.concatenate([m.outputs['label'] for m in with_logits.values()]),
+    logits=np.concatenate([m.outputs['logits'] for m in with_logits.values()]),
+    class_names=np.array(class_names),
+  )
+  first = next(iter(with_logits.values()))
+  if 'features' in first.outputs:
+    label = first.outputs['label']
+    save_npz(
+      folder / 'features.npz',
+      features=first.outputs['features'][:MOST_FEATURES],
+      label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
+      class_names=np.array(class_names),
+    )
+
+
+def save_npz(path: epath.Path, **arrays: np.ndarray) -> None:
+  """Writes a compressed .npz to any path that epath knows."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  path.write_bytes(buffer.getvalue())

@@ -1,0 +1,116 @@
+"""A run: the stages of a config in order, in a folder of its own that one program writes to."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from mimic_jax import config as config_lib
+from mimic_jax.report import page
+from mimic_jax.runtime import checkpoint, distributed, lease, preemption, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import debugging, loop, workdir
+from mimic_jax.training import stage as stage_lib
+from mimic_jax.training.log import say
+
+
+def run(command: config_lib.Command) -> None:
+  """Runs the config's stages in order; a stage that has a result is not run again.
+
+  Args:
+    command: what the command line asked for.
+
+  Raises:
+    UserError: for anything the user can mend.
+    Preempted: when told to stop; the same command goes on.
+  """
+  config = command.config
+  if not command.debug_step:
+    preemption.note()
+  distributed.initialize(**command.processes)
+  distributed.check_same(
+    {
+      **{f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))},
+      '--workdir': command.workdir,
+      '--debug_step': command.debug_step,
+    }
+  )
+  names = config_lib.stages(config)
+  mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+  if command.debug_step:
+    if not workdir.open_run(command.workdir, config)[1]:
+      raise UserError(
+        f'--workdir {command.workdir} holds no run of this config; expected the one of --debug_step'
+      )
+    sys.exit(debugging.run(config, epath.Path(command.workdir), command.debug_step, mesh))
+  preemption.listen()
+  with _Folder(command.workdir, config) as folder:
+    todo = distributed.agree(lambda: [n for n in names if not (folder.path / n / 'result.json').exists()])
+    with distributed.together():
+      inits = {name: _init(config, name, names, folder.path) for name in todo}
+      # Everything that can go wrong in any stage is looked for before the first one begins.
+      stages = [stage_lib.Stage(config, name, folder.path, mesh, inits[name]) for name in todo]
+    folder.begin()
+    for name in names:
+      if name not in todo:
+        say(f'{name}: done before')
+    while stages:
+      preemption.look()
+      # popped, so that its pictures and weights are let go before the next
+      loop.run_stage(stages.pop(0), folder.check)
+    distributed.agree(lambda: str(page.write(folder.path)))  # so that no process leaves before it is written
+    say(f'report: {folder.path / "report.html"}')
+
+
+class _Folder:
+  """A run's folder, written to by this program alone while the context lasts; of several processes, by the first."""
+
+  def __init__(self, workdir_flag: str, config: Mapping[str, Any]):
+    self.path, self._config = epath.Path(workdir_flag), config
+    self._resumed, self._lease = False, lease.Lease(self.path, say)
+
+  def __enter__(self) -> '_Folder':
+    self._resumed = distributed.agree(self._open)
+    return self
+
+  def _open(self) -> bool:
+    _, resumed = workdir.open_run(str(self.path), self._config)
+    if resumed:
+      self._lease.acquire()
+    return resumed
+
+  def begin(self) -> None:
+    """Makes a new run's folder; called once all that is to be done there has been checked."""
+    distributed.agree(self._begin)
+    say(f'{self._config.name} in {self.path}' + (' (resumed)' if self._resumed else ''))
+
+  def _begin(self) -> None:
+    if not self._resumed:
+      self._lease.acquire()
+      # Once more: another program may have begun there meanwhile.
+      workdir.open_run(str(self.path), self._config)
+    workdir.begin(self.path, self._config)
+    workdir.update_record(self.path, environment=workdir.environment())
+
+  def check(self) -> None:
+    """Raises lease.Lost when another program has taken the folder over."""
+    self._lease.check()
+
+  def __exit__(self, *_: object) -> None:
+    self._lease.release()
+
+
+def _init(config: Mapping[str, Any], name: str, names: Sequence[str], folder: epath.Path) -> str:
+  """Returns the path of a stage's initial weights, '' for none."""
+  init, field = config[name].init, f'config.{name}.init'
+  if init in config and init not in names[: names.index(name)]:
+    raise UserError(
+      f"{field} is '{init}', which does not run before it; expected an earlier one of config.stages, a path or ''"
+    )
+  begun = (folder / name / checkpoint.FOLDER).exists()
+  if init and init not in config and not begun and not epath.Path(init).exists():
+    raise UserError(
+      f"{field} is '{init}', which does not exist; expected a run's folder, a checkpoint or a weight file"
+    )
+  return stage_lib.first_weights(config, name, folder)

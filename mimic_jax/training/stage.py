@@ -1,0 +1,162 @@
+"""A stage: from its section of the config to what the loop needs at hand."""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from mimic_jax import config as config_lib
+from mimic_jax import data, models, objectives
+from mimic_jax.data import pipeline
+from mimic_jax.runtime import checkpoint, distributed, sharding
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation
+from mimic_jax.training import step as step_lib
+
+
+def first_weights(config: Mapping[str, Any], name: str, folder: epath.Path) -> str:
+  """Returns the path of a stage's initial weights, which an earlier stage may have yet to make; '' = from scratch."""
+  init, names = config[name]['init'], config_lib.stages(config)
+  return str(folder / init) if init in names[: names.index(name)] else init
+
+
+class Stage:
+  """A stage: what the loop needs at hand. Making one looks for what can go wrong before anything is computed.
+
+  Args:
+    config: of the run.
+    name: of the stage.
+    folder: the run's.
+    mesh: of the devices.
+    init: where the first weights are from; '' = from scratch. Weights that an earlier stage of the run has yet
+      to make are not looked at here.
+
+  Raises:
+    UserError: on bad data, a batch that does not divide, an objective or a model that can not be.
+  """
+
+  def __init__(self, config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh, init: str = ''):
+    self.config, self.name, self.mesh = config, name, mesh
+    self.stage = config[name]
+    self.run_folder, self.folder = folder, folder / name
+    sharding.check_divides(f'config.{name}.batch_images', self.stage['batch_images'], mesh)
+    sharding.check_divides(f'config.{name}.eval.batch_images', self.stage['eval']['batch_images'], mesh)
+    self.image_size = models.encoder_config(config['model'], self.stage['drop_path']).image_size
+    d = self.stage['data']
+    self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
+    self.class_names = tuple(self.source.class_names)
+    self.objective = objectives.make(
+      self.stage,
+      config['model'],
+      self.class_names,
+      f'config.{name}.objective',
+      getattr(self.source, 'why_unlabelled', ''),
+    )
+    self.splits = self._splits({**d, 'cache': False})
+    self.program = step_lib.make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    self.init = init
+    # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
+    self._fitted: step_lib.Fitted | None = None
+    if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
+      self._fitted = step_lib.fitted(self.program, init, f'config.{name}.init')
+
+  def prepare(self) -> None:
+    """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
+    d = self.stage['data']
+    if self.stage['eval']['without_duplicates']:
+      evaluation.find_duplicates(self.splits, data.whole(d['source'], d['root'], d['split'], d))
+    if d['cache']:
+      self.source = data.build(d['source'], d['root'], d['split'], d)
+      for split, cached in zip(self.splits, self._splits(d), strict=True):
+        split.source = cached.source
+    self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
+    self.eval_step = evaluation.make_step(self.objective, self.program.template, self.mesh)
+    key = jax.random.fold_in(jax.random.key(self.config['seed']), _number_of(self.name))
+    self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
+    shown = self.splits[0].source if self.splits else self.source
+    self.sample = evaluation.sample_batch(shown, self.image_size, self.stage['augment']['interpolation'])
+
+  def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
+    classes = self.class_names if self.objective.labelled else ()
+    return evaluation.splits_of(self.stage, options, classes, f'config.{self.name}')
+
+  def initial_state(self) -> tuple[step_lib.State, dict[str, Any]]:
+    """Returns the first state, and where its weights are from; called once, since it lets go of what it has read."""
+    with distributed.together():
+      given, self._fitted = self._fitted, None
+      if given is None and self.init:
+        given = step_lib.fitted(self.program, self.init, f'config.{self.name}.init')
+    return step_lib.initial_state(self.program, self.init_key, given), given.account if given else {
+      'origin': 'scratch'
+    }
+
+  def reading(self) -> dict[str, Any]:
+    """Returns how pictures and labels were read, which whoever uses the weights must do alike."""
+    a = self.stage['augment']
+    return {
+      'channels': 'RGB',
+      'image_size': self.image_size,
+      **{k: a[k] for k in ('interpolation', 'mean', 'std')},
+      'align': self.records['train'].get('align', {'align': 'none'}),
+      'sampler': self.stage['data']['sampler'],
+      'label_rule': self.records['train'].get('label_rule', 'none'),
+      'class_names': self.class_names,
+    }
+
+  def batches(self, start: int) -> Any:
+    """Returns the training batches from step `start` on."""
+    d, a = self.stage['data'], self.stage['augment']
+    return pipeline.train_batches(
+      self.source,
+      batch_images=self.stage['batch_images'],
+      seed=self.config['seed'],
+      start_step=start,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      views=self.objective.views,
+      image_size=self.image_size,
+      scale=a['scale'],
+      ratio=a['ratio'],
+      interpolation=a['interpolation'],
+      **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch', 'worker_restarts')},
+    )
+
+  def measure(self, state: step_lib.State) -> dict[str, evaluation.Measured]:
+    """Evaluates every split."""
+    return {
+      split.name: evaluation.measure(
+        self.eval_step,
+        state['params'],
+        state['rest'],
+        split,
+        self.mesh,
+        class_names=self.class_names,
+        batch_images=self.stage['eval']['batch_images'],
+        image_size=self.image_size,
+        interpolation=self.stage['augment']['interpolation'],
+        on_bad_image=self.stage['data']['on_bad_image'],
+      )
+      for split in self.splits
+    }
+
+  def draw(self, state: step_lib.State) -> dict[str, Any]:
+    """Returns what the objective shows of its model."""
+    model = models.merge(self.program.template, state['params'], state['rest'])
+    return self.objective.draw(model, self.sample, self.draw_key)
+
+
+def check_same_data(run: Stage, old: str, new: str) -> None:
+  """Raises UserError unless two fingerprints of a stage's training data are one."""
+  if old != new:
+    raise UserError(
+      f"config.{run.name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
+      f'(fingerprint {new}; expected {old})'
+    )
+
+
+def _number_of(name: str) -> int:
+  """Returns a stage name's own number for its random keys."""
+  return zlib.crc32(name.encode())

@@ -1,0 +1,180 @@
+"""What a stage compiles: its state and its step, for any objective, and the state that it begins with."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mimic_jax import models, weights
+from mimic_jax.objectives import Objective
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.training import optim
+
+State = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a stage compiles: everything but the numbers.
+
+  Attributes:
+    objective: what is learned.
+    template: the model without its arrays.
+    abstract: the state as jax.ShapeDtypeStruct with shardings.
+    init: key → state.
+    step: (state, batch, key) → (state, metrics); donates the state.
+    gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
+      compiled.
+    total_steps: of the stage.
+    steps_per_epoch: not rounded.
+  """
+
+  objective: Objective
+  template: Any
+  abstract: State
+  init: Callable[[jax.Array], State]
+  step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
+  total_steps: int
+  steps_per_epoch: float
+
+
+def make_program(
+  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Objective, images: int, mesh: Mesh
+) -> Program:
+  """Builds a stage's state and step.
+
+  Args:
+    stage: its section of the config.
+    model: the encoder's section.
+    objective: from `objectives.make`.
+    images: in the training source.
+    mesh: of the devices.
+  """
+  o = stage['optim']
+  per_epoch = images / stage['batch_images']
+  total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
+  peak = o['blr'] * stage['batch_images'] / 256 if o['blr'] else o['lr']
+  example = nnx.eval_shape(objective.init, jax.random.key(0))
+  template, params, _ = models.split(example, objective.trainable)
+  tx = optim.make_optimiser(
+    params,
+    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')},
+  )
+  depth = models.encoder_config(model, 0.0).depth
+
+  def init(key: jax.Array) -> State:
+    _, params, rest = models.split(objective.init(key), objective.trainable)
+    zero = jnp.zeros((), jnp.int32)
+    return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
+
+  def gradients(
+    state: State, batch: dict[str, jax.Array], key: jax.Array
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
+    batch = objective.augment(batch, augment_key)
+
+    def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
+      model = models.merge(template, params, state['rest'])
+      loss, parts = objective.loss(model, batch, loss_key, state['step'], total)
+      return loss, (parts, models.rest_of(template, model))
+
+    (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
+    return loss, parts, rest, grads
+
+  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
+    loss, parts, rest, grads = gradients(state, batch, key)
+    norm = optax.global_norm(grads)
+    lr = optim.learning_rate(
+      state['step'],
+      peak=peak,
+      warmup_steps=o['warmup_epochs'] * per_epoch,
+      total_steps=total,
+      min_lr=min(o['min_lr'], peak),
+    )
+    updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
+    scales = optim.layer_scales(state['params'], depth, o['layer_decay'])
+    params = jax.tree.map(lambda p, u, s: p - lr * s * u, state['params'], updates, scales)
+    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+    new = {'params': params, 'rest': rest, 'opt_state': opt_state}
+    kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
+    bad = state['bad_steps'] + jnp.where(fine, 0, 1)
+    measured = {'loss': loss, **parts, 'grad_norm': norm, 'lr': lr, 'bad_steps': bad}
+    return {'step': state['step'] + 1, 'bad_steps': bad, **kept}, measured
+
+  shapes = jax.eval_shape(init, jax.random.key(0))
+  shardings = sharding.state_shardings(shapes, mesh)
+  whole = sharding.replicated(mesh)
+  return Program(
+    objective=objective,
+    template=template,
+    abstract=jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings),
+    init=jax.jit(init, out_shardings=shardings),
+    step=jax.jit(
+      step,
+      donate_argnums=0,
+      in_shardings=(shardings, sharding.over_batch(mesh), whole),
+      out_shardings=(shardings, whole),
+    ),
+    gradients=gradients,
+    total_steps=total,
+    steps_per_epoch=per_epoch,
+  )
+
+
+class Fitted(NamedTuple):
+  """Weights that fit a program's model.
+
+  Attributes:
+    arrays: by flat name.
+    account: where they are from: {'origin', 'kind', 'loaded', 'resized', 'fresh', 'unused', 'notes'}.
+  """
+
+  arrays: dict[str, np.ndarray]
+  account: dict[str, Any]
+
+
+def fitted(program: Program, init: str, field: str) -> Fitted:
+  """Reads weights and fits them to the program's model.
+
+  Args:
+    program: of the stage.
+    init: a run's folder, a checkpoint or a weight file.
+    field: the config's field that holds it, for errors.
+
+  Raises:
+    UserError: when they can't be read or do not fit.
+  """
+  read = weights.read(init, field)
+  objective = program.objective
+  target = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
+  arrays, account = weights.fit(
+    read,
+    target,
+    objective.initial,
+    field,
+    heads=objective.config.heads,
+    class_names=objective.class_names if objective.labelled else (),
+  )
+  return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account})
+
+
+def initial_state(program: Program, key: jax.Array, given: Fitted | None = None) -> State:
+  """Makes a stage's first state: fresh, but for the weights that are given."""
+  state = program.init(key)
+  if given is None:
+    return state
+
+  def replace(path: tuple, leaf: jax.Array) -> jax.Array:
+    name = '/'.join(str(k.key) for k in path)
+    return sharding.put(given.arrays[name], leaf.sharding) if name in given.arrays else leaf
+
+  for tree in ('params', 'rest'):
+    state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
+  return state

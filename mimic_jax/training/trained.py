@@ -1,0 +1,127 @@
+"""A trained model out of a run's folder or a checkpoint: what evaluation, and later prediction and export, begin with."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from mimic_jax import config as config_lib
+from mimic_jax import models, objectives
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A model and how it was made.
+
+  Attributes:
+    folder: of the checkpoints; step: the one read.
+    config: of its run, whole; stage_name: the stage's section in it.
+    reading: how its training pictures were read: channels, image_size, interpolation, align, class_names, …
+    objective: of the stage.
+    template, params, rest: the model, on the devices (models.merge).
+  """
+
+  folder: epath.Path
+  step: int
+  config: FrozenConfigDict
+  stage_name: str
+  reading: dict[str, Any]
+  objective: Any
+  template: models.Template
+  params: Any
+  rest: Any
+
+  @property
+  def stage(self) -> FrozenConfigDict:
+    """The stage's section of the config."""
+    return self.config[self.stage_name]
+
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Of the classifier; () where the objective has none."""
+    return tuple(self.reading['class_names']) if self.objective.labelled else ()
+
+
+def locate(path: str, field: str) -> tuple[epath.Path, int]:
+  """Returns the folder of checkpoints and the step that `path` means.
+
+  Args:
+    path: a run's folder, a stage's folder or a checkpoint. Of a run's folder with several stages, the one that learned
+      from labels.
+    field: the flag that holds it, for errors.
+
+  Raises:
+    UserError: when there is none, or several stages might be meant.
+  """
+  where = epath.Path(path)
+  if not where.exists():
+    raise UserError(f"{field} is '{path}', which does not exist; expected a run's folder or a checkpoint")
+  if not where.is_dir():
+    raise UserError(f"{field} is '{path}', a file; expected a run's folder or a checkpoint in it")
+  found = []
+  if not (where / checkpoint.FOLDER).exists() and not where.name.isdigit():
+    stages = [p for p in sorted(where.iterdir()) if (p / checkpoint.FOLDER).is_dir()]
+    found = [f for p in stages if (f := checkpoint.find(p)) and _labelled(*f)] if len(stages) > 1 else []
+  if len(found) > 1:
+    names = ', '.join(str(f.parent) for f, _ in found)
+    raise UserError(f"{field} is '{path}', which holds several fine-tuned stages; expected one of {names}")
+  one = found[0] if found else checkpoint.find(where)
+  if one is None:
+    raise UserError(
+      f"{field} is '{path}', which holds no checkpoint of mimic_jax; expected a run's folder (with "
+      '<stage>/checkpoints), a stage in it or a checkpoint'
+    )
+  return one
+
+
+def _labelled(folder: epath.Path, step: int) -> bool:
+  meta = checkpoint.read_meta(folder, step)
+  return objectives.is_labelled(meta['config'][meta['stage']]['objective'])
+
+
+def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:
+  """Reads a trained model and puts it on every device.
+
+  Args:
+    path: as for `locate`.
+    mesh: of the devices.
+    field: the flag that holds the path, for errors.
+
+  Raises:
+    UserError: when there is no checkpoint, it is damaged, not of this version's form or has values that are not finite.
+  """
+  folder, step = locate(path, field)
+  where = f'{folder}/{step}'
+  meta = checkpoint.read_meta(folder, step)
+  if 'reading' not in meta:
+    raise UserError(f'{where} does not say how its pictures were read; expected a checkpoint of this version')
+  name, reading = meta['stage'], meta['reading']
+  config = FrozenConfigDict(config_lib.filled(meta['config']))
+  objective = objectives.make(
+    config[name], config['model'], tuple(reading['class_names']), f'{where}: config.{name}.objective'
+  )
+  example = nnx.eval_shape(objective.init, jax.random.key(0))
+  template, params, rest = models.split(example, objective.trainable)
+  arrays = checkpoint.read_arrays(folder, step, ('params', 'rest'))
+  trees = {}
+  for tree, shapes in (('params', params), ('rest', rest)):
+    trees[tree] = {}
+    for flat, leaf in checkpoint.flatten(shapes).items():
+      array = arrays.get(f'{tree}/{flat}')
+      if array is None or array.shape != leaf.shape:
+        has = 'lacks' if array is None else f'has in another shape, {array.shape},'
+        raise UserError(f"{where} {has} '{flat}'; expected {leaf.shape}, as its own config makes it")
+      if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+        raise UserError(
+          f"{where}: '{flat}' has values that are not finite; expected a model that was trained well"
+        )
+      trees[tree][flat] = array
+  put = {k: jax.device_put(checkpoint.nest(v), sharding.replicated(mesh)) for k, v in trees.items()}
+  return Trained(folder, step, config, name, reading, objective, template, put['params'], put['rest'])
