@@ -245,7 +245,7 @@ def stages(config: Mapping[str, Any]) -> list[str]:
 def check_values(section: Mapping[str, Any], prefix: str) -> None:
   """Checks the words and numbers of a section, `prefix` being its name; raises UserError as `check` does."""
   for name, value in fields(section, f'{prefix}.'):
-    last_two = '.'.join(name.split('.')[-2:])
+    last_two = re.sub(r'^optim_\w+', 'optim', '.'.join(name.split('.')[-2:]))  # optim_x is as optim
     last = name.rsplit('.', 1)[-1]
     if last_two in CHOICES:
       one_of(name, value, CHOICES[last_two])

@@ -11,11 +11,18 @@ from mimic_jax.training import optim
 from tests import small
 
 
-def params_of(depth: int):
+def made(depth: int):
+  """Returns the fine-tuning objective and its parameters."""
   model = small.model_section(depth=depth)
   objective = make(small.mimic_stage(), model, ('a', 'b', 'c'), 'objective')
   _, params, _ = models.split(objective.init(jax.random.key(0)), objective.trainable)
-  return params
+  return objective, params
+
+
+def scales_of(depth: int, decay: float):
+  objective, params = made(depth)
+  group = optim.labels(params, objective.group)
+  return optim.layer_scales(params, group, objective.layer_id, objective.layers, {'': decay})
 
 
 def test_the_learning_rate_warms_up_linearly_and_ends_on_the_cosines_minimum(rng):
@@ -41,8 +48,7 @@ def test_without_warm_up_the_first_step_has_the_peak():
 @pytest.mark.parametrize('depth', [2, 5])
 def test_layer_scales_follow_maes_ids(depth):
   decay = 0.65
-  params = params_of(depth)
-  scales = optim.layer_scales(params, depth, decay)
+  scales = scales_of(depth, decay)
   for path, scale in jax.tree_util.tree_flatten_with_path(scales)[0]:
     names = [k.key for k in path]
     if names[:2] == ['encoder', 'blocks']:
@@ -55,13 +61,13 @@ def test_layer_scales_follow_maes_ids(depth):
 
 
 def test_a_vit_b_trained_with_065_moves_its_patch_embedding_at_0037_of_the_rate():
-  scales = optim.layer_scales(params_of(12), 12, 0.65)
+  scales = scales_of(12, 0.65)
   assert float(scales['encoder']['patch_embed']['kernel'].ravel()[0]) == pytest.approx(0.0037, abs=5e-5)
 
 
 def test_weight_decay_leaves_out_biases_norms_tokens_and_positions():
   def decayed(tokens: bool) -> set[str]:
-    flags = jax.tree_util.tree_flatten_with_path(optim.decays(params_of(2), tokens))[0]
+    flags = jax.tree_util.tree_flatten_with_path(optim.decays(made(2)[1], tokens))[0]
     return {'/'.join(k.key for k in path) for path, flag in flags if flag}
 
   assert decayed(True) - decayed(False) == {'encoder/cls_token'}
@@ -95,8 +101,8 @@ def test_ten_steps_agree_with_pytorch(name, rng):
     reference.step()
 
   params = {k: jnp.asarray(v, jnp.float32) for k, v in start.items()}
-  tx = optim.make_optimiser(
-    params, name=name, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay, decay_tokens=False, clip_norm=0.0
+  tx = optim.make_chain(
+    name=name, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay, decay_tokens=False, clip_norm=0.0
   )
   state = tx.init(params)
   for g in grads:
@@ -110,8 +116,8 @@ def test_coupled_and_decoupled_decay_differ():
   params = {'kernel': jnp.ones((2, 2))}
   out = {}
   for name in ('adam', 'adamw'):
-    tx = optim.make_optimiser(
-      params, name=name, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1, decay_tokens=False, clip_norm=0.0
+    tx = optim.make_chain(
+      name=name, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1, decay_tokens=False, clip_norm=0.0
     )
     out[name], _ = tx.update({'kernel': jnp.full((2, 2), 0.5)}, tx.init(params), params)
   assert float(out['adamw']['kernel'][0, 0]) == pytest.approx(1.1, rel=1e-5)
@@ -125,11 +131,31 @@ def test_clipping_bounds_the_global_norm_before_the_moments(rng):
 
   def first_update(clip: float, factor: float):
     # With a large eps Adam's first step is g / eps: it keeps the size of the gradient.
-    tx = optim.make_optimiser(
-      params, name='adam', b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, decay_tokens=False, clip_norm=clip
+    tx = optim.make_chain(
+      name='adam', b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, decay_tokens=False, clip_norm=clip
     )
     return tx.update(jax.tree.map(lambda g: factor * g, grads), tx.init(params), params)[0]
 
   for key in params:
     np.testing.assert_allclose(first_update(1.0, 100.0)[key] * 1e6, grads[key] / norm, rtol=1e-4)
     np.testing.assert_allclose(first_update(0.0, 100.0)[key] * 1e6, 100.0 * grads[key], rtol=1e-3)
+
+
+def test_groups_have_chains_scales_and_norms_of_their_own(rng):
+  params = {k: {'kernel': jnp.asarray(rng.normal(size=(3, 2)), jnp.float32)} for k in ('mine', 'theirs')}
+  grads = jax.tree.map(lambda p: p * 100, params)
+  group = optim.labels(params, lambda path: 'x' if path[0] == 'theirs' else '')
+  usual = {'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'weight_decay': 0.1, 'decay_tokens': False}
+  sections = {
+    '': {**usual, 'name': 'adam', 'clip_norm': 0.0},
+    'x': {**usual, 'name': 'adamw', 'clip_norm': 1.0},
+  }
+  tx = optim.make_optimiser(params, group, sections)
+  got, _ = tx.update(grads, tx.init(params), params)
+  for name, section in (('mine', sections['']), ('theirs', sections['x'])):
+    alone = optim.make_chain(**section)
+    want, _ = alone.update({name: grads[name]}, alone.init({name: params[name]}), {name: params[name]})
+    np.testing.assert_allclose(got[name]['kernel'], want[name]['kernel'], rtol=1e-6)
+  scales = optim.layer_scales(params, group, lambda path: 1, 3, {'': 0.5, 'x': 1.0})
+  assert (float(scales['mine']['kernel'][0, 0]), float(scales['theirs']['kernel'][0, 0])) == (0.25, 1.0)
+  assert optim.of_group(grads, group, 'x') == [grads['theirs']['kernel']]

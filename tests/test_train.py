@@ -246,7 +246,7 @@ def test_parameters_are_split_evenly_over_fsdp_but_for_what_can_not_be():
   model = small.model_section(dim=64, depth=2)
   stage = small.mimic_stage()
   objective = objectives.make(stage, model, ('a', 'b'), 'objective')
-  made = program.make_program(stage, model, objective, 64, mesh)
+  made = program.make_program(stage, objective, 64, mesh)
   for name, leaf in checkpoint.flatten(made.abstract).items():
     here = int(np.prod(leaf.sharding.shard_shape(leaf.shape)))
     if leaf.size >= sharding.SMALLEST_SPLIT and any(n % 8 == 0 for n in leaf.shape):

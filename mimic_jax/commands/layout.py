@@ -72,7 +72,7 @@ def rows(
   stage, model = config[name], ConfigDict(config['model'].to_dict())
   model.attention = 'xla'  # where it is computed is of no concern here
   objective = objectives.make(stage, model, class_names, f'config.{name}.objective')
-  program = step_lib.make_program(stage, model, objective, stage['batch_images'], mesh)
+  program = step_lib.make_program(stage, objective, stage['batch_images'], mesh)
   groups: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
   for full, leaf in checkpoint.flatten(program.abstract).items():
     tree, _, short = full.partition('/')

@@ -49,6 +49,17 @@ class Config(NamedTuple):
     """Patches along one side."""
     return self.image_size // self.patch_size
 
+  @property
+  def layers(self) -> int:
+    """The last layer's number: the blocks', and one more for what comes after them."""
+    return self.depth + 1
+
+  def layer_id(self, path: tuple[str, ...]) -> int | range:
+    """Returns a parameter's layer (method.md §1): tokens and embedding 0, block i i + 1 along the stacked axis, the rest last."""
+    if path[0] == 'blocks':
+      return range(1, self.depth + 1)
+    return 0 if path[0] in ('cls_token', 'pos_embed', 'patch_embed') else self.layers
+
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
   """Cuts images [B, H, W, 3] into patches [B, L, p·p·3], row by row; the values of a patch are ordered (row, column, colour)."""

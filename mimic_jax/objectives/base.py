@@ -5,7 +5,7 @@ An ordinary objective fills in `init`, `augment`, `loss` and `evaluate`; the res
 """
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,6 +71,20 @@ class Objective(abc.ABC):
     """Returns whether the parameter at a path of names is trained; by default all are."""
     del path
     return True
+
+  def group(self, path: tuple[str, ...]) -> str:
+    """Returns which of the stage's optimisers moves the parameter at a path: '' is `optim`, 'x' is `optim_x`."""
+    del path
+    return ''
+
+  @property
+  def layers(self) -> int:
+    """The last layer's number, for layer-wise decay of the learning rate."""
+    return self.config.layers
+
+  def layer_id(self, path: tuple[str, ...]) -> int | Sequence[int]:
+    """Returns the layer of the parameter at a path, or those of its first axis; what is no part of the encoder is last."""
+    return self.config.layer_id(path[1:]) if path[0] == 'encoder' else self.layers
 
   def initial(self, path: tuple[str, ...]) -> str:
     """Returns what the parameter at a path takes from initial weights; by default the encoder and nothing else.

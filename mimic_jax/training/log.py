@@ -93,7 +93,7 @@ class Log:
     if step % self._every and step != self._total:
       return
     mean = {k: float(np.mean([p[k] for p in self.pending])) for k in self.pending[0]}
-    mean |= {k: self.pending[-1][k] for k in ('lr', 'bad_steps')}
+    mean |= {k: v for k, v in self.pending[-1].items() if k == 'bad_steps' or k.split('_')[0] == 'lr'}
     mean['seconds'] = seconds
     now = time.monotonic()
     rate = ''

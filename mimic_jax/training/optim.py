@@ -1,5 +1,6 @@
 """Learning-rate schedule, layer-wise decay, weight-decay mask and the optimiser's chain."""
 
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,31 +38,49 @@ def _names(path: tuple) -> tuple[str, ...]:
   return tuple(str(k.key) for k in path)
 
 
-def layer_scales(params: Params, depth: int, decay: float) -> Params:
-  """Returns what each parameter's learning rate is multiplied by under layer-wise decay (method.md §1).
+def named(what: str, group: str) -> str:
+  """Returns the name of a group's section or figure: 'optim' and 'optim_x' for groups '' and 'x'."""
+  return f'{what}_{group}' if group else what
 
-  With ids 0 for class token, position embedding and patch embedding, i + 1 for block i, and depth + 1 for all else,
-  the scale is decay^(depth + 1 − id).
+
+def labels(params: Params, group: Callable[[tuple[str, ...]], str]) -> Params:
+  """Returns the group of each parameter: the same structure with strings."""
+  return jax.tree_util.tree_map_with_path(lambda path, _: group(_names(path)), params)
+
+
+def of_group(tree: Params, group: Params, name: str) -> list[jax.Array]:
+  """Returns the leaves of a group."""
+  return [leaf for leaf, g in zip(jax.tree.leaves(tree), jax.tree.leaves(group), strict=True) if g == name]
+
+
+def layer_scales(
+  params: Params,
+  group: Params,
+  layer_id: Callable[[tuple[str, ...]], int | Sequence[int]],
+  layers: int,
+  decay: Mapping[str, float],
+) -> Params:
+  """Returns what each parameter's learning rate is multiplied by under layer-wise decay: decay^(layers − id).
 
   Args:
-    params: nested dicts; the encoder's under 'encoder', its stacked blocks [depth, …] under 'encoder'/'blocks'.
-    depth: number of the encoder's blocks.
-    decay: 1 = every scale is 1.
+    params: nested dicts.
+    group: of each parameter, from `labels`.
+    layer_id: path → its layer, or those of its first axis (stacked blocks), 0..layers.
+    layers: the last.
+    decay: of each group; 1 = every scale is 1.
 
   Returns:
     The same structure with float32 arrays that broadcast against the parameters.
   """
 
-  def scale(path: tuple, leaf: jax.Array) -> jax.Array:
-    names = _names(path)
-    if names[:2] == ('encoder', 'blocks'):
-      per_block = decay ** (depth - jnp.arange(depth, dtype=jnp.float32))
-      return per_block.reshape((depth,) + (1,) * (leaf.ndim - 1))
-    first = names[0] == 'encoder' and names[1] in ('cls_token', 'pos_embed', 'patch_embed')
-    value = decay ** (depth + 1) if first else 1.0
-    return jnp.full((1,) * leaf.ndim, value, jnp.float32)
+  def scale(path: tuple, leaf: jax.Array, name: str) -> jax.Array:
+    ids = layer_id(_names(path))
+    if isinstance(ids, int):
+      return jnp.full((1,) * leaf.ndim, decay[name] ** (layers - ids), jnp.float32)
+    each = decay[name] ** (layers - jnp.asarray(ids, jnp.float32))
+    return each.reshape((-1,) + (1,) * (leaf.ndim - 1))
 
-  return jax.tree_util.tree_map_with_path(scale, params)
+  return jax.tree_util.tree_map_with_path(scale, params, group)
 
 
 def decays(params: Params, tokens: bool) -> Params:
@@ -81,7 +100,22 @@ def decays(params: Params, tokens: bool) -> Params:
 
 
 def make_optimiser(
-  params: Params,
+  params: Params, group: Params, sections: Mapping[str, Mapping[str, Any]]
+) -> optax.GradientTransformation:
+  """Returns the chains of all groups as one, up to, not including, the learning rate.
+
+  Args:
+    params: shapes are enough.
+    group: of each parameter, from `labels`.
+    sections: group → its section of the config.
+  """
+  keys = ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')
+  chains = {g: make_chain(**{k: o[k] for k in keys}) for g, o in sections.items()}
+  # One group is no partition: its state keeps the form that checkpoints have had.
+  return next(iter(chains.values())) if len(chains) == 1 else optax.partition(chains, group)
+
+
+def make_chain(
   *,
   name: str,
   b1: float,
@@ -91,10 +125,9 @@ def make_optimiser(
   decay_tokens: bool,
   clip_norm: float,
 ) -> optax.GradientTransformation:
-  """Returns the chain up to, not including, the learning rate (the step multiplies by −lr · layer scale).
+  """Returns a group's chain up to, not including, the learning rate (the step multiplies by −lr · layer scale).
 
   Args:
-    params: for the weight-decay mask; shapes are enough.
     name: 'adam' adds weight_decay · w to the gradient before the moments, as torch.optim.Adam does (coupled L2);
       'adamw' adds it after them (decoupled).
     b1: decay of the first moment.
@@ -104,7 +137,7 @@ def make_optimiser(
     decay_tokens: whether class and mask tokens get it, too.
     clip_norm: largest global norm of the gradient; 0 = no clipping.
   """
-  decay = optax.add_decayed_weights(weight_decay, mask=decays(params, decay_tokens))
+  decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decays(params, decay_tokens))
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   return optax.chain(*chain, *((decay, adam) if name == 'adam' else (adam, decay)))

@@ -56,7 +56,7 @@ class Stage:
       getattr(self.source, 'why_unlabelled', ''),
     )
     self.splits = self._splits({**d, 'cache': False})
-    self.program = step_lib.make_program(self.stage, config['model'], self.objective, len(self.source), mesh)
+    self.program = step_lib.make_program(self.stage, self.objective, len(self.source), mesh)
     self.init = init
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
     self._fitted: step_lib.Fitted | None = None

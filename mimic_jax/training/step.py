@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from mimic_jax import models, weights
 from mimic_jax.objectives import Objective
 from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import optim
 
 State = dict[str, Any]
@@ -45,29 +46,22 @@ class Program:
   steps_per_epoch: float
 
 
-def make_program(
-  stage: Mapping[str, Any], model: Mapping[str, Any], objective: Objective, images: int, mesh: Mesh
-) -> Program:
+def make_program(stage: Mapping[str, Any], objective: Objective, images: int, mesh: Mesh) -> Program:
   """Builds a stage's state and step.
 
   Args:
     stage: its section of the config.
-    model: the encoder's section.
     objective: from `objectives.make`.
     images: in the training source.
     mesh: of the devices.
   """
-  o = stage['optim']
   per_epoch = images / stage['batch_images']
   total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
-  peak = o['blr'] * stage['batch_images'] / 256 if o['blr'] else o['lr']
   example = nnx.eval_shape(objective.init, jax.random.key(0))
   template, params, _ = models.split(example, objective.trainable)
-  tx = optim.make_optimiser(
-    params,
-    **{k: o[k] for k in ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')},
-  )
-  depth = models.encoder_config(model, 0.0).depth
+  group = optim.labels(params, objective.group)
+  sections = {g: _section(stage, g) for g in sorted(set(jax.tree.leaves(group)))}
+  tx = optim.make_optimiser(params, group, sections)
 
   def init(key: jax.Array) -> State:
     _, params, rest = models.split(objective.init(key), objective.trainable)
@@ -90,22 +84,19 @@ def make_program(
 
   def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
     loss, parts, rest, grads = gradients(state, batch, key)
-    norm = optax.global_norm(grads)
-    lr = optim.learning_rate(
-      state['step'],
-      peak=peak,
-      warmup_steps=o['warmup_epochs'] * per_epoch,
-      total_steps=total,
-      min_lr=min(o['min_lr'], peak),
-    )
+    norms = {g: optax.global_norm(optim.of_group(grads, group, g)) for g in sections}
+    rates = {g: _rate(state['step'], o, stage['batch_images'], per_epoch, total) for g, o in sections.items()}
     updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
-    scales = optim.layer_scales(state['params'], depth, o['layer_decay'])
-    params = jax.tree.map(lambda p, u, s: p - lr * s * u, state['params'], updates, scales)
-    fine = jnp.isfinite(loss) & jnp.isfinite(norm)
+    decays = {g: o['layer_decay'] for g, o in sections.items()}
+    scales = optim.layer_scales(state['params'], group, objective.layer_id, objective.layers, decays)
+    params = jax.tree.map(lambda p, u, s, g: p - rates[g] * s * u, state['params'], updates, scales, group)
+    fine = jnp.isfinite(loss) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
     new = {'params': params, 'rest': rest, 'opt_state': opt_state}
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
     bad = state['bad_steps'] + jnp.where(fine, 0, 1)
-    measured = {'loss': loss, **parts, 'grad_norm': norm, 'lr': lr, 'bad_steps': bad}
+    measured = {'loss': loss, **parts, 'bad_steps': bad}
+    for g in sections:
+      measured |= {optim.named('grad_norm', g): norms[g], optim.named('lr', g): rates[g]}
     return {'step': state['step'] + 1, 'bad_steps': bad, **kept}, measured
 
   shapes = jax.eval_shape(init, jax.random.key(0))
@@ -125,6 +116,30 @@ def make_program(
     gradients=gradients,
     total_steps=total,
     steps_per_epoch=per_epoch,
+  )
+
+
+def _section(stage: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+  """Returns the optimiser's section of a group of parameters; raises UserError when there is none."""
+  name = optim.named('optim', group)
+  if name not in stage:
+    raise UserError(
+      f"objective '{stage['objective']}' has parameters in group '{group}'; expected a section {name}"
+    )
+  return stage[name]
+
+
+def _rate(
+  step: jax.Array, o: Mapping[str, Any], batch_images: int, per_epoch: float, total: int
+) -> jax.Array:
+  """Returns an optimiser's learning rate, float32 []."""
+  peak = o['blr'] * batch_images / 256 if o['blr'] else o['lr']
+  return optim.learning_rate(
+    step,
+    peak=peak,
+    warmup_steps=o['warmup_epochs'] * per_epoch,
+    total_steps=total,
+    min_lr=min(o['min_lr'], peak),
   )
 
 
