@@ -14,20 +14,21 @@ Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.
 Cost and result on two cores: README.md.
 
 A second word picks what the loss is made of: mscl (the paper's, default), ce, ce_two_views, mixed_ce, sscl, scl,
-scl_dominant (mimic_jax/defaults.py METHODS), as in finetune_ferplus.py:vitb16,scl.
+scl_dominant (mimic_jax/objectives/mimic.py METHODS), as in finetune_ferplus.py:vitb16,scl.
 Data: the official layout (FER2013Train/label.csv + PNGs, …) or fer2013.csv with fer2013new.csv.
 """
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
+from mimic_jax.objectives import mimic
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is a size and a method, as in 'vitb16,mscl'."""
-  size, method = defaults.words(variant, ('vitb16', 'vitl16', 'small'), tuple(defaults.METHODS))
+  size, method = defaults.words(variant, ('vitb16', 'vitl16', 'small'), tuple(mimic.METHODS))
   c = defaults.base()
-  f = defaults.mimic()
+  f = objectives.defaults('mimic')
   f.data.source = 'ferplus'
   f.data.root = c.data.get_oneway_ref('root')
   f.data.cache = True
@@ -36,14 +37,14 @@ def get_config(variant: str = '') -> ConfigDict:
   f.eval.without_duplicates = True
   if size == 'small':
     _small(c, f)
-    defaults.use_method(f, method)
+    mimic.use_method(f, method)
     return c
   c.stages = 'finetune'
   c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
   f.init = c.get_ref('init')
   f.drop_path = {'vitb16': 0.1, 'vitl16': 0.2}[size]
   c.finetune = f
-  defaults.use_method(f, method)
+  mimic.use_method(f, method)
   return c
 
 
@@ -59,7 +60,7 @@ def _small(c: ConfigDict, f: ConfigDict) -> None:
   m.dtype = 'float32'
   m.scan = False  # a few blocks run faster unrolled on a CPU
 
-  p = defaults.masked_autoencoding()
+  p = objectives.defaults('masked_autoencoding')
   p.init = c.get_ref('init')
   p.data.source = 'ferplus,folder'
   p.data.root = c.data.get_oneway_ref('root') + ',' + c.data.get_oneway_ref('general')

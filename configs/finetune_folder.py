@@ -9,12 +9,13 @@ finetune.optim.layer_decay=1). A second word picks the loss, as in finetune_ferp
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
+from mimic_jax.objectives import mimic
 
 
 def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is 'small' and a method, as in 'small,mscl'."""
-  _, method = defaults.words(variant, ('small',), tuple(defaults.METHODS))
+  _, method = defaults.words(variant, ('small',), tuple(mimic.METHODS))
   c = defaults.base()
   c.stages = 'finetune'
   m = c.model
@@ -22,7 +23,7 @@ def get_config(variant: str = '') -> ConfigDict:
   m.image_size, m.patch_size = 64, 8
   m.depth = 6
   m.dtype = 'float32'
-  f = defaults.mimic()
+  f = objectives.defaults('mimic')
   f.init = c.get_ref('init')
   f.data.source = 'folder'
   f.data.root = c.data.get_oneway_ref('root')
@@ -33,6 +34,6 @@ def get_config(variant: str = '') -> ConfigDict:
   f.optim.weight_decay = 0.05
   f.optim.layer_decay = 0.85
   f.optim.warmup_epochs = 2.0
-  defaults.use_method(f, method)
+  mimic.use_method(f, method)
   c.finetune = f
   return c

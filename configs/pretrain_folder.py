@@ -8,7 +8,7 @@ counted. Cost and what it reaches depend on the folder; --config.pretrain.epochs
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -21,7 +21,7 @@ def get_config(variant: str = '') -> ConfigDict:
   m.image_size, m.patch_size = 64, 8
   m.depth = 6
   m.dtype = 'float32'
-  p = defaults.masked_autoencoding()
+  p = objectives.defaults('masked_autoencoding')
   p.init = c.get_ref('init')
   p.data.source = 'folder'
   p.data.root = c.data.get_oneway_ref('root')

@@ -17,7 +17,7 @@ Cost: 500,000 steps of 4096 pictures: for a TPU pod or several 8-GPU machines; n
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -26,7 +26,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c = defaults.base()
   c.stages = 'pretrain'
   c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
-  c.pretrain = defaults.masked_autoencoding()
+  c.pretrain = objectives.defaults('masked_autoencoding')
   c.pretrain.init = c.get_ref('init')
   c.pretrain.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
   c.pretrain.data.name = 'imagenet' if stored == 'arrayrecord' else ''

@@ -11,7 +11,7 @@ Cost and results: README.md.
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
 
 
 def get_config(variant: str = '') -> ConfigDict:
@@ -34,7 +34,7 @@ def get_config(variant: str = '') -> ConfigDict:
   m.dtype = 'float32'
   m.scan = False  # a few blocks run faster unrolled on a CPU
 
-  p = defaults.masked_autoencoding()
+  p = objectives.defaults('masked_autoencoding')
   p.init = c.get_ref('init')
   p.data.source = 'synthetic_images'
   p.data.size = 4096 if full else 512
@@ -50,7 +50,7 @@ def get_config(variant: str = '') -> ConfigDict:
   c.pretrain = p
 
   for name in ('finetune', 'scratch'):
-    f = defaults.mimic()
+    f = objectives.defaults('mimic')
     f.init = 'pretrain' if name == 'finetune' else ''
     f.data.source = 'synthetic_faces'
     f.data.size = 2048 if full else 256

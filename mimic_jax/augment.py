@@ -28,6 +28,9 @@ def _cubic(x: jax.Array) -> jax.Array:
 
 KERNELS: dict[str, Callable[[jax.Array], jax.Array]] = {'bilinear': _triangle, 'bicubic': _cubic}
 
+CHOICES = {'augment.interpolation': tuple(KERNELS)}
+RANGES = {'augment.flip': (0, 1)}
+
 
 def _weights(start: jax.Array, length: jax.Array, full: int, size: int, interpolation: str) -> jax.Array:
   """Returns float32 [..., size, full]: how much each of `full` pixels gives to each output pixel of a crop.

@@ -24,81 +24,6 @@ RESUMABLE = re.compile(
 # Flags that say which process of several this is.
 PROCESS_FLAGS = ('coordinator_address', 'num_processes', 'process_id')
 
-# Values that are one of a few words; the field's last two parts (or one) decide.
-CHOICES = {
-  'model.preset': ('vit_ti16', 'vit_s16', 'vit_b16', 'vit_l16', 'vit_h14'),
-  'model.pos_embed': ('sincos2d', 'sincos2d_moco'),
-  'model.dtype': ('bfloat16', 'float32'),
-  'model.attention': ('auto', 'xla', 'cudnn'),
-  'data.on_bad_image': ('error', 'skip'),
-  'data.label_rule': ('majority', 'argmax10', 'argmax8', 'soft', 'soft_argmax10', 'soft_argmax8'),
-  'data.sampler': ('shuffle', 'balanced'),
-  'augment.interpolation': ('bilinear', 'bicubic'),
-  'optim.name': ('adam', 'adamw'),
-  'head.pool': ('gap', 'cls'),
-  'head.projection': ('dense', 'linear', 'none'),
-  'ce.on': ('mixed', 'clean', 'both'),
-  'contrast.labels': ('mixed', 'class', 'instance', 'dominant'),
-  'contrast.distance': ('tv', 'l1', 'l2', 'linf'),
-  'contrast.positives': ('hard', 'soft', 'argmax'),
-  'contrast.anchors': ('mixed', 'clean'),
-  'contrast.candidates': ('mixed', 'all'),
-  'contrast.reduction': ('mean', 'sum', 'mean_with_positives'),
-  'mix.partner': ('shift', 'flip', 'permutation', 'random'),
-  'mix.coefficient': ('batch', 'sample'),
-  'mix.box': ('batch', 'sample'),
-  'mix.cutmix_label': ('area', 'raw'),
-}
-
-# Numbers with bounds: (lowest, highest), both allowed.
-INF = float('inf')
-RANGES = {
-  'batch_images': (1, INF),
-  'epochs': (0, INF),
-  'steps': (0, INF),
-  'views': (1, 2),
-  'drop_path': (0, 0.99),
-  'max_bad_steps': (0, INF),
-  'model.image_size': (1, INF),
-  'mae.mask_ratio': (0.01, 0.99),
-  'data.size': (1, INF),
-  'data.classes': (7, 8),
-  'data.align_size': (16, 4096),
-  'data.max_pixels': (1, INF),
-  'data.threads': (1, INF),
-  'data.workers': (0, INF),
-  'data.worker_restarts': (0, INF),
-  'data.prefetch': (1, INF),
-  'eval.batch_images': (1, INF),
-  'eval.every_epochs': (0, INF),
-  'eval.size': (1, INF),
-  'checkpoint.every_epochs': (0.001, INF),
-  'checkpoint.keep': (1, INF),
-  'optim.lr': (0, INF),
-  'optim.blr': (0, INF),
-  'optim.b1': (0, 0.9999),
-  'optim.b2': (0, 0.999999),
-  'optim.eps': (1e-16, 1),
-  'optim.weight_decay': (0, INF),
-  'optim.layer_decay': (0.01, 1),
-  'optim.warmup_epochs': (0, INF),
-  'optim.min_lr': (0, INF),
-  'optim.clip_norm': (0, INF),
-  'contrast.weight': (0, INF),
-  'contrast.temperature': (1e-4, INF),
-  'contrast.base_temperature': (0, INF),
-  'contrast.threshold': (0, INF),
-  'contrast.feature_margin': (-1, 1),
-  'mix.probability': (0, 1),
-  'mix.switch_probability': (0, 1),
-  'mix.mixup_alpha': (1e-3, INF),
-  'mix.cutmix_alpha': (1e-3, INF),
-  'head.projection_dim': (1, INF),
-  'augment.flip': (0, 1),
-  'log.every': (1, INF),
-  'mesh.fsdp': (1, INF),
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -194,6 +119,8 @@ def filled(config: Mapping[str, Any]) -> ConfigDict:
   Args:
     config: as config.json holds it, nested dicts.
   """
+  from mimic_jax import objectives
+
   whole = ConfigDict(dict(config))
 
   def fill(here: ConfigDict, usual: ConfigDict) -> None:
@@ -206,7 +133,7 @@ def filled(config: Mapping[str, Any]) -> ConfigDict:
   fill(whole, defaults.base())
   for section in whole.values():
     if isinstance(section, ConfigDict) and 'objective' in section:
-      fill(section, defaults.OBJECTIVES.get(section.objective, defaults.stage)())
+      fill(section, objectives.defaults(section.objective))
   return whole
 
 
@@ -242,19 +169,34 @@ def stages(config: Mapping[str, Any]) -> list[str]:
   return names
 
 
-def check_values(section: Mapping[str, Any], prefix: str) -> None:
+def _limits(objective: str) -> tuple[dict[str, Sequence[str]], dict[str, tuple[float, float]]]:
+  """Returns what fields may be, by their last two parts or one: the words, and the bounds of numbers.
+
+  Args:
+    objective: whose section is looked at; '' = none.
+  """
+  from mimic_jax import augment, models, objectives
+  from mimic_jax.data import options
+
+  owners = [defaults, options, models, augment, *([objectives.find(objective)] if objective else [])]
+  choices = {k: v for owner in owners for k, v in owner.CHOICES.items()}
+  return choices, {k: v for owner in owners for k, v in owner.RANGES.items()}
+
+
+def check_values(section: Mapping[str, Any], prefix: str, objective: str = '') -> None:
   """Checks the words and numbers of a section, `prefix` being its name; raises UserError as `check` does."""
+  choices, ranges = _limits(objective)
   for name, value in fields(section, f'{prefix}.'):
     last_two = re.sub(r'^optim_\w+', 'optim', '.'.join(name.split('.')[-2:]))  # optim_x is as optim
     last = name.rsplit('.', 1)[-1]
-    if last_two in CHOICES:
-      one_of(name, value, CHOICES[last_two])
+    if last_two in choices:
+      one_of(name, value, choices[last_two])
     for key in (last_two, last):
-      if key in RANGES and not isinstance(value, (int, float)):
+      if key in ranges and not isinstance(value, (int, float)):
         raise UserError(f"{name} is '{value}'; expected a number")
-      if key in RANGES and not RANGES[key][0] <= value <= RANGES[key][1]:
-        low, high = RANGES[key]
-        expected = f'at least {low}' if high == INF else f'from {low} to {high}'
+      if key in ranges and not ranges[key][0] <= value <= ranges[key][1]:
+        low, high = ranges[key]
+        expected = f'at least {low}' if high == math.inf else f'from {low} to {high}'
         raise UserError(f'{name} is {value}; expected {expected}')
 
 
@@ -264,11 +206,17 @@ def check(config: Mapping[str, Any]) -> None:
   Raises:
     UserError: naming the first field that is wrong and what was expected.
   """
-  check_values(config, 'config')
+  from mimic_jax import objectives
+
   known = set(defaults.base())
+  check_values({k: v for k, v in config.items() if k in known}, 'config')
   for name, value in config.items():
-    if name not in known and not (hasattr(value, 'get') and 'objective' in value):
+    if name in known:
+      continue
+    if not (hasattr(value, 'get') and 'objective' in value):
       raise UserError(f'config.{name} is neither a field nor a stage{nearest(name, known)}')
+    objectives.find(value['objective'], f'config.{name}.objective')
+    check_values(value, f'config.{name}', value['objective'])
   for stage in stages(config):
     s = config[stage]
     if not (s['steps'] or s['epochs']) or math.isinf(s['epochs']):
@@ -351,9 +299,10 @@ def parse(argv: Sequence[str]) -> Command:
   argv = list(argv)
   given = [i for i, a in enumerate(argv) if re.match(r'--?config(=.*)?$', a)]
   helping = any(re.match(r'--?help(full|short|xml)?$', a) for a in argv)
-  if not given and not helping:
-    for arg in argv[1:]:
+  for arg in argv[1:]:
+    if arg.startswith('-'):
       _check_flag(arg.lstrip('-').partition('=')[0])
+  if not given and not helping:
     raise UserError(f'--config is missing; expected a config file or one of {", ".join(config_names())}')
   if given:
     i = given[-1]

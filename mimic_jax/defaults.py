@@ -10,6 +10,36 @@ from ml_collections import ConfigDict
 from mimic_jax.data.options import defaults as data
 from mimic_jax.runtime.errors import one_of
 
+INF = float('inf')
+
+# What is common to all stages; what a module's own fields may be stands there (CHOICES, RANGES): data/options.py,
+# models/__init__.py, augment.py, objectives.
+CHOICES = {'optim.name': ('adam', 'adamw')}
+RANGES = {
+  'batch_images': (1, INF),
+  'epochs': (0, INF),
+  'steps': (0, INF),
+  'drop_path': (0, 0.99),
+  'max_bad_steps': (0, INF),
+  'eval.batch_images': (1, INF),
+  'eval.every_epochs': (0, INF),
+  'eval.size': (1, INF),
+  'checkpoint.every_epochs': (0.001, INF),
+  'checkpoint.keep': (1, INF),
+  'optim.lr': (0, INF),
+  'optim.blr': (0, INF),
+  'optim.b1': (0, 0.9999),
+  'optim.b2': (0, 0.999999),
+  'optim.eps': (1e-16, 1),
+  'optim.weight_decay': (0, INF),
+  'optim.layer_decay': (0.01, 1),
+  'optim.warmup_epochs': (0, INF),
+  'optim.min_lr': (0, INF),
+  'optim.clip_norm': (0, INF),
+  'log.every': (1, INF),
+  'mesh.fsdp': (1, INF),
+}
+
 
 def base() -> ConfigDict:
   """Returns what belongs to a run as a whole; `stages` names its stages in order, each a section of its own."""
@@ -126,106 +156,6 @@ def stage() -> ConfigDict:
   s.augment.mean = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in 0..1
   s.augment.std = (0.229, 0.224, 0.225)
   return s
-
-
-def masked_autoencoding() -> ConfigDict:
-  """Returns stage one with MAE's recipe for ImageNet-1K (P §III-A and §IV-B; MAE table 8)."""
-  s = stage()
-  s.objective = 'masked_autoencoding'
-  s.epochs = 1600.0
-  s.batch_images = 4096
-  s.mae = ConfigDict()
-  s.mae.mask_ratio = 0.75
-  s.mae.norm_pix = True  # targets are patches normalised by their own mean and unbiased variance
-  s.mae.decoder_dim = 512
-  s.mae.decoder_depth = 8
-  s.mae.decoder_heads = 16
-  s.augment.scale = (0.2, 1.0)
-  s.augment.interpolation = 'bicubic'
-  s.optim.name = 'adamw'
-  s.optim.lr = 0.0
-  s.optim.blr = 1.5e-4
-  s.optim.b2 = 0.95
-  s.optim.weight_decay = 0.05
-  s.optim.decay_tokens = True
-  s.optim.layer_decay = 1.0
-  s.optim.warmup_epochs = 40.0
-  s.optim.min_lr = 0.0
-  s.eval.splits = ''
-  s.checkpoint.every_epochs = 10.0
-  return s.lock()
-
-
-def mimic() -> ConfigDict:
-  """Returns stage two: cross-entropy + λ · mix-supervised contrast (P §III-B, eqs. 3–14, algorithm 1; §IV-B)."""
-  s = stage()
-  s.objective = 'mimic'
-  s.epochs = 50.0  # RAF-DB and FERPlus; 10 for AffectNet (P §IV-B)
-  s.batch_images = 64  # 128 crops
-  s.drop_path = 0.1
-  s.views = 2  # crops per image; 1 needs contrast.weight = 0
-  s.head = ConfigDict()
-  s.head.pool = 'gap'  # gap (mean of the patch tokens → fc_norm) | cls (P table IV)
-  s.head.projection = 'dense'  # dense (Linear–ReLU–Linear) | linear | none (P table III)
-  s.head.projection_dim = 128  # 128 for RAF-DB, 512 for FERPlus (P fig. 6)
-  s.ce = ConfigDict()
-  s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
-  s.contrast = ConfigDict()
-  s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
-  s.contrast.labels = (
-    'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max of the mixed label)
-  )
-  s.contrast.temperature = 0.07  # τ
-  s.contrast.base_temperature = (
-    0.0  # when not 0: the loss is multiplied by τ / base_temperature (SupContrast)
-  )
-  s.contrast.threshold = 0.5  # t of eq. 13
-  s.contrast.distance = 'tv'  # tv (½·L1 [D]) | l1 | l2 | linf, between labels
-  s.contrast.positives = (
-    'hard'  # hard (eq. 13) | soft (weight = overlap of the labels) | argmax (same dominant class)
-  )
-  s.contrast.feature_margin = -1.0  # when above −1: positives must also have cosine(z_i, z_a) ≥ this
-  s.contrast.anchors = (
-    'mixed'  # mixed (algorithm 1 line 10) | clean (eqs. 11–13 read literally: a second forward)
-  )
-  s.contrast.candidates = 'mixed'  # mixed (eq. 11) | all (mixed and clean together: a second forward)
-  s.contrast.reduction = (
-    'mean'  # over anchors: mean | sum | mean_with_positives (drops anchors without a positive)
-  )
-  s.mix = ConfigDict()
-  s.mix.probability = 1.0  # that a batch is mixed; 0 = never
-  s.mix.switch_probability = 0.5  # that a mixed batch gets CutMix rather than Mixup
-  s.mix.mixup_alpha = 2.0  # λ ~ Beta(α, α) (P §IV-B: Beta(2, 2))
-  s.mix.cutmix_alpha = 2.0
-  s.mix.partner = (
-    'shift'  # shift [D] | flip (timm's) | permutation (one, for both views) | random (over all 2B)
-  )
-  s.mix.coefficient = 'batch'  # one λ per batch ("we sample a coefficient") | sample
-  s.mix.box = 'batch'  # one CutMix box per batch | sample (its own place each)
-  s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)
-  return s.lock()
-
-
-# objective -> the section that a stage with it begins as
-OBJECTIVES = {'masked_autoencoding': masked_autoencoding, 'mimic': mimic}
-
-# The fine-tunings that a study of the contrastive loss compares (P table II and method.md §2), as changes to `mimic()`.
-# 'mixed_ce' and 'scl_dominant' are the two controls: the cross-entropy changes, too, when mixing is switched on, and the
-# threshold on mixed labels mostly selects the dominant class.
-METHODS = {
-  'mscl': {},
-  'ce': {'views': 1, 'contrast.weight': 0.0, 'mix.probability': 0.0},
-  'ce_two_views': {'contrast.weight': 0.0, 'mix.probability': 0.0},
-  'mixed_ce': {'contrast.weight': 0.0},
-  'sscl': {'contrast.labels': 'instance', 'mix.probability': 0.0},
-  'scl': {'contrast.labels': 'class', 'mix.probability': 0.0},
-  'scl_dominant': {'contrast.labels': 'dominant'},
-}
-
-
-def use_method(s: ConfigDict, name: str) -> None:
-  """Changes a fine-tuning stage to one of METHODS."""
-  s.update_from_flattened_dict(METHODS[name])
 
 
 def words(variant: str, *groups: tuple[str, ...]) -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
 
 ROOT = pathlib.Path(__file__).parents[1]
 FERPLUS = ROOT.parent / 'shared' / 'data' / 'ferplus'
@@ -40,7 +40,7 @@ def _shared(s: ConfigDict, size: int) -> ConfigDict:
 
 def mimic_stage(**changes: Any) -> ConfigDict:
   """Returns a fine-tuning stage of 10 steps of 8 drawn faces."""
-  s = _shared(defaults.mimic(), 64)
+  s = _shared(objectives.defaults('mimic'), 64)
   s.data.source = 'synthetic_faces'
   s.head.projection_dim = 8
   s.update_from_flattened_dict(changes)
@@ -49,7 +49,7 @@ def mimic_stage(**changes: Any) -> ConfigDict:
 
 def mae_stage(**changes: Any) -> ConfigDict:
   """Returns a pre-training stage of 10 steps of 8 drawn pictures."""
-  s = _shared(defaults.masked_autoencoding(), 64)
+  s = _shared(objectives.defaults('masked_autoencoding'), 64)
   s.data.source = 'synthetic_images'
   s.optim.blr = 0.0
   s.drop_path = 0.0

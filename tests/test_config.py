@@ -8,7 +8,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
+from mimic_jax.objectives import masked_autoencoding as mae
+from mimic_jax.objectives import mimic
 from mimic_jax.runtime.errors import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,7 +30,7 @@ ALL = [
   'finetune_ferplus:vitb16',
   'finetune_ferplus:vitl16',
   'finetune_ferplus:small',
-  *(f'finetune_ferplus:small,{m}' for m in defaults.METHODS),
+  *(f'finetune_ferplus:small,{m}' for m in mimic.METHODS),
   'finetune_rafdb',
   'finetune_rafdb:vitl16,scl',
   'finetune_affectnet',
@@ -78,7 +80,7 @@ def test_the_small_configs_pretraining_roots_follow_both_folders():
   assert config.pretrain.data.root == '/f,/g'
 
 
-@pytest.mark.parametrize('section', [defaults.mimic, defaults.masked_autoencoding, defaults.base])
+@pytest.mark.parametrize('section', [mimic.Objective.defaults, mae.Objective.defaults, defaults.base])
 def test_no_field_is_none_which_the_command_line_could_not_override(section):
   assert [name for name, value in config_lib.fields(section()) if value is None] == []
 
@@ -86,10 +88,10 @@ def test_no_field_is_none_which_the_command_line_could_not_override(section):
 @pytest.mark.parametrize(
   'config', ['finetune_ferplus:vitb16', 'finetune_ferplus:small', 'finetune_folder:small']
 )
-@pytest.mark.parametrize('method', defaults.METHODS)
+@pytest.mark.parametrize('method', mimic.METHODS)
 def test_a_method_behind_a_config_is_that_method(config, method):
   stage = dict(config_lib.fields(parse(f'--config={config},{method}').config.finetune))
-  for field, value in defaults.METHODS[method].items():
+  for field, value in mimic.METHODS[method].items():
     assert stage[field] == value, field
 
 
@@ -108,8 +110,8 @@ def test_a_method_behind_a_config_is_that_method(config, method):
 def test_a_mistake_inside_a_config_file_is_one_line(lines, words, tmp_path):
   file = tmp_path / 'mine.py'
   file.write_text(
-    'from mimic_jax import defaults\ndef get_config():\n  c = defaults.base()\n  c.stages = "finetune"\n'
-    f'  c.finetune = defaults.mimic()\n  {lines}\n  return c\n'
+    'from mimic_jax import defaults, objectives\ndef get_config():\n  c = defaults.base()\n  c.stages = "finetune"\n'
+    f'  c.finetune = objectives.defaults("mimic")\n  {lines}\n  return c\n'
   )
   with pytest.raises(UserError) as e:
     parse(f'--config={file}')
@@ -167,7 +169,7 @@ def test_a_config_file_with_a_mistake_is_named(tmp_path):
 
 def test_differences_name_what_changed_and_leave_out_what_a_resumed_run_may_change():
   a, b = defaults.base(), defaults.base()
-  a.finetune, b.finetune = defaults.mimic(), defaults.mimic()
+  a.finetune, b.finetune = objectives.defaults('mimic'), objectives.defaults('mimic')
   assert config_lib.differences(a, b) == []
   b.finetune.optim.lr = 5.0
   b.mesh.fsdp = 8
@@ -182,7 +184,7 @@ def test_differences_survive_json():
 
 def test_a_field_that_an_older_run_does_not_have_counts_as_its_default():
   new = defaults.base()
-  new.finetune = defaults.mimic()
+  new.finetune = objectives.defaults('mimic')
   old = new.to_dict()
   del old['finetune']['data']['sampler'], old['finetune']['init_head'], old['log']
   assert config_lib.differences(old, new) == []

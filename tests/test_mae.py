@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mimic_jax import augment, defaults, losses, models
+from mimic_jax import augment, defaults, losses, models, objectives
 from mimic_jax.models import vit
 from mimic_jax.objectives import masked_autoencoding as mae
 from mimic_jax.runtime import errors
@@ -17,7 +17,7 @@ from mimic_jax.runtime import errors
 
 def objective(**fields):
   """Returns a small objective: 16 patches of 8 × 8, 4 of them kept; `fields` go to the section stage.mae."""
-  stage, model = defaults.masked_autoencoding(), defaults.encoder()
+  stage, model = objectives.defaults('masked_autoencoding'), defaults.encoder()
   model.update({'image_size': 32, 'patch_size': 8, 'dim': 24, 'depth': 2, 'heads': 3, 'dtype': 'float32'})
   stage.mae.update({'decoder_dim': 16, 'decoder_depth': 1, 'decoder_heads': 2, **fields})
   return mae.Objective(stage, model, ())
@@ -380,7 +380,7 @@ def test_pictures_of_another_size_and_unnormalised_targets_are_drawn(rng):
 
 
 def test_decoder_has_its_own_sizes_and_no_drop_path():
-  stage, model = defaults.masked_autoencoding(), defaults.encoder()
+  stage, model = objectives.defaults('masked_autoencoding'), defaults.encoder()
   stage.drop_path = 0.1
   model.mlp_ratio = 2.0
   learner = mae.Objective(stage, model, ())

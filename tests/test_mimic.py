@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mimic_jax import defaults, mixing
+from mimic_jax import mixing
 from mimic_jax.models import rollout
 from mimic_jax.objectives import mimic
 from mimic_jax.report.drawing import overlay
@@ -90,7 +90,7 @@ def expected(objective, model, batch, key) -> tuple[float, float]:
 @pytest.mark.parametrize(
   'changes',
   [
-    *(m for m in defaults.METHODS.values() if m.get('views') != 1),
+    *(m for m in mimic.METHODS.values() if m.get('views') != 1),
     {'contrast.anchors': 'clean'},
     {'contrast.candidates': 'all'},
     {'contrast.candidates': 'all', 'contrast.anchors': 'clean', 'ce.on': 'both'},
@@ -112,7 +112,7 @@ def test_the_loss_is_cross_entropy_plus_weighted_contrast_of_the_right_samples(c
 
 
 def test_plain_cross_entropy_on_one_view_has_no_projection(rng):
-  objective = make(**defaults.METHODS['ce'])
+  objective = make(**mimic.METHODS['ce'])
   model = objective.init(jax.random.key(0))
   assert model.projection is None
   batch = batch_of(rng)

@@ -215,14 +215,14 @@ def model_section(**changes):
 
 
 def mae_objective(model=None, **fields):
-  stage = defaults.masked_autoencoding()
+  stage = objectives.defaults('masked_autoencoding')
   sizes = {'decoder_dim': DECODER['dim'], 'decoder_depth': DECODER['depth'], 'decoder_heads': 2}
   stage.mae.update({**sizes, **fields})
   return objectives.make(stage, model or model_section(), (), 'objective')
 
 
 def mimic_objective(model=None, names=NAMES, **fields):
-  stage = defaults.mimic()
+  stage = objectives.defaults('mimic')
   stage.update_from_flattened_dict({'head.projection_dim': 8, **fields})
   return objectives.make(stage, model or model_section(), names, 'objective')
 

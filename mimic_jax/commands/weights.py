@@ -137,7 +137,7 @@ def _divisor(dim: int, most: int) -> int:
 
 def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str, ...]]]:
   """Returns the uses that a file is held against by itself: (title, stage, class names)."""
-  pretrain, finetune = defaults.masked_autoencoding(), defaults.mimic()
+  pretrain, finetune = objectives.defaults('masked_autoencoding'), objectives.defaults('mimic')
   if 'decoder_dim' in found.facts:
     pretrain.mae.decoder_dim, pretrain.mae.decoder_depth = (
       found.facts[f'decoder_{k}'] for k in ('dim', 'depth')
@@ -146,7 +146,7 @@ def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str
   names = found.class_names or tuple(f"the data's class {k}" for k in range(found.facts.get('classes', 7)))
   uses = [('MAE pre-training', pretrain, ()), ('fine-tuning, global pooling', finetune, names)]
   if 'classifier/fc/kernel' in found.tensors:
-    with_head = defaults.mimic()
+    with_head = objectives.defaults('mimic')
     with_head.init_head = True
     with_head.head.pool = 'gap' if 'fc_norm/scale' in found.tensors else 'cls'
     uses.append((f'fine-tuning with init_head, head.pool={with_head.head.pool}', with_head, names))
@@ -155,7 +155,7 @@ def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str
 
 def _class_names(stage: Mapping[str, Any]) -> tuple[str, ...]:
   """Returns the classes of a stage's data; without init_head they don't matter, and the data need not be there."""
-  if not objectives.is_labelled(stage['objective']):
+  if not objectives.find(stage['objective']).labelled:
     return ()
   d = stage['data']
   if not stage['init_head']:

@@ -18,6 +18,8 @@ _LASTING = frozenset(
 PAUSES = (0.1, 0.5, 2.0, 5.0)  # seconds before a picture is tried again that the system failed to bring
 T = TypeVar('T')
 
+POLICIES = ('error', 'skip')  # what a bad picture does to a run
+
 
 class BadImage(UserError):  # noqa: N818  the plain name is what users of a source write
   """A picture that can't be read: `path` names it, `why` says in a few words what is wrong.

@@ -2,6 +2,27 @@
 
 from ml_collections import ConfigDict
 
+from mimic_jax.data import bad_image, sampling
+from mimic_jax.data.sets import ferplus
+
+INF = float('inf')
+
+CHOICES = {
+  'data.on_bad_image': bad_image.POLICIES,
+  'data.label_rule': ferplus.LABEL_RULES,
+  'data.sampler': sampling.SAMPLERS,
+}
+RANGES = {
+  'data.size': (1, INF),
+  'data.classes': (7, 8),
+  'data.align_size': (16, 4096),
+  'data.max_pixels': (1, INF),
+  'data.threads': (1, INF),
+  'data.workers': (0, INF),
+  'data.worker_restarts': (0, INF),
+  'data.prefetch': (1, INF),
+}
+
 
 def defaults() -> ConfigDict:
   """Returns the section of one stage's pictures with its defaults."""

@@ -18,12 +18,11 @@ import numpy as np
 from mimic_jax.boxes import crop_boxes
 from mimic_jax.data import readers, sampling
 from mimic_jax.data import source as sources
-from mimic_jax.data.bad_image import BadImage, patiently
+from mimic_jax.data.bad_image import POLICIES, BadImage, patiently
 from mimic_jax.data.crops import FILTERS, KEY, crop_uniforms, read_crops
 from mimic_jax.data.source import Source
 from mimic_jax.runtime.errors import UserError, one_of
 
-_POLICIES = ('error', 'skip')
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
 _FAILURES = 16
 
@@ -206,7 +205,7 @@ def _rows(
   source: Source, batch_images: int, process_index: int, process_count: int, on_bad_image: str, threads: int
 ) -> int:
   """Returns b = B / P after checking what both kinds of batches need."""
-  one_of('data.on_bad_image', on_bad_image, _POLICIES)
+  one_of('data.on_bad_image', on_bad_image, POLICIES)
   if len(source) == 0:
     record = source.record()
     raise UserError(f'{record["source"]} {record.get("split", "")} has no pictures; expected at least one')

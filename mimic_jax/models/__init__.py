@@ -13,6 +13,14 @@ __all__ = ['Template', 'check_dim', 'encoder_config', 'merge', 'rest_of', 'split
 
 DTYPES = ('bfloat16', 'float32')
 
+CHOICES = {
+  'model.preset': tuple(vit.PRESETS),
+  'model.pos_embed': vit.POS_EMBEDS,
+  'model.dtype': DTYPES,
+  'model.attention': vit.ATTENTIONS,
+}
+RANGES = {'model.image_size': (1, float('inf'))}
+
 
 def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Config:
   """Resolves a config's model section: the preset's sizes, overridden by the fields that are not 0.

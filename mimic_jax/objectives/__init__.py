@@ -7,6 +7,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from mimic_jax.objectives.base import Objective
 from mimic_jax.runtime.errors import UserError, one_of
 
@@ -16,9 +18,23 @@ def names() -> list[str]:
   return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != 'base')
 
 
-def is_labelled(name: str) -> bool:
-  """Returns whether the objective of that name learns from labels."""
-  return importlib.import_module(f'{__name__}.{name}').Objective.labelled
+def find(name: str, field: str = 'objective') -> type[Objective]:
+  """Returns the objective of that name: of a module here, or of any module that can be imported, by its dotted name.
+
+  Raises:
+    UserError: naming `field`, when there is none.
+  """
+  if '.' not in name:
+    return importlib.import_module(f'{__name__}.{one_of(field, name, names())}').Objective
+  try:
+    return importlib.import_module(name).Objective
+  except (ImportError, AttributeError) as e:
+    raise UserError(f"{field} is '{name}': {e}; expected a module with a class Objective") from e
+
+
+def defaults(name: str) -> ConfigDict:
+  """Returns the section that a stage with the objective of that name begins as."""
+  return find(name).defaults()
 
 
 def make(
@@ -40,10 +56,11 @@ def make(
   Raises:
     UserError: when there is no such objective, or when it learns from labels and there are none.
   """
-  name = one_of(field, stage['objective'], names())
-  if why_unlabelled and not class_names and is_labelled(name):
+  name = stage['objective']
+  kind = find(name, field)
+  if why_unlabelled and not class_names and kind.labelled:
     raise UserError(
       f"{field} is '{name}', which needs labels, but data.source is '{stage['data']['source']}' and {why_unlabelled}; "
       'expected the same classes in each'
     )
-  return importlib.import_module(f'{__name__}.{name}').Objective(stage, model, class_names)
+  return kind(stage, model, class_names)

@@ -6,10 +6,11 @@ An ordinary objective fills in `init`, `augment`, `loss` and `evaluate`; the res
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
+from ml_collections import ConfigDict
 
 from mimic_jax.models import vit
 from mimic_jax.report.drawing import Drawing
@@ -26,12 +27,16 @@ class Objective(abc.ABC):
     class_names: of the training source; () when it has no labels.
 
   Attributes:
+    CHOICES: field of its section ('contrast.distance') → the words it may be.
+    RANGES: field → (lowest, highest), both allowed.
     labelled: whether it learns from labels.
     views: crops per image.
     config: of its encoder.
     class_names: of its classifier, where it is labelled.
   """
 
+  CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {}
+  RANGES: ClassVar[Mapping[str, tuple[float, float]]] = {}
   labelled = False
   views = 1
   config: vit.Config
@@ -39,6 +44,11 @@ class Objective(abc.ABC):
 
   @abc.abstractmethod
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]): ...
+
+  @classmethod
+  @abc.abstractmethod
+  def defaults(cls) -> ConfigDict:
+    """Returns the section that a stage with it begins as: `defaults.stage()` and its own fields, locked."""
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:

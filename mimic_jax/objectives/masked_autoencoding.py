@@ -5,13 +5,14 @@ over the removed ones. Shapes: B images, L patches, K kept, P = p·p·3 values o
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from ml_collections import ConfigDict
 
-from mimic_jax import augment, losses, models
+from mimic_jax import augment, defaults, losses, models
 from mimic_jax.models import decoder, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
@@ -72,6 +73,36 @@ class MaskedAutoencoder(nnx.Module):
 
 class Objective(base.Objective):
   """Masked autoencoding; see base.py for the contract."""
+
+  RANGES: ClassVar = {'mae.mask_ratio': (0.01, 0.99)}
+
+  @classmethod
+  def defaults(cls) -> ConfigDict:
+    """Returns stage one with MAE's recipe for ImageNet-1K (P §III-A and §IV-B; MAE table 8)."""
+    s = defaults.stage()
+    s.objective = 'masked_autoencoding'
+    s.epochs = 1600.0
+    s.batch_images = 4096
+    s.mae = ConfigDict()
+    s.mae.mask_ratio = 0.75
+    s.mae.norm_pix = True  # targets are patches normalised by their own mean and unbiased variance
+    s.mae.decoder_dim = 512
+    s.mae.decoder_depth = 8
+    s.mae.decoder_heads = 16
+    s.augment.scale = (0.2, 1.0)
+    s.augment.interpolation = 'bicubic'
+    s.optim.name = 'adamw'
+    s.optim.lr = 0.0
+    s.optim.blr = 1.5e-4
+    s.optim.b2 = 0.95
+    s.optim.weight_decay = 0.05
+    s.optim.decay_tokens = True
+    s.optim.layer_decay = 1.0
+    s.optim.warmup_epochs = 40.0
+    s.optim.min_lr = 0.0
+    s.eval.splits = ''
+    s.checkpoint.every_epochs = 10.0
+    return s.lock()
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names

@@ -4,21 +4,41 @@ Plain CE, CE on two views, mixed CE without contrast, SCL (eq. 6), self-supervis
 dominant label of mixed images are settings of this one objective (configs/ shows them); docs/method.md maps the lines.
 """
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 from flax import nnx
+from ml_collections import ConfigDict
 
-from mimic_jax import augment, losses, mixing, models
+from mimic_jax import augment, defaults, losses, mixing, models
 from mimic_jax.models import heads, rollout, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing, in_rows, overlay
 from mimic_jax.runtime.errors import UserError
+
+# The fine-tunings that a study of the contrastive loss compares (P table II and method.md §2), as changes to the defaults.
+# 'mixed_ce' and 'scl_dominant' are the two controls: the cross-entropy changes, too, when mixing is switched on, and the
+# threshold on mixed labels mostly selects the dominant class.
+METHODS = {
+  'mscl': {},
+  'ce': {'views': 1, 'contrast.weight': 0.0, 'mix.probability': 0.0},
+  'ce_two_views': {'contrast.weight': 0.0, 'mix.probability': 0.0},
+  'mixed_ce': {'contrast.weight': 0.0},
+  'sscl': {'contrast.labels': 'instance', 'mix.probability': 0.0},
+  'scl': {'contrast.labels': 'class', 'mix.probability': 0.0},
+  'scl_dominant': {'contrast.labels': 'dominant'},
+}
+
+
+def use_method(s: ConfigDict, name: str) -> None:
+  """Changes a fine-tuning stage to one of METHODS."""
+  s.update_from_flattened_dict(METHODS[name])
 
 
 class Model(nnx.Module):
@@ -57,6 +77,84 @@ class Objective(base.Objective):
   """Cross-entropy and mix-supervised contrast; see base.py for the contract."""
 
   labelled = True
+  CHOICES: ClassVar = {
+    'head.pool': heads.POOLS,
+    'head.projection': heads.PROJECTIONS,
+    'ce.on': ('mixed', 'clean', 'both'),
+    'contrast.labels': ('mixed', 'class', 'instance', 'dominant'),
+    'contrast.distance': losses.DISTANCES,
+    'contrast.positives': losses.POSITIVES,
+    'contrast.anchors': ('mixed', 'clean'),
+    'contrast.candidates': ('mixed', 'all'),
+    'contrast.reduction': losses.REDUCTIONS,
+    'mix.partner': mixing.PARTNERS,
+    'mix.coefficient': mixing.PER,
+    'mix.box': mixing.PER,
+    'mix.cutmix_label': mixing.CUTMIX_LABELS,
+  }
+  RANGES: ClassVar = {
+    'views': (1, 2),
+    'head.projection_dim': (1, math.inf),
+    'contrast.weight': (0, math.inf),
+    'contrast.temperature': (1e-4, math.inf),
+    'contrast.base_temperature': (0, math.inf),
+    'contrast.threshold': (0, math.inf),
+    'contrast.feature_margin': (-1, 1),
+    'mix.probability': (0, 1),
+    'mix.switch_probability': (0, 1),
+    'mix.mixup_alpha': (1e-3, math.inf),
+    'mix.cutmix_alpha': (1e-3, math.inf),
+  }
+
+  @classmethod
+  def defaults(cls) -> ConfigDict:
+    """Returns stage two: cross-entropy + λ · mix-supervised contrast (P §III-B, eqs. 3–14, algorithm 1; §IV-B)."""
+    s = defaults.stage()
+    s.objective = 'mimic'
+    s.epochs = 50.0  # RAF-DB and FERPlus; 10 for AffectNet (P §IV-B)
+    s.batch_images = 64  # 128 crops
+    s.drop_path = 0.1
+    s.views = 2  # crops per image; 1 needs contrast.weight = 0
+    s.head = ConfigDict()
+    s.head.pool = 'gap'  # gap (mean of the patch tokens → fc_norm) | cls (P table IV)
+    s.head.projection = 'dense'  # dense (Linear–ReLU–Linear) | linear | none (P table III)
+    s.head.projection_dim = 128  # 128 for RAF-DB, 512 for FERPlus (P fig. 6)
+    s.ce = ConfigDict()
+    s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
+    s.contrast = ConfigDict()
+    s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
+    s.contrast.labels = (
+      'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max of the mixed label)
+    )
+    s.contrast.temperature = 0.07  # τ
+    s.contrast.base_temperature = (
+      0.0  # when not 0: the loss is multiplied by τ / base_temperature (SupContrast)
+    )
+    s.contrast.threshold = 0.5  # t of eq. 13
+    s.contrast.distance = 'tv'  # tv (½·L1 [D]) | l1 | l2 | linf, between labels
+    s.contrast.positives = (
+      'hard'  # hard (eq. 13) | soft (weight = overlap of the labels) | argmax (same dominant class)
+    )
+    s.contrast.feature_margin = -1.0  # when above −1: positives must also have cosine(z_i, z_a) ≥ this
+    s.contrast.anchors = (
+      'mixed'  # mixed (algorithm 1 line 10) | clean (eqs. 11–13 read literally: a second forward)
+    )
+    s.contrast.candidates = 'mixed'  # mixed (eq. 11) | all (mixed and clean together: a second forward)
+    s.contrast.reduction = (
+      'mean'  # over anchors: mean | sum | mean_with_positives (drops anchors without a positive)
+    )
+    s.mix = ConfigDict()
+    s.mix.probability = 1.0  # that a batch is mixed; 0 = never
+    s.mix.switch_probability = 0.5  # that a mixed batch gets CutMix rather than Mixup
+    s.mix.mixup_alpha = 2.0  # λ ~ Beta(α, α) (P §IV-B: Beta(2, 2))
+    s.mix.cutmix_alpha = 2.0
+    s.mix.partner = (
+      'shift'  # shift [D] | flip (timm's) | permutation (one, for both views) | random (over all 2B)
+    )
+    s.mix.coefficient = 'batch'  # one λ per batch ("we sample a coefficient") | sample
+    s.mix.box = 'batch'  # one CutMix box per batch | sample (its own place each)
+    s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)
+    return s.lock()
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     if not class_names:

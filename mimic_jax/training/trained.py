@@ -83,7 +83,7 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
 
 def _labelled(folder: epath.Path, step: int) -> bool:
   meta = checkpoint.read_meta(folder, step)
-  return objectives.is_labelled(meta['config'][meta['stage']]['objective'])
+  return objectives.find(meta['config'][meta['stage']]['objective']).labelled
 
 
 def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:

@@ -6,7 +6,7 @@ campaign (`python -m tests.faults`) plays faults on it and changes single fields
 
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults
+from mimic_jax import defaults, objectives
 
 
 def get_config() -> ConfigDict:
@@ -22,7 +22,7 @@ def get_config() -> ConfigDict:
   m.image_size, m.patch_size, m.dim, m.depth, m.heads = 16, 8, 32, 2, 2
   m.dtype = 'float32'
 
-  p = defaults.masked_autoencoding()
+  p = objectives.defaults('masked_autoencoding')
   p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 16, 1, 2
   p.mae.mask_ratio = 0.5
   p.data.source = 'synthetic_images'
@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
   p.steps = 24
   c.pretrain = p
 
-  f = defaults.mimic()
+  f = objectives.defaults('mimic')
   f.init = 'pretrain'
   f.data.source = 'synthetic_faces'
   f.drop_path = 0.1

@@ -92,6 +92,7 @@ RULES: dict[str, Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]] = {
 }
 # soft rule -> the rule that chooses its pictures and cleans the votes
 SOFT = {'soft': 'majority', 'soft_argmax10': 'argmax10', 'soft_argmax8': 'argmax8'}
+LABEL_RULES = (*RULES, *SOFT)
 
 
 def targets(votes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +107,7 @@ def targets(votes: np.ndarray, rule: str) -> tuple[np.ndarray, np.ndarray]:
     float32 [n, 8] under a soft rule: the votes that count for the eight emotions, adding up to 1 (0 in dropped rows
     without any).
   """
-  one_of('data.label_rule', rule, (*RULES, *SOFT))
+  one_of('data.label_rule', rule, LABEL_RULES)
   classes, counted = RULES[SOFT.get(rule, rule)](votes)
   classes = classes.astype(np.int32)
   if rule in RULES:
@@ -208,7 +209,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     UserError: on missing files, on rows that aren't as the layout says (file and line), on a missing picture, and on a
       data.align other than none: the boxes of label.csv are the whole of each picture.
   """
-  rule = one_of('data.label_rule', options.get('label_rule', 'majority'), (*RULES, *SOFT))
+  rule = one_of('data.label_rule', options.get('label_rule', 'majority'), LABEL_RULES)
   parts = [one_of('the split of ferplus', s, SPLITS) for s in _canonical(split).split('+')]
   layout = _layout(root, parts)
   _, align = alignment.choose(options, root, 'ferplus')
