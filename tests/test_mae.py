@@ -387,7 +387,7 @@ def test_decoder_has_its_own_sizes_and_no_drop_path():
   d = learner.decoder_config
   assert (d.dim, d.depth, d.heads, d.mlp_ratio, d.drop_path) == (512, 8, 16, 4.0, 0.0)
   assert (learner.config.mlp_ratio, learner.config.drop_path) == (2.0, 0.1)
-  assert learner.views == 1
+  assert learner.inputs() == {'image': (1, 0)}
 
 
 @pytest.mark.parametrize(

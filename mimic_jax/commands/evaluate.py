@@ -26,6 +26,7 @@ from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, files, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, log, results, trained, workdir
+from mimic_jax.training import step as step_lib
 from mimic_jax.training.trained import Trained
 
 STAGE = 'evaluation'  # what the folder's one stage is called
@@ -134,7 +135,12 @@ def measure(
   model: Trained, found: Sequence[evaluation.Split], section: Mapping[str, Any], options: Options, mesh: Mesh
 ) -> dict[str, evaluation.Measured]:
   """Runs every split through the model and adds intervals to its scores."""
-  step = evaluation.make_step(model.objective, model.template, mesh)
+  step = evaluation.make_step(
+    model.objective,
+    model.template,
+    mesh,
+    step_lib.read_frozen(model.objective, f'config.{model.stage_name}', mesh),
+  )
   longest = max(len(split.source) for split in found)
   batch_images = min(
     options.batch_images, -(-longest // mesh.size) * mesh.size
@@ -152,6 +158,7 @@ def measure(
       image_size=model.reading['image_size'],
       interpolation=model.reading['interpolation'],
       on_bad_image=section['on_bad_image'],
+      targets=model.objective.targets,
     )
     evaluation.add_intervals(
       measured[split.name],
@@ -248,7 +255,9 @@ def _draw(
   measured: Mapping[str, evaluation.Measured],
 ) -> None:
   first = found[0]
-  sample = evaluation.sample_batch(first.source, model.reading['image_size'], model.reading['interpolation'])
+  sample = evaluation.sample_batch(
+    first.source, model.reading['image_size'], model.reading['interpolation'], model.objective.targets
+  )
   merged = models.merge(model.template, model.params, model.rest)
   drawings = model.objective.look(merged, sample)
   m = measured[first.name]

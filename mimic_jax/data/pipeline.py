@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -25,6 +25,7 @@ from mimic_jax.runtime.errors import UserError, one_of
 
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
 _FAILURES = 16
+_GROUPS = 0x67726F75  # second half of the Philox key that draws the pictures of a group
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -94,6 +95,9 @@ def train_batches(
   workers: int = 0,
   prefetch: int = 4,
   worker_restarts: int = 3,
+  more_crops: Mapping[str, tuple[int, int]] | None = None,
+  targets: Sequence[str] = (),
+  group: int = 1,
 ) -> Batches:
   """Returns this process's endless batches from step `start_step` on.
 
@@ -116,6 +120,11 @@ def train_batches(
     workers: reader processes; 0 = none. The batches are the same.
     prefetch: batches read ahead.
     worker_restarts: reader processes that may die and are replaced, without a trace in the batches.
+    more_crops: name → (views, side) of other crops than 'image', of sources whose pictures have many sizes; where they
+      have one, the whole picture is there once, to be cropped on the device.
+    targets: what the source offers that is to be in the batch.
+    group: G, pictures of one group (Source.group): the one whose turn it is, then others of its group, drawn anew each
+      time without replacement (with, where there are fewer). With more than one every array is [b, G, …].
 
   Returns:
     Batches of dicts of numpy arrays, b = B / P:
@@ -144,6 +153,9 @@ def train_batches(
     tuple(ratio),
     seed,
     replace=on_bad_image == 'skip',
+    more_crops=tuple((name, *crops) for name, crops in (more_crops or {}).items()),
+    targets=tuple(targets),
+    group=group,
   )
   if one_of('data.sampler', sampler, sampling.SAMPLERS) == 'balanced':
     order = grain.MapDataset.range(n).repeat().map_with_index(sampling.balanced(source, seed))
@@ -172,6 +184,7 @@ def eval_batches(
   on_bad_image: str = 'error',
   threads: int = 8,
   prefetch: int = 2,
+  targets: Sequence[str] = (),
 ) -> Batches:
   """Returns this process's share of one pass over all pictures, in order.
 
@@ -192,7 +205,7 @@ def eval_batches(
     UserError: as train_batches.
   """
   b = _rows(source, batch_images, process_index, process_count, on_bad_image, threads)
-  reader = _Reader(source, image_size, interpolation, threads)
+  reader = _Reader(source, image_size, interpolation, threads, targets=tuple(targets))
   steps = -(-len(source) // batch_images)
   rows = grain.MapDataset.range(steps).map(
     functools.partial(_pass_rows, batch_images, process_index * b, b, len(source))
@@ -237,6 +250,13 @@ def _with_mask(batch: dict[str, Any]) -> dict[str, Any]:
   return {**batch, 'mask': batch['index'] >= 0}
 
 
+def _where_read(values: np.ndarray, index: np.ndarray) -> np.ndarray:
+  """Returns float32 [b, …] of the pictures at `index`, NaN where that is −1."""
+  rows = values[np.maximum(index, 0)]
+  rows[index < 0] = np.nan
+  return rows
+
+
 @functools.cache
 def _pool(threads: int) -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(threads, 'read')
@@ -271,6 +291,9 @@ class _Reader:
   ratio: tuple[float, ...] = ()
   seed: int = 0
   replace: bool = False
+  more_crops: tuple[tuple[str, int, int], ...] = ()
+  targets: tuple[str, ...] = ()
+  group: int = 1
   # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't. So not
   # what the system failed to bring, however often it was tried: a run that is resumed would read it.
   bad: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -281,24 +304,52 @@ class _Reader:
     one_of('augment.interpolation', self.interpolation, FILTERS)
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
-    """int64 [b, 2..3] -> {'image', 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
-    crops = (self.views, self.size, self.size, 3) if self.views else (self.size, self.size, 3)
-    images = np.zeros((len(rows), *(self.source.image_shape or crops)), np.uint8)
-    read = _in_threads(lambda r: self._fill(images[r], *map(int, rows[r])), len(rows), self.threads)
+    """int64 [b, 2..3] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
+    if self.group > 1:
+      rows = np.concatenate([self._members(*map(int, row)) for row in rows])
+    shape = self.source.image_shape or (
+      (self.views, self.size, self.size, 3) if self.views else (self.size, self.size, 3)
+    )
+    images = {'image': np.zeros((len(rows), *shape), np.uint8)}
+    for name, views, size in () if self.source.image_shape else self.more_crops:
+      images[name] = np.zeros((len(rows), views, size, size, 3), np.uint8)
+    read = _in_threads(
+      lambda r: self._fill({k: v[r] for k, v in images.items()}, *map(int, rows[r])), len(rows), self.threads
+    )
     index = np.array([i for i, _ in read], np.int32)
     found = {k: why for _, tried in read for k, why in tried.items()}
     bad = sorted(found)
     if self.replace and (index < 0).any():
       bad = bad[:1]  # nothing can be read at all: one is enough to say so
-    return {
-      'image': images,
+    offered = sources.targets_of(self.source)
+    batch = {
+      **images,
       'label': self._labels(index),
       'index': index,
+      **{name: _where_read(np.asarray(offered[name], np.float32), index) for name in self.targets},
+    }
+    if self.group > 1:
+      batch = {k: v.reshape(-1, self.group, *v.shape[1:]) for k, v in batch.items()}
+    return {
+      **batch,
       'bad': json.dumps([[self.source.id(k), *found[k]] for k in bad]),
     }
 
+  def _members(self, epoch: int, index: int, place: int | None = None) -> np.ndarray:
+    """Returns int64 [G, 3] (epoch, index, place) of a picture and others of its group."""
+    place = index if place is None else place
+    others = np.setdiff1d(self.source.group(index), [index])
+    generator = np.random.Generator(np.random.Philox(key=[self.seed, _GROUPS], counter=[0, 0, place, epoch]))
+    if len(others):
+      others = generator.choice(others, self.group - 1, replace=len(others) < self.group - 1)
+    else:
+      others = np.full(self.group - 1, index)
+    # Places beyond the pictures' own: one that is drawn into several groups gets other crops in each.
+    places = [place, *(len(self.source) + place * self.group + g for g in range(1, self.group))]
+    return np.array([(epoch, i, p) for i, p in zip((index, *others), places)], np.int64)
+
   def _fill(
-    self, out: np.ndarray, epoch: int, index: int, place: int | None = None
+    self, out: dict[str, np.ndarray], epoch: int, index: int, place: int | None = None
   ) -> tuple[int, dict[int, tuple[str, str]]]:
     """Reads a picture, or the next readable one, into `out`.
 
@@ -316,7 +367,8 @@ class _Reader:
         tried[i] = self.bad[i]
         continue
       try:
-        out[...] = patiently(lambda i=i: self._picture(i, epoch, place))
+        for name, pixels in patiently(lambda i=i: self._pictures(i, epoch, place)).items():
+          out[name][...] = pixels
         self.failed.clear()
         return i, tried
       except BadImage as e:
@@ -332,20 +384,28 @@ class _Reader:
         )
     return -1, tried
 
-  def _picture(self, i: int, epoch: int, place: int) -> np.ndarray:
+  def _pictures(self, i: int, epoch: int, place: int) -> dict[str, np.ndarray]:
     """Returns picture i as uint8: as it is, in the crops drawn for `place`, or resized as a whole."""
     if self.source.image_shape is not None:
-      return self.source[i]['image']
+      return {'image': self.source[i]['image']}
+    pictures, first = {}, 0
+    for name, views, size in (('image', self.views, self.size), *self.more_crops):
+      crops = self._crops(i, epoch, place, range(first, first + views), size)
+      pictures[name] = crops if views else crops[0]
+      first += views
+    return pictures
+
+  def _crops(self, i: int, epoch: int, place: int, views: Sequence[int], size: int) -> np.ndarray:
+    """Returns picture i in the crops of these numbers, uint8 [V, size, size, 3]; of none, the whole, [1, …]."""
     with sources.open_picture(self.source, i) as image:
       path = getattr(image, 'filename', '') or self.source.id(i)
       with sources.reading(path):
         height, width = sources.upright_size(image)
       boxes = np.array([[0, 0, height, width]], np.int32)
-      if self.views:
-        u = np.stack([crop_uniforms(self.seed, epoch, place, v) for v in range(self.views)])
+      if views:
+        u = np.stack([crop_uniforms(self.seed, epoch, place, v) for v in views])
         boxes = crop_boxes(np, u, height, width, self.scale, self.ratio)
-      crops = read_crops(image, path, boxes, self.size, self.interpolation)
-    return crops if self.views else crops[0]
+      return read_crops(image, path, boxes, size, self.interpolation)
 
   def _labels(self, index: np.ndarray) -> np.ndarray:
     """Returns int32 [b] or float32 [b, K]; −1 or 0 where nothing was read."""

@@ -44,6 +44,7 @@ class Selected:
     self._about = dict(about or {})
     self.class_names = tuple(source.class_names) if columns is None else tuple(class_names)
     self.image_shape = source.image_shape
+    self.targets = {name: values[self._index] for name, values in sources.targets_of(source).items()}
     self.classes_absent = tuple(n for n, old in zip(class_names, columns or ()) if old < 0)
     if columns is not None:
       self._new = np.full(len(source.class_names), -1, np.int64)

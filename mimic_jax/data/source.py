@@ -28,6 +28,10 @@ class Source(Protocol):
   `mimic prepare`: the picture as it is in its file. Where a picture is more than these bytes decoded, as a face cut
   out of them, `cuts` is True.
 
+  What a source offers beside the label, it has as `targets`: name → [n, …], NaN where there is none; what stands beside
+  image, label and id of a picture is the same. One of groups, as the frames of a clip, has `group(i) -> int [m]`: the
+  pictures that belong together with i, itself among them.
+
   Attributes:
     class_names: the K classes in the order of the labels; () where there are no labels.
     image_shape: (H, W, 3) where all pictures have one size, else None.
@@ -52,6 +56,11 @@ class Source(Protocol):
 
   def record(self) -> dict[str, Any]:
     """Returns what the source is, for a run's record: root, split, label rule, counts, split hash."""
+
+
+def targets_of(source: Source) -> Mapping[str, np.ndarray]:
+  """Returns what a source offers beside the label."""
+  return getattr(source, 'targets', {})
 
 
 def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.Image:
@@ -206,6 +215,12 @@ class Concat:
     names = {tuple(s.class_names) for s in self.sources}
     self.class_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
     self.why_unlabelled = '' if self.class_names else _classes_of(self.sources)
+    offered = [targets_of(s) for s in self.sources]
+    self.targets = {
+      name: np.concatenate([t[name] for t in offered])
+      for name in offered[0]
+      if all(name in t for t in offered)
+    }
     self._soft = any(len(s) and np.ndim(s.label(0)) > 0 for s in self.sources)
 
   def __len__(self) -> int:
@@ -219,7 +234,8 @@ class Concat:
 
   def __getitem__(self, i: int) -> dict[str, Any]:
     _, source, j = self._locate(i)
-    return {**source[j], 'label': self.label(i), 'id': self.id(i)}
+    targets = {name: values[i] for name, values in self.targets.items()}
+    return {'image': source[j]['image'], **targets, 'label': self.label(i), 'id': self.id(i)}
 
   def id(self, i: int) -> str:
     part, source, j = self._locate(i)
@@ -296,7 +312,7 @@ class Cached:
     self.image_shape = source.image_shape
     self._bad: dict[int, BadImage] = {}
     self._absent: set[int] = set()
-    self._items: dict[int, dict[str, Any]] = {}  # where a source has named targets beside the label
+    self.targets = targets_of(source)
     n = len(source)
     self._lazy = source.image_shape is None and hasattr(source, 'file_bytes')
     if source.image_shape is None:
@@ -308,10 +324,7 @@ class Cached:
         if self._lazy:
           self._pictures[i] = patiently(lambda i=i: source.file_bytes(i))
           continue
-        item = dict(patiently(lambda i=i: source[i]))
-        self._pictures[i] = item.pop('image')
-        if item.keys() - {'label', 'id'}:
-          self._items[i] = item
+        self._pictures[i] = patiently(lambda i=i: source[i])['image']
       except BadImage as e:
         if e.transient:
           self._absent.add(i)
@@ -332,7 +345,8 @@ class Cached:
     picture = self._picture(i)
     if self._lazy:
       return self._source.read(i, picture)
-    return {**self._items.get(i, {}), 'image': picture, 'label': self.label(i), 'id': self.id(i)}
+    targets = {name: values[i] for name, values in self.targets.items()}
+    return {**targets, 'image': picture, 'label': self.label(i), 'id': self.id(i)}
 
   def open(self, i: int) -> Image.Image:
     if i in self._absent:

@@ -5,8 +5,8 @@ An ordinary objective fills in `init`, `augment`, `loss` and `evaluate`; the res
 """
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 from flax import nnx
@@ -16,6 +16,30 @@ from mimic_jax.models import vit
 from mimic_jax.report.drawing import Drawing
 
 Batch = dict[str, jax.Array]
+Path = tuple[str, ...]
+
+
+class Crops(NamedTuple):
+  """Crops of each picture that a batch must hold, [B, views, size, size, 3]; a size of 0 is that of the encoder."""
+
+  views: int = 1
+  size: int = 0
+
+
+class Frozen(NamedTuple):
+  """A network read from a weight file, which nothing changes: an argument of the step, never in a checkpoint.
+
+  Attributes:
+    path: of the file.
+    field: of the stage's section that holds the path, for errors.
+    init: key → the network; of shapes only.
+    initial: what it takes from the file, as `Objective.initial`.
+  """
+
+  path: str
+  field: str
+  init: Callable[[jax.Array], nnx.Module]
+  initial: Callable[[Path], str | tuple[str, Path]] = lambda path: 'needed'
 
 
 class Objective(abc.ABC):
@@ -30,7 +54,8 @@ class Objective(abc.ABC):
     CHOICES: field of its section ('contrast.distance') → the words it may be.
     RANGES: field → (lowest, highest), both allowed.
     labelled: whether it learns from labels.
-    views: crops per image.
+    pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are
+      [B, pictures, …].
     config: of its encoder.
     class_names: of its classifier, where it is labelled.
   """
@@ -38,7 +63,7 @@ class Objective(abc.ABC):
   CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {}
   RANGES: ClassVar[Mapping[str, tuple[float, float]]] = {}
   labelled = False
-  views = 1
+  pictures = 1
   config: vit.Config
   class_names: tuple[str, ...] = ()
 
@@ -50,13 +75,29 @@ class Objective(abc.ABC):
   def defaults(cls) -> ConfigDict:
     """Returns the section that a stage with it begins as: `defaults.stage()` and its own fields, locked."""
 
+  def inputs(self) -> Mapping[str, Crops | None]:
+    """Returns what a batch must hold beside label and index: crops by name, and None for what a source offers by that name."""
+    return {'image': Crops()}
+
+  @property
+  def targets(self) -> list[str]:
+    """What a source must offer beside the label."""
+    return [name for name, crops in self.inputs().items() if crops is None]
+
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:
     """Returns a fresh model; it has `.encoder`, so that one stage can hand over to the next."""
 
   @abc.abstractmethod
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
-    """Returns 'image' float32 [B, V, S, S, 3], and what else `loss` needs, of 'image' uint8, 'label' and 'index'."""
+    """Returns what `loss` needs of a batch.
+
+    Args:
+      batch: 'image' and what else `inputs` names, 'label' and 'index'. Of a source whose pictures have one size 'image' is
+        the whole picture, uint8 [B, H, W, 3], and the only one: its crops are made here; else each is cropped, uint8
+        [B, V, S, S, 3].
+      key: of this step.
+    """
 
   @abc.abstractmethod
   def loss(
@@ -70,19 +111,20 @@ class Objective(abc.ABC):
 
     Args:
       model: of this objective.
-      batch: 'image' uint8 [B, H, W, 3], 'label', 'index' int [B], 'mask' bool [B], False on padding.
+      batch: 'image' uint8 [B, H, W, 3], what else `inputs` asks of the source, 'label', 'index' int [B], 'mask' bool
+        [B], False on padding. Pictures come one by one here, whatever `pictures` is.
 
     Returns:
       'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.
       'outputs': {name: [B, …]} of each picture; with 'logits' [B, K] and 'features' [B, D] it is a classifier.
     """
 
-  def trainable(self, path: tuple[str, ...]) -> bool:
+  def trainable(self, path: Path) -> bool:
     """Returns whether the parameter at a path of names is trained; by default all are."""
     del path
     return True
 
-  def group(self, path: tuple[str, ...]) -> str:
+  def group(self, path: Path) -> str:
     """Returns which of the stage's optimisers moves the parameter at a path: '' is `optim`, 'x' is `optim_x`."""
     del path
     return ''
@@ -92,16 +134,21 @@ class Objective(abc.ABC):
     """The last layer's number, for layer-wise decay of the learning rate."""
     return self.config.layers
 
-  def layer_id(self, path: tuple[str, ...]) -> int | Sequence[int]:
+  def layer_id(self, path: Path) -> int | Sequence[int]:
     """Returns the layer of the parameter at a path, or those of its first axis; what is no part of the encoder is last."""
     return self.config.layer_id(path[1:]) if path[0] == 'encoder' else self.layers
 
-  def initial(self, path: tuple[str, ...]) -> str:
+  def initial(self, path: Path) -> str | tuple[str, Path]:
     """Returns what the parameter at a path takes from initial weights; by default the encoder and nothing else.
 
     'needed': an error where they lack it; 'if_whole': only if all such of its top-level module fit; 'fresh': nothing.
+    With another path beside the word that one of the weights is taken: a momentum encoder starts as the encoder.
     """
     return 'needed' if path[0] == 'encoder' else 'fresh'
+
+  def frozen(self) -> Mapping[str, Frozen]:
+    """Returns the networks read from files; `loss` and `evaluate` find each as an attribute of the model, by its name."""
+    return {}
 
   def draw(self, model: Any, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
     """Returns what the report of a stage shows of a batch as `evaluate` gets it; by default what `look` does."""

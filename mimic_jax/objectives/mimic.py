@@ -175,6 +175,10 @@ class Objective(base.Objective):
     if pairs and stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2 for mixing or contrast')
 
+  def inputs(self) -> dict[str, base.Crops]:
+    """Two crops of a picture."""
+    return {'image': base.Crops(self.views)}
+
   def init(self, key: jax.Array) -> Model:
     """Returns a fresh model."""
     head = self.stage['head']

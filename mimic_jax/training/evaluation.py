@@ -11,8 +11,10 @@ from jax.sharding import Mesh
 from mimic_jax import data, defaults, metrics, models, uncertainty
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
+from mimic_jax.objectives import Objective
 from mimic_jax.runtime import distributed, feed, preemption, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import step as step_lib
 
 BOOTSTRAP_SAMPLES = 2000
 
@@ -95,7 +97,9 @@ def find_duplicates(splits: list[Split], train: Any) -> None:
     split.duplicates = source_lib.duplicates(split.source, train)
 
 
-def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8) -> dict[str, np.ndarray]:
+def sample_batch(
+  source: Any, image_size: int, interpolation: str, targets: Sequence[str] = (), rows: int = 8
+) -> dict[str, np.ndarray]:
   """Returns pictures evenly spread over a source as an evaluation batch, for drawing: a folder's first are of one class."""
   picks = np.linspace(0, len(source) - 1, min(rows, len(source))).astype(int)
   batches = pipeline.eval_batches(
@@ -106,19 +110,23 @@ def sample_batch(source: Any, image_size: int, interpolation: str, rows: int = 8
     process_index=0,
     process_count=1,
     on_bad_image='skip',
+    targets=targets,
   )
   return next(iter(batches))
 
 
-def make_step(objective: Any, template: Any, mesh: Mesh) -> Callable[..., dict[str, Any]]:
+def make_step(
+  objective: Objective, template: Any, mesh: Mesh, frozen: step_lib.FrozenNetworks
+) -> Callable[..., dict[str, Any]]:
   """Returns the jitted evaluation step (params, rest, batch) → {'sums', 'outputs'}, both on every device whole."""
 
-  def step(params: Any, rest: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    found = objective.evaluate(models.merge(template, params, rest), batch)
+  def step(params: Any, rest: Any, batch: dict[str, jax.Array], given: Any) -> dict[str, Any]:
+    found = objective.evaluate(frozen.attached(models.merge(template, params, rest), given), batch)
     outputs = {**found['outputs'], **{k: batch[k] for k in ('index', 'mask', 'label')}}
     return {'sums': found['sums'], 'outputs': outputs}
 
-  return jax.jit(step, out_shardings=sharding.replicated(mesh))
+  compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
+  return lambda params, rest, batch: compiled(params, rest, batch, frozen.arrays)
 
 
 def measure(
@@ -133,6 +141,7 @@ def measure(
   image_size: int,
   interpolation: str,
   on_bad_image: str,
+  targets: Sequence[str] = (),
 ) -> Measured:
   """Runs a split through the model.
 
@@ -147,6 +156,7 @@ def measure(
     image_size: side in pixels.
     interpolation: of the resize.
     on_bad_image: 'error' or 'skip'.
+    targets: what the objective needs of the source beside the label.
 
   Returns:
     Figures and per-example outputs, in every process of all.
@@ -163,6 +173,7 @@ def measure(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     on_bad_image=on_bad_image,
+    targets=targets,
   )
   sums: dict[str, np.ndarray] = {}  # total and count
   rows: list[dict[str, np.ndarray]] = []

@@ -176,6 +176,7 @@ def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
     int(np.prod(s.shape)) for t in ('params', 'rest') for s in jax.tree.leaves(program.abstract[t])
   )
   record = run.records['train']
+  crops = sum(c.views for c in run.objective.inputs().values() if c)
   sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
   lines = [
     f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '
@@ -183,7 +184,7 @@ def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
     f'  data   {record["source"]} {record.get("split", "")}: {len(run.source):,} pictures'
     + (f', {len(run.class_names)} classes' if run.class_names else '')
     + (f'; measured on {sizes}' if sizes else ''),
-    f'  steps  {program.total_steps:,} of {stage["batch_images"]} images × {run.objective.views} crop(s), '
+    f'  steps  {program.total_steps:,} of {stage["batch_images"]} images × {crops} crop(s), '
     f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
     + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
   ]

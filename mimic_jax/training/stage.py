@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 from mimic_jax import config as config_lib
 from mimic_jax import data, models, objectives
 from mimic_jax.data import pipeline
+from mimic_jax.data import source as source_lib
+from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import checkpoint, distributed, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation
@@ -55,13 +57,30 @@ class Stage:
       f'config.{name}.objective',
       getattr(self.source, 'why_unlabelled', ''),
     )
+    self._check_offers(self.source, f'config.{name}.data.source', d['source'])
     self.splits = self._splits({**d, 'cache': False})
-    self.program = step_lib.make_program(self.stage, self.objective, len(self.source), mesh)
+    for split in self.splits:
+      self._check_offers(split.source, f'config.{name}.eval.splits', split.name, grouped=False)
+    frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
+    self.program = step_lib.make_program(self.stage, self.objective, len(self.source), mesh, frozen)
     self.init = init
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
     self._fitted: step_lib.Fitted | None = None
     if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
       self._fitted = step_lib.fitted(self.program, init, f'config.{name}.init')
+
+  def _check_offers(self, source: Any, field: str, value: str, grouped: bool = True) -> None:
+    """Raises UserError when a source lacks what the objective needs of it."""
+    needs = f"objective '{self.stage['objective']}' needs"
+    offered = source_lib.targets_of(source)
+    for name in self.objective.targets:
+      if name not in offered:
+        there = ', '.join(offered) or 'nothing beside the label'
+        raise UserError(f"{field} is '{value}', which offers {there}; {needs} '{name}'")
+    if grouped and self.objective.pictures > 1 and not hasattr(source, 'group'):
+      raise UserError(
+        f"{field} is '{value}', whose pictures are in no groups; {needs} groups of {self.objective.pictures}"
+      )
 
   def prepare(self) -> None:
     """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
@@ -73,11 +92,15 @@ class Stage:
       for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
-    self.eval_step = evaluation.make_step(self.objective, self.program.template, self.mesh)
+    self.eval_step = evaluation.make_step(
+      self.objective, self.program.template, self.mesh, self.program.frozen
+    )
     key = jax.random.fold_in(jax.random.key(self.config['seed']), _number_of(self.name))
     self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
     shown = self.splits[0].source if self.splits else self.source
-    self.sample = evaluation.sample_batch(shown, self.image_size, self.stage['augment']['interpolation'])
+    self.sample = evaluation.sample_batch(
+      shown, self.image_size, self.stage['augment']['interpolation'], self.objective.targets
+    )
 
   def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
     classes = self.class_names if self.objective.labelled else ()
@@ -109,6 +132,7 @@ class Stage:
   def batches(self, start: int) -> Any:
     """Returns the training batches from step `start` on."""
     d, a = self.stage['data'], self.stage['augment']
+    crops = {name: c for name, c in self.objective.inputs().items() if c}
     return pipeline.train_batches(
       self.source,
       batch_images=self.stage['batch_images'],
@@ -116,8 +140,11 @@ class Stage:
       start_step=start,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
-      views=self.objective.views,
+      views=crops.pop('image', Crops()).views,
       image_size=self.image_size,
+      more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
+      targets=self.objective.targets,
+      group=self.objective.pictures,
       scale=a['scale'],
       ratio=a['ratio'],
       interpolation=a['interpolation'],
@@ -138,6 +165,7 @@ class Stage:
         image_size=self.image_size,
         interpolation=self.stage['augment']['interpolation'],
         on_bad_image=self.stage['data']['on_bad_image'],
+        targets=self.objective.targets,
       )
       for split in self.splits
     }

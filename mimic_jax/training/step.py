@@ -30,6 +30,7 @@ class Program:
     abstract: the state as jax.ShapeDtypeStruct with shardings.
     init: key → state.
     step: (state, batch, key) → (state, metrics); donates the state.
+    frozen: the networks read from files, arguments of the step.
     gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
       compiled.
     total_steps: of the stage.
@@ -41,12 +42,19 @@ class Program:
   abstract: State
   init: Callable[[jax.Array], State]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  frozen: 'FrozenNetworks'
   gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
   total_steps: int
   steps_per_epoch: float
 
 
-def make_program(stage: Mapping[str, Any], objective: Objective, images: int, mesh: Mesh) -> Program:
+def make_program(
+  stage: Mapping[str, Any],
+  objective: Objective,
+  images: int,
+  mesh: Mesh,
+  frozen: 'FrozenNetworks | None' = None,
+) -> Program:
   """Builds a stage's state and step.
 
   Args:
@@ -54,7 +62,9 @@ def make_program(stage: Mapping[str, Any], objective: Objective, images: int, me
     objective: from `objectives.make`.
     images: in the training source.
     mesh: of the devices.
+    frozen: the objective's networks, where it has some.
   """
+  frozen = frozen or FrozenNetworks({}, {})
   per_epoch = images / stage['batch_images']
   total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
   example = nnx.eval_shape(objective.init, jax.random.key(0))
@@ -69,21 +79,23 @@ def make_program(stage: Mapping[str, Any], objective: Objective, images: int, me
     return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
 
   def gradients(
-    state: State, batch: dict[str, jax.Array], key: jax.Array
+    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any = frozen.arrays
   ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
     batch = objective.augment(batch, augment_key)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
-      model = models.merge(template, params, state['rest'])
+      model = frozen.attached(models.merge(template, params, state['rest']), given)
       loss, parts = objective.loss(model, batch, loss_key, state['step'], total)
       return loss, (parts, models.rest_of(template, model))
 
     (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
     return loss, parts, rest, grads
 
-  def step(state: State, batch: dict[str, jax.Array], key: jax.Array) -> tuple[State, dict[str, jax.Array]]:
-    loss, parts, rest, grads = gradients(state, batch, key)
+  def step(
+    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any
+  ) -> tuple[State, dict[str, jax.Array]]:
+    loss, parts, rest, grads = gradients(state, batch, key, given)
     norms = {g: optax.global_norm(optim.of_group(grads, group, g)) for g in sections}
     rates = {g: _rate(state['step'], o, stage['batch_images'], per_epoch, total) for g, o in sections.items()}
     updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
@@ -102,17 +114,19 @@ def make_program(stage: Mapping[str, Any], objective: Objective, images: int, me
   shapes = jax.eval_shape(init, jax.random.key(0))
   shardings = sharding.state_shardings(shapes, mesh)
   whole = sharding.replicated(mesh)
+  compiled = jax.jit(
+    step,
+    donate_argnums=0,
+    in_shardings=(shardings, sharding.over_batch(mesh), whole, whole),
+    out_shardings=(shardings, whole),
+  )
   return Program(
     objective=objective,
     template=template,
     abstract=jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings),
     init=jax.jit(init, out_shardings=shardings),
-    step=jax.jit(
-      step,
-      donate_argnums=0,
-      in_shardings=(shardings, sharding.over_batch(mesh), whole),
-      out_shardings=(shardings, whole),
-    ),
+    step=lambda state, batch, key: compiled(state, batch, key, frozen.arrays),
+    frozen=frozen,
     gradients=gradients,
     total_steps=total,
     steps_per_epoch=per_epoch,
@@ -141,6 +155,50 @@ def _rate(
     total_steps=total,
     min_lr=min(o['min_lr'], peak),
   )
+
+
+class FrozenNetworks(NamedTuple):
+  """An objective's frozen networks: each without its arrays, and the arrays of each on every device."""
+
+  templates: dict[str, models.Template]
+  arrays: dict[str, Any]
+
+  def attached(self, model: nnx.Module, arrays: Mapping[str, Any]) -> nnx.Module:
+    """Gives a model the networks as attributes; `arrays` are traced where the model is."""
+    for name, template in self.templates.items():
+      setattr(model, name, models.merge(template, *arrays[name]))
+    return model
+
+
+def read_frozen(objective: Objective, field: str, mesh: Mesh) -> FrozenNetworks:
+  """Reads the networks that an objective has from files.
+
+  Args:
+    objective: of the stage.
+    field: the config's field that holds the stage, for errors.
+    mesh: of the devices.
+
+  Raises:
+    UserError: naming the field, when a file is missing, can't be read or does not fit.
+  """
+  templates, arrays = {}, {}
+  for name, network in objective.frozen().items():
+    where = f'{field}.{network.field}'
+    shapes = nnx.eval_shape(network.init, jax.random.key(0))
+    templates[name], params, rest = models.split(shapes, lambda path: True)
+    target = checkpoint.flatten((params, rest))
+    names = {k: k.split('/', 1)[1] for k in target}
+    found, _ = weights.fit(
+      weights.read(network.path, where), {names[k]: v for k, v in target.items()}, network.initial, where
+    )
+    absent = sorted(set(names.values()) - set(found))
+    if absent:
+      raise UserError(
+        f"{where}: '{network.path}' lacks '{absent[0]}'; expected all of a network that is not trained"
+      )
+    trees = [checkpoint.nest({names[k]: found[names[k]] for k in target if k.startswith(i)}) for i in '01']
+    arrays[name] = tuple(jax.tree.map(lambda a: sharding.put(a, sharding.replicated(mesh)), t) for t in trees)
+  return FrozenNetworks(templates, arrays)
 
 
 class Fitted(NamedTuple):

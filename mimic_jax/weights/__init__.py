@@ -154,6 +154,15 @@ def _check_patches(tensors: Mapping[str, np.ndarray], layout: layouts.Layout, wh
   )
 
 
+Rule = Callable[[tuple[str, ...]], str | tuple[str, tuple[str, ...]]]
+
+
+def _taken_from(rule: Rule, name: str) -> tuple[str, str]:
+  """Returns what a rule says of a tensor: the wish, and the name in the weights that it is taken from."""
+  said = rule(tuple(name.split('/')))
+  return (said, name) if isinstance(said, str) else (said[0], '/'.join(said[1]))
+
+
 class _Misfit(Exception):  # noqa: N818
   """Why one tensor can't be had; becomes a UserError where it is needed."""
 
@@ -161,7 +170,7 @@ class _Misfit(Exception):  # noqa: N818
 def fit(
   weights: Weights,
   target: Mapping[str, Any],
-  rule: Callable[[tuple[str, ...]], str],
+  rule: Rule,
   field: str,
   *,
   heads: int = 0,
@@ -172,7 +181,7 @@ def fit(
   Args:
     weights: as read.
     target: the model's parameters by flat name, arrays or shapes.
-    rule: an objective's `initial`: path -> 'needed', 'if_whole' or 'fresh'.
+    rule: an objective's `initial`: path -> 'needed', 'if_whole' or 'fresh', alone or with the path in the weights.
     field: the config's field that names the weights, for errors.
     heads: of the model's attention; 0 = not compared. No tensor's shape shows it.
     class_names: of the model's classifier, where it has one.
@@ -194,48 +203,52 @@ def fit(
   }
   _check_heads(weights, heads, where, account['notes'])
   columns = None
-  if any(rule(tuple(n.split('/'))) == 'needed' for n in target if n.startswith('classifier/')):
+  if any(_taken_from(rule, n)[0] == 'needed' for n in target if n.startswith('classifier/')):
     columns = _columns(weights, class_names, where, account['notes'])
   fitted: dict[str, np.ndarray] = {}
+  source = {name: _taken_from(rule, name)[1] for name in target}
   for wish, names in _groups(target, rule):
     taken: dict[str, np.ndarray] = {}
     try:
       for name in names if wish != 'fresh' else ():
-        taken[name] = _candidate(weights, name, tuple(target[name].shape), columns)
+        taken[name] = _candidate(weights, source[name], name, tuple(target[name].shape), columns)
     except _Misfit as e:
       if wish == 'needed':
         raise UserError(f'{where} {e}') from e
-      if any(n in weights.tensors or n in weights.broken for n in names):
+      if any(source[n] in weights.tensors or source[n] in weights.broken for n in names):
         account['notes'].append(f'{posixpath.commonpath(names)} starts anew: {weights.origin} {e}')
       taken = {}
     if not taken:
       account['fresh'] += names
     fitted |= taken
   for name, array in fitted.items():
-    _check_finite(weights, name, array, where)
-    same = array.shape == weights.tensors[name].shape or not name.endswith('pos_embed')
-    account['loaded' if same else 'resized'] += weights.spelled(name)
-  left = [spelled for name in weights.tensors if name not in fitted for spelled in weights.spelled(name)]
+    _check_finite(weights, source[name], array, where)
+    same = array.shape == weights.tensors[source[name]].shape or not name.endswith('pos_embed')
+    account['loaded' if same else 'resized'] += weights.spelled(source[name])
+  used = {source[name] for name in fitted}
+  account |= {k: list(dict.fromkeys(account[k])) for k in ('loaded', 'resized')}  # one may be taken twice
+  left = [spelled for name in weights.tensors if name not in used for spelled in weights.spelled(name)]
   account['unused'] = sorted({*account['unused'], *left})
   return fitted, account
 
 
-def _groups(target: Iterable[str], rule: Callable[[tuple[str, ...]], str]) -> list[tuple[str, list[str]]]:
+def _groups(target: Iterable[str], rule: Rule) -> list[tuple[str, list[str]]]:
   """Returns the names that stand or fall together: (wish, names), those of 'if_whole' by top-level module."""
   groups: dict[tuple[str, str], list[str]] = {}
   for name in target:
-    path = tuple(name.split('/'))
-    wish = rule(path)
-    groups.setdefault((wish, path[0] if wish == 'if_whole' else ''), []).append(name)
+    wish = _taken_from(rule, name)[0]
+    groups.setdefault((wish, name.split('/')[0] if wish == 'if_whole' else ''), []).append(name)
   return [(wish, names) for (wish, _), names in sorted(groups.items(), key=lambda g: g[0][0] != 'needed')]
 
 
-def _candidate(weights: Weights, name: str, shape: tuple[int, ...], columns: list[int] | None) -> np.ndarray:
-  """Returns the array for one tensor of the model; raises _Misfit when there is none of that shape."""
+def _candidate(
+  weights: Weights, name: str, ours: str, shape: tuple[int, ...], columns: list[int] | None
+) -> np.ndarray:
+  """Returns tensor `name` of the weights for `ours` of the model; raises _Misfit when there is none of that shape."""
   if name in weights.broken:
     raise _Misfit(weights.broken[name])
   spelled = ', '.join(f"'{s}'" for s in weights.spelled(name))
-  mine = f'our {name}, {list(shape)}'
+  mine = f'our {ours}, {list(shape)}'
   if name not in weights.tensors:
     raise _Misfit(f'has no {spelled}; expected it for {mine}')
   array = np.asarray(weights.tensors[name], np.float32)
@@ -247,7 +260,7 @@ def _candidate(weights: Weights, name: str, shape: tuple[int, ...], columns: lis
     return np.asarray(vit.resize_pos_embed(array, (side, side)), np.float32)
   if array.shape != shape:
     raise _Misfit(
-      f'is of another architecture: {spelled} has shape {array.shape}; expected {shape} for our {name} (the '
+      f'is of another architecture: {spelled} has shape {array.shape}; expected {shape} for our {ours} (the '
       f'file is {facts_lib.architecture(weights.facts)}; config.model.preset and its sizes must say so)'
     )
   return array

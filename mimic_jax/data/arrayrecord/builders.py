@@ -76,7 +76,7 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       more = self._oddities(split)
       self.records[split]['warnings'] = [*self.records[split].get('warnings', []), *more]
     _check_alike(self.sources)
-    self.targets = sorted({name for source in self.sources.values() for name in _targets(source)})
+    self.targets = sorted({name for source in self.sources.values() for name in sources.targets_of(source)})
     self._say: Callable[[str], None] = lambda _: None
     super().__init__(data_dir=data_dir)
 
@@ -339,14 +339,6 @@ def splits_of(dataset: str, raw: str) -> list[str]:
   _, fixed = BUILDERS[dataset]
   here = [s for s, names in folder.SPLITS.items() if any(os.path.isdir(os.path.join(raw, n)) for n in names)]
   return list(fixed) or here or ['train']
-
-
-def _targets(source: Source) -> set[str]:
-  """Returns the names of what stands beside image, label and id, by the first picture that can be read."""
-  for i in range(len(source)):
-    with contextlib.suppress(BadImage):
-      return set(source[i]) - {'image', 'label', 'id'}
-  return set()
 
 
 def _check_alike(splits: Mapping[str, Source]) -> None:

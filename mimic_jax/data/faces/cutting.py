@@ -56,7 +56,7 @@ class Faces:
     self._root, self._paths, self._ids, self._labels = root, paths, ids, labels
     self._record, self._max_pixels = dict(record), max_pixels
     self._align, self._boxes, self._points = align or alignment.Align(), boxes, points
-    self._targets = dict(targets or {})
+    self.targets = dict(targets or {})
 
   @property
   def cuts(self) -> bool:
@@ -80,7 +80,7 @@ class Faces:
     if self.image_shape is not None and image.shape != self.image_shape:
       height, width = self.image_shape[:2]
       raise sources.BadImage(path, f'is {image.shape[1]}x{image.shape[0]}, expected {width}x{height}')
-    targets = {name: values[i] for name, values in self._targets.items()}
+    targets = {name: values[i] for name, values in self.targets.items()}
     return {'image': image, 'label': self.label(i), 'id': self.id(i), **targets}
 
   def open(self, i: int, data: bytes | None = None) -> Image.Image:

@@ -111,6 +111,10 @@ class Tfds:
   def __getitem__(self, i: int) -> dict[str, Any]:
     return self.read(i)
 
+  @property
+  def targets(self) -> dict[str, np.ndarray]:
+    return self._index.targets if self._indexed else {}
+
   def read(self, i: int, data: bytes | None = None) -> dict[str, Any]:
     """Returns picture i, from `data` where its encoded bytes are in memory already."""
     data = self.file_bytes(i) if data is None else data
@@ -120,7 +124,7 @@ class Tfds:
       raise sources.BadImage(
         self._path(i), f'is {image.shape[1]}x{image.shape[0]}, expected {width}x{height}'
       )
-    targets = {name: values[i] for name, values in self._index.targets.items()} if self._indexed else {}
+    targets = {name: values[i] for name, values in self.targets.items()}
     return {'image': image, 'label': self.label(i), 'id': self.id(i), **targets}
 
   def open(self, i: int, data: bytes | None = None) -> Image.Image:
