@@ -26,6 +26,14 @@ class Crops(NamedTuple):
   size: int = 0
 
 
+class Figure(NamedTuple):
+  """What a figure that `loss` or `evaluate` gives is, for the report: its title, whether it is a share of 1, a term of the loss."""
+
+  title: str
+  share: bool = False
+  term: bool = False
+
+
 class Frozen(NamedTuple):
   """A network read from a weight file, which nothing changes: an argument of the step, never in a checkpoint.
 
@@ -53,6 +61,7 @@ class Objective(abc.ABC):
   Attributes:
     CHOICES: field of its section ('contrast.distance') → the words it may be.
     RANGES: field → (lowest, highest), both allowed.
+    FIGURES: what the figures are that `loss` gives; one that is not here is shown by its name.
     labelled: whether it learns from labels.
     pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are
       [B, pictures, …].
@@ -62,6 +71,7 @@ class Objective(abc.ABC):
 
   CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {}
   RANGES: ClassVar[Mapping[str, tuple[float, float]]] = {}
+  FIGURES: ClassVar[Mapping[str, Figure]] = {}
   labelled = False
   pictures = 1
   config: vit.Config

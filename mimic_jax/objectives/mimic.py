@@ -106,6 +106,15 @@ class Objective(base.Objective):
     'mix.cutmix_alpha': (1e-3, math.inf),
   }
 
+  FIGURES: ClassVar = {
+    'ce': base.Figure('Cross-entropy', term=True),
+    'contrast': base.Figure('Contrast', term=True),
+    'anchors_without_positive': base.Figure('Anchors without a positive', share=True),
+    'mean_positives': base.Figure('Positives per anchor (mean)'),
+    'cross_class_positives': base.Figure('Positives across classes', share=True),
+    'same_crop_pairs': base.Figure('Samples that share their pair of crops', share=True),
+  }
+
   @classmethod
   def defaults(cls) -> ConfigDict:
     """Returns stage two: cross-entropy + λ · mix-supervised contrast (P §III-B, eqs. 3–14, algorithm 1; §IV-B)."""

@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,19 +21,16 @@ from mimic_jax.report.style import CSS
 from mimic_jax.report.tables import esc, is_number
 from mimic_jax.runtime.files import write_whole
 
-TITLES = {
-  'loss': 'Loss',
-  'accuracy': 'Accuracy',
-  'lr': 'Learning rate',
-  'images_per_second': 'Pictures per second',
-  'anchors_without_positive': 'Anchors without a positive',
-  'mean_positives': 'Positives per anchor (mean)',
-  'cross_class_positives': 'Positives across classes',
-  'same_crop_pairs': 'Samples that share their pair of crops',
-  'grad_norm': 'Norm of the gradient',
+# Figures of every objective; record.json has those of its own (objectives/base.py Figure).
+FIGURES = {
+  'loss': {'title': 'Loss'},
+  'accuracy': {'title': 'Accuracy', 'share': True},
+  'lr': {'title': 'Learning rate'},
+  'images_per_second': {'title': 'Pictures per second'},
+  'grad_norm': {'title': 'Norm of the gradient'},
+  'terms': {'title': 'Terms of the loss'},
 }
 FIRST = ('loss', 'terms', 'accuracy', 'lr')  # plots in this order, then the rest by name
-SHARES = ('accuracy', 'anchors_without_positive', 'cross_class_positives', 'same_crop_pairs')
 NOT_DRAWN = ('step', 'epoch', 'total_steps', 'seconds', 'count', 'largest_class')
 SPLIT_COLOURS = {'train': '#0072b2', 'valid': '#d55e00', 'test': '#009e73'}
 
@@ -104,7 +102,7 @@ def _stage(run: Run, stage: Stage, final: bool) -> str:
   about += [f'{step:,} of {total:,} steps' if total else state]
   parts = [
     f'<h2 id="{_anchor(stage)}">{esc(stage.name)}</h2><p class="quiet">{esc(" · ".join(about))}</p>',
-    _plots(stage),
+    _plots(stage, {**FIGURES, **run.record.get('figures', {}).get(stage.name, {})}),
     *(_picture(picture) for picture in stage.pictures),
   ]
   for i, (split, held) in enumerate((s, h) for s, h in tables.splits(stage).items() if h.get('confusion')):
@@ -118,8 +116,8 @@ def _stage(run: Run, stage: Stage, final: bool) -> str:
   return '\n'.join([*parts, _tsne(stage, final)])
 
 
-def _plots(stage: Stage) -> str:
-  """Returns the curves of a stage, one plot per quantity, all splits in one."""
+def _plots(stage: Stage, known: Mapping[str, Mapping[str, Any]]) -> str:
+  """Returns the curves of a stage, one plot per quantity, all splits in one; `known` says what quantities are."""
   by_plot: dict[str, list[figures.Curve]] = {}
   epochs = all(is_number(line.get('epoch')) for line in stage.lines)
   for split in dict.fromkeys(str(line.get('split', 'train')) for line in stage.lines):
@@ -128,7 +126,7 @@ def _plots(stage: Stage) -> str:
       points = [
         (line['epoch' if epochs else 'step'], line[name]) for line in lines if is_number(line.get(name))
       ]
-      plot = _plot_of(name)
+      plot = _plot_of(name, known)
       if plot and points:
         x, y = np.array(points, np.float64).T
         by_plot.setdefault(plot, []).append(
@@ -136,30 +134,30 @@ def _plots(stage: Stage) -> str:
         )
   order = sorted(by_plot, key=lambda p: (FIRST.index(p) if p in FIRST else len(FIRST), p))
   label = 'epoch' if epochs else 'step'
-  drawn = ''.join(_plot(plot, by_plot[plot], label) for plot in order)
+  drawn = ''.join(_plot(plot, by_plot[plot], label, known.get(plot, {})) for plot in order)
   return f'<div class="plots">{drawn}</div>' if drawn else ''
 
 
-def _plot_of(name: str) -> str:
+def _plot_of(name: str, known: Mapping[str, Mapping[str, Any]]) -> str:
   """Returns the plot that a quantity is drawn in, '' for those that are in the tables only."""
   if name in ('mean_class_accuracy', 'accuracy'):
     return 'accuracy'
   if name == 'macro_f1' or name.startswith(('accuracy_', 'count_')):
     return ''
-  if name in ('ce', 'contrast', 'cross_entropy', 'contrastive') or (name != 'loss' and 'loss' in name):
+  if known.get(name, {}).get('term'):
     return 'terms'
   return name
 
 
-def _plot(plot: str, held: list[figures.Curve], x_label: str) -> str:
-  title = 'Terms of the loss' if plot == 'terms' else TITLES.get(plot, plot.replace('_', ' ').capitalize())
+def _plot(plot: str, held: list[figures.Curve], x_label: str, about: Mapping[str, Any]) -> str:
+  title = about.get('title') or plot.replace('_', ' ').capitalize()
   lines, legend = [], []
   for k, curve in enumerate(held):
     name = curve.name if plot == 'terms' else curve.name.replace(f' {plot}', '').replace('_', ' ')
     colour = curve.colour if plot != 'terms' and curve.colour else figures.PALETTE[(k + 3) % 8]
     lines.append(curve._replace(colour=colour, dashed='mean_class' in curve.name))
     legend.append((colour, '┅' if lines[-1].dashed else '━', name))
-  svg = figures.curves(lines, x_label, percent=plot in SHARES, noisy=plot != 'lr')
+  svg = figures.curves(lines, x_label, percent=bool(about.get('share')), noisy=plot != 'lr')
   keys = _legend(legend) if len(legend) > 1 else ''
   return f'<figure><figcaption><h4>{esc(title)}</h4></figcaption>{svg}{keys}</figure>'
 

@@ -78,7 +78,11 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
 
 
 def _say_what_is_read(run: stage_lib.Stage, reading: Mapping[str, Any]) -> None:
-  workdir.update_record(run.run_folder, data={run.name: {**run.records, 'reading': reading}})
+  workdir.update_record(
+    run.run_folder,
+    data={run.name: {**run.records, 'reading': reading}},
+    figures={run.name: {name: figure._asdict() for name, figure in run.objective.FIGURES.items()}},
+  )
   sheets.save_contact_sheet(run.folder, run.source)
 
 
