@@ -1,6 +1,6 @@
 """Stage two on AffectNet (7 classes, or 8 with contempt), with the paper's hyper-parameters for ViT-B/16 and ViT-L/16.
 
-  python -m mimic_jax.main --config configs/finetune_affectnet.py:vitb16 --config.data.root=/data/affectnet \
+  python -m mimic_jax.main --config configs/finetune_affectnet.py:vitb16 --config.data.root=/data/affectnet \\
       --config.init=mae_pretrain_vit_base.pth
 
 init: MAE's published weights (`mae_pretrain_vit_large.pth` for vitl16), other files that `mimic weights

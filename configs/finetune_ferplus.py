@@ -7,7 +7,7 @@ knows, or the folder of a `pretrain_imagenet1k` run; '' = scratch (then set fine
 Paper, ViT-B / ViT-L: 89.74 / 91.14 % overall accuracy; not measured here.
 Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.
 
-  python -m mimic_jax.main --config configs/finetune_ferplus.py:small --config.data.root=/data/ferplus \
+  python -m mimic_jax.main --config configs/finetune_ferplus.py:small --config.data.root=/data/ferplus \\
       --config.data.general=/data/some_general_photos
 
 `small` has both stages: pre-trains a small ViT at 48 × 48 on the training faces and general photos, then fine-tunes it.

@@ -169,7 +169,7 @@ def stages(config: Mapping[str, Any]) -> list[str]:
   return names
 
 
-def _limits(objective: str) -> tuple[dict[str, Sequence[str]], dict[str, tuple[float, float]]]:
+def limits(objective: str) -> tuple[dict[str, Sequence[str]], dict[str, tuple[float, float]]]:
   """Returns what fields may be, by their last two parts or one: the words, and the bounds of numbers.
 
   Args:
@@ -183,11 +183,16 @@ def _limits(objective: str) -> tuple[dict[str, Sequence[str]], dict[str, tuple[f
   return choices, {k: v for owner in owners for k, v in owner.RANGES.items()}
 
 
+def limited_as(name: str) -> str:
+  """Returns the name that `limits` has for a field: its last two parts; an `optim_x` is as `optim`."""
+  return re.sub(r'^optim_\w+', 'optim', '.'.join(name.split('.')[-2:]))
+
+
 def check_values(section: Mapping[str, Any], prefix: str, objective: str = '') -> None:
   """Checks the words and numbers of a section, `prefix` being its name; raises UserError as `check` does."""
-  choices, ranges = _limits(objective)
+  choices, ranges = limits(objective)
   for name, value in fields(section, f'{prefix}.'):
-    last_two = re.sub(r'^optim_\w+', 'optim', '.'.join(name.split('.')[-2:]))  # optim_x is as optim
+    last_two = limited_as(name)
     last = name.rsplit('.', 1)[-1]
     if last_two in choices:
       one_of(name, value, choices[last_two])
@@ -327,7 +332,12 @@ def parse(argv: Sequence[str]) -> Command:
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')
   rest = _parsed(values, argv)
   if values.help:
-    print(_usage(), flush=True)
+    if given:
+      from mimic_jax import describe
+
+      print(describe.describe(path, holder.value), flush=True)
+    else:
+      print(_usage(), flush=True)
     sys.exit(0)
   if len(rest) > 1:
     raise UserError(
@@ -374,11 +384,11 @@ def _check_flag(name: str) -> None:
 
 def _usage() -> str:
   return (
-    'usage: python -m mimic_jax.main --config CONFIG [--workdir FOLDER] [--config.field=value …]\n'
+    'usage: mimic train --config CONFIG [--workdir FOLDER] [--config.field=value …]\n'
     '         [--debug_step [STAGE:]N] [--coordinator_address HOST:PORT --num_processes N --process_id I]\n\n'
     f'CONFIG is a file or one of: {", ".join(config_names())}; NAME:VARIANT picks a variant.\n'
     'FOLDER holds the run (default runs/<config name>); the same command on it resumes.\n'
-    'Fields and their defaults: mimic_jax/defaults.py.\n'
+    'mimic train --config CONFIG --help prints what CONFIG is, its words and its fields.\n'
     'N is a step of the run in FOLDER to compute once more, with checks that find what is not finite; writes nothing.\n'
     'A run of several processes is found by itself under Slurm, Open MPI and on a TPU slice; elsewhere each process gets\n'
     'the same HOST:PORT of process 0, the same N and its own I. SIGTERM or SIGUSR1: a checkpoint, and exit code 75.'

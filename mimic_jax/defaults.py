@@ -171,6 +171,7 @@ def words(variant: str, *groups: tuple[str, ...]) -> list[str]:
   Raises:
     UserError: for a word that is in no group.
   """
+  words.groups = groups  # for --help
   chosen = [group[0] for group in groups]
   for word in (w.strip() for w in variant.split(',') if w.strip()):
     one_of("--config: the variant behind ':'", word, [w for group in groups for w in group])

@@ -210,3 +210,23 @@ def test_help_prints_the_configs(capsys):
     parse('--help')
   assert e.value.code == 0
   assert 'quickstart' in capsys.readouterr().out
+
+
+def test_help_of_a_config_has_its_header_its_words_and_every_field_with_meaning_and_bounds(capsys):
+  with pytest.raises(SystemExit) as e:
+    parse('--config=finetune_ferplus:small', '--config.seed=7', '--help')
+  assert e.value.code == 0
+  said = ' '.join(capsys.readouterr().out.split())
+  assert said.startswith('Stage two on FERPlus')
+  assert 'vitb16 | vitl16 | small; mscl | ce' in said
+  config = parse('--config=finetune_ferplus:small').config
+  for name, _ in config_lib.fields(config):
+    assert f'--config.{name}=' in said
+  for field in (
+    'seed=7 of everything: weights',
+    'finetune.contrast.weight=0.1 λ; 0 = cross-entropy alone; at least 0',
+    "finetune.contrast.distance='tv' tv (½·L1 [D]) | l1 | l2 | linf, between labels",
+    'pretrain.mae.mask_ratio=0.75 0.01 to 0.99',
+    "finetune.mix.box='batch' one CutMix box per batch | sample (its own place each)",
+  ):
+    assert f'--config.{field}' in said

@@ -25,7 +25,8 @@ DOWN = {
   'objectives': ARITHMETIC | {'augment', 'losses', 'mixing', 'models', 'report', 'defaults'},
   'weights': {'runtime', 'data', 'models'},
   'defaults': {'runtime', 'data'},
-  'config': {'runtime', 'defaults', 'data', 'models', 'augment', 'objectives'},
+  'config': {'runtime', 'defaults', 'data', 'models', 'augment', 'objectives', 'describe'},
+  'describe': {'config', 'defaults', 'objectives'},
   'main': {'runtime'},
 }
 

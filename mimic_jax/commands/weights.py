@@ -125,32 +125,21 @@ def _own_model(f: Mapping[str, Any]) -> ConfigDict:
     )
   model = defaults.encoder()
   # no tensor depends on the number of heads; one must be given that divides
-  heads = f.get('heads') or _divisor(f['dim'], f['dim'] // 64)
+  heads = f.get('heads') or models.largest_divisor(f['dim'], f['dim'] // 64)
   model.update({k: f[k] for k in ('dim', 'depth', 'patch_size', 'image_size')}, heads=heads)
   model.mlp_ratio = f['mlp_hidden'] / f['dim']
   return model
 
 
-def _divisor(dim: int, most: int) -> int:
-  return next((h for h in range(most, 1, -1) if dim % h == 0), 1)
-
-
 def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str, ...]]]:
   """Returns the uses that a file is held against by itself: (title, stage, class names)."""
-  pretrain, finetune = objectives.defaults('masked_autoencoding'), objectives.defaults('mimic')
-  if 'decoder_dim' in found.facts:
-    pretrain.mae.decoder_dim, pretrain.mae.decoder_depth = (
-      found.facts[f'decoder_{k}'] for k in ('dim', 'depth')
-    )
-    pretrain.mae.decoder_heads = _divisor(found.facts['decoder_dim'], pretrain.mae.decoder_heads)
   names = found.class_names or tuple(f"the data's class {k}" for k in range(found.facts.get('classes', 7)))
-  uses = [('MAE pre-training', pretrain, ()), ('fine-tuning, global pooling', finetune, names)]
-  if 'classifier/fc/kernel' in found.tensors:
-    with_head = objectives.defaults('mimic')
-    with_head.init_head = True
-    with_head.head.pool = 'gap' if 'fc_norm/scale' in found.tensors else 'cls'
-    uses.append((f'fine-tuning with init_head, head.pool={with_head.head.pool}', with_head, names))
-  return uses
+  kinds = [objectives.find(name) for name in objectives.names()]
+  return [
+    (title, stage, names if kind.labelled else ())
+    for kind in kinds
+    for title, stage in kind.uses(found.facts, found.tensors)
+  ]
 
 
 def _class_names(stage: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from mimic_jax.models import vit
 from mimic_jax.models.state import Template, merge, rest_of, split
 from mimic_jax.runtime import errors
 
-__all__ = ['Template', 'check_dim', 'encoder_config', 'merge', 'rest_of', 'split']
+__all__ = ['Template', 'check_dim', 'encoder_config', 'largest_divisor', 'merge', 'rest_of', 'split']
 
 DTYPES = ('bfloat16', 'float32')
 
@@ -65,6 +65,11 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Conf
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
   )
+
+
+def largest_divisor(n: int, most: int) -> int:
+  """Returns the largest divisor of n up to `most`: a number of heads, where no file says it."""
+  return next((k for k in range(most, 1, -1) if n % k == 0), 1)
 
 
 def check_dim(field: str, dim: int, heads_name: str, heads: int) -> None:

@@ -85,6 +85,20 @@ class Objective(abc.ABC):
   def defaults(cls) -> ConfigDict:
     """Returns the section that a stage with it begins as: `defaults.stage()` and its own fields, locked."""
 
+  @classmethod
+  def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
+    """Returns what `mimic weights inspect` holds a weight file against when no config is named.
+
+    Args:
+      facts: of the file (weights/facts.py).
+      tensors: by our names.
+
+    Returns:
+      (title, section of a stage); by default nothing.
+    """
+    del facts, tensors
+    return []
+
   def inputs(self) -> Mapping[str, Crops | None]:
     """Returns what a batch must hold beside label and index: crops by name, and None for what a source offers by that name."""
     return {'image': Crops()}

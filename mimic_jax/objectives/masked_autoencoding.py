@@ -123,6 +123,16 @@ class Objective(base.Objective):
     self.decoder_config = self.config._replace(**sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0)
     self._pictures = jax.jit(self._reconstruct, static_argnums=0)
 
+  @classmethod
+  def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
+    """Pre-training with a decoder of the file's own size."""
+    del tensors
+    s = cls.defaults()
+    if 'decoder_dim' in facts:
+      s.mae.decoder_dim, s.mae.decoder_depth = facts['decoder_dim'], facts['decoder_depth']
+      s.mae.decoder_heads = models.largest_divisor(s.mae.decoder_dim, s.mae.decoder_heads)
+    return [('MAE pre-training', s)]
+
   def init(self, key: jax.Array) -> MaskedAutoencoder:
     """Returns a fresh model."""
     return MaskedAutoencoder(self.config, self.decoder_config, rngs=nnx.Rngs(key))

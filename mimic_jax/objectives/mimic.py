@@ -184,6 +184,18 @@ class Objective(base.Objective):
     if pairs and stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2 for mixing or contrast')
 
+  @classmethod
+  def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
+    """Fine-tuning with a fresh head and, where the file has one, with its own."""
+    del facts
+    uses = [('fine-tuning, global pooling', cls.defaults())]
+    if 'classifier/fc/kernel' in tensors:
+      s = cls.defaults()
+      s.init_head = True
+      s.head.pool = 'gap' if 'fc_norm/scale' in tensors else 'cls'
+      uses.append((f'fine-tuning with init_head, head.pool={s.head.pool}', s))
+    return uses
+
   def inputs(self) -> dict[str, base.Crops]:
     """Two crops of a picture."""
     return {'image': base.Crops(self.views)}
