@@ -11,7 +11,7 @@ Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.
       --config.data.general=/data/some_general_photos
 
 `small` has both stages: pre-trains a small ViT at 48 × 48 on the training faces and general photos, then fine-tunes it.
-Cost and result on two cores: README.md.
+Cost and result on two cores: README.md. `small_resnet` fine-tunes a ResNet-18 at 48 × 48 from scratch on two cores; not measured.
 
 A second word picks what the loss is made of: mscl (the paper's, default), ce, ce_two_views, mixed_ce, sscl, scl,
 scl_dominant (mimic_jax/objectives/mimic.py METHODS), as in finetune_ferplus.py:vitb16,scl.
@@ -26,7 +26,7 @@ from mimic_jax.objectives import mimic
 
 def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is a size and a method, as in 'vitb16,mscl'."""
-  size, method = defaults.words(variant, ('vitb16', 'vitl16', 'small'), tuple(mimic.METHODS))
+  size, method = defaults.words(variant, ('vitb16', 'vitl16', 'small', 'small_resnet'), tuple(mimic.METHODS))
   c = defaults.base()
   f = objectives.defaults('mimic')
   f.data.source = 'ferplus'
@@ -40,12 +40,32 @@ def get_config(variant: str = '') -> ConfigDict:
     mimic.use_method(f, method)
     return c
   c.stages = 'finetune'
+  if size == 'small_resnet':
+    _small_resnet(c, f)
+    mimic.use_method(f, method)
+    return c
   c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
   f.init = c.get_ref('init')
   f.drop_path = {'vitb16': 0.1, 'vitl16': 0.2}[size]
   c.finetune = f
   mimic.use_method(f, method)
   return c
+
+
+def _small_resnet(c: ConfigDict, f: ConfigDict) -> None:
+  """A ResNet-18 with a 3 × 3 stem at 48 × 48, from scratch, for two CPU cores."""
+  c.model.preset, c.model.image_size, c.model.dtype = 'resnet18', 48, 'float32'
+  f.init = c.get_ref('init')
+  f.epochs = 6.0
+  f.drop_path = 0.0
+  f.head.projection_dim = 128
+  f.augment.scale = (0.8, 1.0)
+  f.mix.probability = 0.5  # with so few epochs, half of the batches stay as they are
+  f.optim.lr = 1e-3
+  f.optim.layer_decay = 1.0
+  f.optim.warmup_epochs = 0.5
+  f.eval.splits = 'valid'
+  c.finetune = f
 
 
 def _small(c: ConfigDict, f: ConfigDict) -> None:

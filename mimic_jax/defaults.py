@@ -69,15 +69,14 @@ def base() -> ConfigDict:
 def encoder() -> ConfigDict:
   """Returns the encoder's section, shared by all stages of a run so that one can hand its weights to the next."""
   m = ConfigDict()
-  m.preset = (
-    'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14; the fields below, when not 0, override it
-  )
+  m.preset = 'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14, which the sizes below override | resnet18 | resnet50
   m.image_size = 224  # pixels (P §IV-B)
   m.patch_size = 0  # pixels
   m.dim = 0
   m.depth = 0
   m.heads = 0
   m.mlp_ratio = 4.0
+  m.stem = 'auto'  # resnet: 7x7 (as published) | 3x3 (of stride 1) | auto (3x3 below 96 pixels)
   m.pos_embed = (
     'sincos2d'  # sincos2d (MAE: first half encodes the column) | sincos2d_moco (first half the row)
   )

@@ -331,16 +331,13 @@ def test_initialisation_is_xavier_for_each_block(rng):
 # ---- heads
 
 
-def test_pooling_leaves_the_class_token_out_or_takes_it_alone(rng):
-  tokens = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.bfloat16)
-  norm = randomised(lambda rngs: vit.layer_norm(8, 'float32', rngs), rng)
-  mean = np.asarray(tokens, np.float64)[:, 1:].mean(1)
-  pooled = heads.pool(tokens, 'gap', norm)
-  assert pooled.dtype == jnp.float32
-  normed = (mean - mean.mean(-1, keepdims=True)) / np.sqrt(mean.var(-1, keepdims=True) + 1e-6)
-  close(heads.pool(tokens, 'gap'), mean, 1e-6)
-  close(pooled, normed * np.asarray(norm.scale[...]) + np.asarray(norm.bias[...]), 1e-5)
-  np.testing.assert_array_equal(heads.pool(tokens, 'cls'), tokens[:, 0].astype(jnp.float32))
+def test_features_are_the_mean_of_the_patch_tokens_or_the_class_token(rng):
+  encoder = randomised(lambda rngs: vit.Encoder(SMALL, rngs=rngs), rng)
+  images = jnp.asarray(rng.normal(size=(2, 24, 24, 3)), jnp.float32)
+  mean = np.asarray(encoder(images, norm=False), np.float64)[:, 1:].mean(1)
+  assert encoder.features(images).dtype == jnp.float32
+  close(encoder.features(images), mean, 1e-5)
+  np.testing.assert_array_equal(encoder.features(images, pool='cls'), encoder(images)[:, 0])
 
 
 def test_projection_heads_equal_their_equations(rng):

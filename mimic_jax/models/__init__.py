@@ -5,16 +5,30 @@ from typing import Any
 
 import jax
 
-from mimic_jax.models import vit
+from mimic_jax.models import resnet, vit
 from mimic_jax.models.state import Template, merge, rest_of, split
 from mimic_jax.runtime import errors
 
-__all__ = ['Template', 'check_dim', 'encoder_config', 'largest_divisor', 'merge', 'rest_of', 'split']
+__all__ = [
+  'EncoderConfig',
+  'Template',
+  'check_dim',
+  'encoder_config',
+  'largest_divisor',
+  'merge',
+  'rest_of',
+  'split',
+]
 
 DTYPES = ('bfloat16', 'float32')
 
+# What an encoder is: image_size, dim, layers and layer_id(path) for layer decay, create(rngs) → the module, whose
+# features(images, key=…, pool=…) are float32 [B, dim].
+EncoderConfig = vit.Config | resnet.Config
+
 CHOICES = {
-  'model.preset': tuple(vit.PRESETS),
+  'model.preset': (*vit.PRESETS, *resnet.PRESETS),
+  'model.stem': resnet.STEMS,
   'model.pos_embed': vit.POS_EMBEDS,
   'model.dtype': DTYPES,
   'model.attention': vit.ATTENTIONS,
@@ -22,7 +36,7 @@ CHOICES = {
 RANGES = {'model.image_size': (1, float('inf'))}
 
 
-def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Config:
+def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderConfig:
   """Resolves a config's model section: the preset's sizes, overridden by the fields that are not 0.
 
   Args:
@@ -32,7 +46,9 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Conf
   Raises:
     UserError: a value is unknown or the sizes do not fit each other.
   """
-  preset = errors.one_of('model.preset', model['preset'], vit.PRESETS)
+  preset = errors.one_of('model.preset', model['preset'], CHOICES['model.preset'])
+  if preset in resnet.PRESETS:
+    return _resnet_config(model, preset, drop_path)
   names = ('patch_size', 'dim', 'depth', 'heads')
   sizes = {name: model[name] or default for name, default in zip(names, vit.PRESETS[preset], strict=True)}
   sizes['image_size'] = model['image_size']
@@ -64,6 +80,25 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> vit.Conf
     remat=model['remat'],
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
+  )
+
+
+def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> resnet.Config:
+  for name, value in {
+    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads')},
+    'drop_path': drop_path,
+  }.items():
+    if value:
+      field = name if name == 'drop_path' else f'model.{name}'
+      raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected 0')
+  size = model['image_size']
+  if size < 32:
+    raise errors.UserError(f'model.image_size is {size}; expected at least 32 for a {preset}')
+  stem = errors.one_of('model.stem', model['stem'], resnet.STEMS)
+  if stem == 'auto':
+    stem = '3x3' if size < resnet.SMALL else '7x7'
+  return resnet.Config(
+    size, *resnet.PRESETS[preset], stem, errors.one_of('model.dtype', model['dtype'], DTYPES)
   )
 
 

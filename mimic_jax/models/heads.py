@@ -1,4 +1,4 @@
-"""What sits on the encoder's tokens: pooling, the projection head of the contrastive loss, the classifier."""
+"""What sits on the encoder's tokens: the projection head of the contrastive loss, the classifier."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,6 @@ from mimic_jax.models import vit
 POOLS = ('gap', 'cls')
 PROJECTIONS = ('dense', 'linear', 'none')
 CLASSIFIER_STD = 2e-5
-
-
-def pool(tokens: jax.Array, kind: str, fc_norm: nnx.Module | None = None) -> jax.Array:
-  """Pools tokens [B, 1 + L, D] into features, float32 [B, D].
-
-  'gap': mean over the patch tokens (class token left out), then `fc_norm`; the tokens should come without the encoder's
-  final norm (method.md §1). 'cls': the class token as it is (P table IV).
-  """
-  if kind == 'cls':
-    return tokens[:, 0].astype(jnp.float32)
-  mean = jnp.mean(tokens[:, 1:], axis=1, dtype=jnp.float32)
-  return mean if fc_norm is None else fc_norm(mean)
 
 
 class ProjectionHead(nnx.Module):

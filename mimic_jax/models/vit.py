@@ -60,6 +60,10 @@ class Config(NamedTuple):
       return range(1, self.depth + 1)
     return 0 if path[0] in ('cls_token', 'pos_embed', 'patch_embed') else self.layers
 
+  def create(self, rngs: nnx.Rngs) -> 'Encoder':
+    """Returns a fresh encoder."""
+    return Encoder(self, rngs)
+
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
   """Cuts images [B, H, W, 3] into patches [B, L, p·p·3], row by row; the values of a patch are ordered (row, column, colour)."""
@@ -267,6 +271,11 @@ class Encoder(nnx.Module):
     """
     x = run_blocks(self.blocks, self.embed(images, keep), self.config, key)
     return self.norm(x) if norm else x
+
+  def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
+    """Returns pooled tokens, float32 [B, D]: their mean ('gap'; without the final norm) or the class token ('cls'); a key draws drop-path."""
+    tokens = self(images, key=key, norm=pool == 'cls').astype(jnp.float32)
+    return tokens[:, 0] if pool == 'cls' else jnp.mean(tokens[:, 1:], axis=1, dtype=jnp.float32)
 
   def embed(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
     """Returns what the first block sees of images: tokens [B, 1 + L (or K), D]; the arguments are those of the call."""

@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mimic_jax.models import vit
+from mimic_jax import models
 from mimic_jax.report.drawing import Drawing
 
 Batch = dict[str, jax.Array]
@@ -74,7 +74,7 @@ class Objective(abc.ABC):
   FIGURES: ClassVar[Mapping[str, Figure]] = {}
   labelled = False
   pictures = 1
-  config: vit.Config
+  config: models.EncoderConfig
   class_names: tuple[str, ...] = ()
 
   @abc.abstractmethod

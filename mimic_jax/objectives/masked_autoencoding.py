@@ -111,6 +111,10 @@ class Objective(base.Objective):
     self.mask_ratio = mae['mask_ratio']
     self.norm_pix = mae['norm_pix']
     self.config = models.encoder_config(model, stage['drop_path'])
+    if not isinstance(self.config, vit.Config):
+      raise UserError(
+        f"config.model.preset is '{model['preset']}'; expected a ViT: masked autoencoding leaves patches out"
+      )
     models.check_dim('mae.decoder_dim', mae['decoder_dim'], 'mae.decoder_heads', mae['decoder_heads'])
     if mae['decoder_depth'] < 1:
       raise UserError(f'mae.decoder_depth is {mae["decoder_depth"]}; expected at least 1')

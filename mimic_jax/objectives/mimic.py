@@ -46,7 +46,7 @@ class Model(nnx.Module):
 
   def __init__(
     self,
-    config: vit.Config,
+    config: models.EncoderConfig,
     *,
     classes: int,
     pool: str,
@@ -54,9 +54,11 @@ class Model(nnx.Module):
     projection_dim: int,
     rngs: nnx.Rngs,
   ):
-    self.encoder = vit.Encoder(config, rngs=rngs)
+    self.encoder = config.create(rngs)
     self.pool = pool
-    self.fc_norm = vit.layer_norm(config.dim, 'float32', rngs) if pool == 'gap' else None
+    # A ViT's global pooling has a norm of its own, the encoder's is for the class token (method.md §1); a ResNet's has none.
+    normed = pool == 'gap' and isinstance(config, vit.Config)
+    self.fc_norm = vit.layer_norm(config.dim, 'float32', rngs) if normed else None
     self.projection = (
       heads.ProjectionHead(projection, config.dim, projection_dim, rngs=rngs) if projection else None
     )
@@ -64,9 +66,8 @@ class Model(nnx.Module):
 
   def features(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
     """Returns the pooled representation r, float32 [N, D], of images float32 [N, S, S, 3]; drop-path needs a key."""
-    # Global pooling has a norm of its own; the encoder's is for the class token (method.md §1).
-    tokens = self.encoder(images, key=key, norm=self.pool == 'cls')
-    return heads.pool(tokens.astype(jnp.float32), self.pool, self.fc_norm)
+    features = self.encoder.features(images, key=key, pool=self.pool)
+    return features if self.fc_norm is None else self.fc_norm(features)
 
   def embed(self, features: jax.Array) -> jax.Array:
     """Returns z = Proj(r), L2-normalised, float32 [N, k]."""
@@ -176,6 +177,8 @@ class Objective(base.Objective):
     self.weight = self.contrast.pop('weight')
     self._mixed_views = jax.jit(self._mix_for_drawing)
     self._attended = jax.jit(self._attention, static_argnums=0)
+    if stage['head']['pool'] == 'cls' and not isinstance(self.config, vit.Config):
+      raise UserError(f"head.pool is 'cls', and a {model['preset']} has no class token; expected gap")
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
@@ -381,7 +384,7 @@ class Objective(base.Objective):
       batch: 'image' uint8 [B, H, W, 3], 'label' int32 [B] or float32 [B, K], 'mask' bool [B], False on padding.
     """
     shown = np.flatnonzero(batch['mask'])
-    if not shown.size:
+    if not shown.size or not isinstance(self.config, vit.Config):
       return {}
     template, params, rest = models.split(model, self.trainable)
     x, heat, logits = jax.device_get(self._attended(template, params, rest, batch['image']))

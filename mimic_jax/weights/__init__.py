@@ -111,7 +111,7 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
   if layout is None:
     some = ', '.join(f"'{n}'" for n in list(contents.tensors)[:4]) or 'no tensors'
     raise UserError(
-      f'{where} has {some}; expected the names of a ViT as MAE, timm, DeiT, MoCo v3, LocalMIM or Hugging Face write them'
+      f'{where} has {some}; expected the names of a ViT as MAE, timm, DeiT, MoCo v3, LocalMIM or Hugging Face write them, or of a ResNet'
     )
   if odd := layouts.foreign(contents.tensors, layout):
     raise UserError(
@@ -143,6 +143,8 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
 
 def _check_patches(tensors: Mapping[str, np.ndarray], layout: layouts.Layout, where: str) -> None:
   """Raises UserError unless patches are cut by a convolution over square patches of three colours."""
+  if 'encoder/patch_embed/kernel' not in layout.names:
+    return
   name = layout.names['encoder/patch_embed/kernel'][0]
   shape = tensors[name].shape if name in tensors else (1, 3, 1, 1)
   if len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] > 0:

@@ -55,6 +55,8 @@ HF_ANCHORS = (
   'embeddings.patch_embeddings.projection.weight',
   'embeddings.patch_embeddings.projection.bias',
 )
+# torchvision's and timm's ResNets
+RESNET_ANCHORS = ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.bn2.weight')
 LEAST_ANCHORS = 2
 # What changes what the encoder computes and ours has not: such a file can't be had by leaving it unused.
 FOREIGN = ('dist_token', 'distillation_token', 'reg_token', 'register_tokens', 'norm_pre', 'rel_pos_bias')
@@ -91,7 +93,8 @@ def detect(tensors: Mapping[str, np.ndarray], place: str, args: bool) -> Layout 
   Raises:
     ValueError: when the file holds several encoders, saying which.
   """
-  for anchors, layout in ((TIMM_ANCHORS, _timm), (HF_ANCHORS, _hugging_face)):
+  known = ((TIMM_ANCHORS, _timm), (HF_ANCHORS, _hugging_face), (RESNET_ANCHORS, _resnet))
+  for anchors, layout in known:
     prefix = _prefix(tensors, anchors)
     if prefix is not None:
       return layout(tensors, prefix, place, args)
@@ -209,8 +212,27 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
   return Layout(kind, names, (root, decoder_root), prefix)
 
 
+def _resnet(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool) -> Layout:
+  """torchvision's ResNet, and timm's: each of our names has one of theirs."""
+  del place, args
+  kinds = {'weight': 'scale', 'bias': 'bias', 'running_mean': 'mean', 'running_var': 'var'}
+  names: Names = _pair('classifier/fc', f'{prefix}fc')
+  for theirs in tensors:
+    module, _, end = theirs.removeprefix(prefix).rpartition('.')
+    module = module.replace('downsample.0', 'downsample_conv').replace('downsample.1', 'downsample_bn')
+    if not theirs.startswith(prefix) or not re.match(r'(conv1|bn1|layer[1-4]\..*)$', module):
+      continue
+    if 'conv' in module.rsplit('.', 1)[-1] and end == 'weight':
+      names['encoder/' + module.replace('.', '/') + '/kernel'] = (theirs,)
+    elif end in kinds:
+      names['encoder/' + module.replace('.', '/') + f'/{kinds[end]}'] = (theirs,)
+  return Layout('ResNet (torchvision, timm)', names, (), prefix)
+
+
 def foreign(tensors: Iterable[str], layout: Layout) -> str | None:
   """Returns the first tensor that makes this another architecture than ours: in a block, or a token of its own."""
+  if not layout.stacks:  # no blocks of one kind: what does not fit, its shapes show
+    return None
   root = layout.stacks[0]
   known = {t for spellings in layout.names.values() for t in spellings if t.startswith(root)}
   for name in tensors:
@@ -281,9 +303,13 @@ def _beside(tensors: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
 
 
 def _ours(name: str, array: np.ndarray) -> np.ndarray:
-  """Returns a tensor in our layout: Linear [..., out, in] to [..., in, out], convolution [D, 3, p, p] to [p·p·3, D]."""
+  """Returns a tensor in our layout: Linear [..., out, in] to [..., in, out], patch embedding [D, 3, p, p] to [p·p·3, D],
+  convolution [out, in, k, k] to [k, k, in, out].
+  """
   if not name.endswith('/kernel') or array.ndim < 2:
     return array
-  if name == 'encoder/patch_embed/kernel' and array.ndim == 4:
+  if array.ndim == 4 and name != 'encoder/patch_embed/kernel':
+    return array.transpose(2, 3, 1, 0)
+  if array.ndim == 4:
     return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
   return array.swapaxes(-1, -2)

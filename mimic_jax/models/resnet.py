@@ -1,0 +1,150 @@
+"""ResNet-18 and -50 as torchvision has them (v1.5: the stride is in the 3 × 3), for pictures of any size. Arithmetic only.
+
+Batch statistics are over the whole batch: under jax.jit a mean over a sharded axis is the global one. Parameters have torchvision's
+names. Differences: the running variance is the biased one (PyTorch's is unbiased, a factor of n / (n − 1)).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+PRESETS = {'resnet18': ((2, 2, 2, 2), False), 'resnet50': ((3, 4, 6, 3), True)}  # blocks, bottlenecks
+STEMS = ('auto', '7x7', '3x3')
+SMALL = 96  # pixels below which 'auto' takes the 3 × 3 stem, of stride 1: half the published stem's shrinking
+WIDTHS = (64, 128, 256, 512)
+
+
+class Config(NamedTuple):
+  """A ResNet. Hashable; `models.encoder_config` checks the values."""
+
+  image_size: int
+  blocks: tuple[int, ...]
+  bottleneck: bool
+  stem: str
+  dtype: str  # of the convolutions; parameters and statistics are float32
+
+  heads = 0  # of attention: it has none
+
+  @property
+  def dim(self) -> int:
+    """Width of the features."""
+    return WIDTHS[-1] * (4 if self.bottleneck else 1)
+
+  @property
+  def layers(self) -> int:
+    """The last layer's number: the stem is 0, the stages 1 to 4, what comes after them 5."""
+    return len(WIDTHS) + 1
+
+  def layer_id(self, path: tuple[str, ...]) -> int:
+    """Returns the layer of the parameter at a path."""
+    return int(path[0].removeprefix('layer')) if path[0].startswith('layer') else 0
+
+  def create(self, rngs: nnx.Rngs) -> 'Encoder':
+    """Returns a fresh encoder."""
+    return Encoder(self, rngs)
+
+
+def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+  """Convolves x [B, H, W, C] with kernel [k, k, C, D], k odd, padded by (k − 1) / 2 as PyTorch's ResNet pads.
+
+  On a CPU the windows are gathered by shifted slices and multiplied once: XLA's own convolution takes ten times as long there.
+
+  Returns:
+    [B, ⌈H / stride⌉, ⌈W / stride⌉, D].
+  """
+  k, p = kernel.shape[0], kernel.shape[0] // 2
+  if jax.default_backend() != 'cpu':
+    padding = [(p, p)] * 2
+    return jax.lax.conv_general_dilated(
+      x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+  h, w = (-(-n // stride) for n in x.shape[1:3])
+  x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
+  end_h, end_w = (stride * (n - 1) + 1 for n in (h, w))
+  windows = [x[:, i : i + end_h : stride, j : j + end_w : stride] for i in range(k) for j in range(k)]
+  return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
+
+
+class Conv(nnx.Module):
+  """A convolution without bias, its kernel [k, k, in, out] from a normal of variance 2 / (k² · out)."""
+
+  def __init__(self, size: int, in_features: int, out_features: int, stride: int, dtype: str, rngs: nnx.Rngs):
+    self.stride, self.dtype = stride, dtype
+    init = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+    self.kernel = nnx.Param(init(rngs.params(), (size, size, in_features, out_features), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, in] to [B, H / stride, W / stride, out]."""
+    return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+
+
+def batch_norm(features: int, dtype: str, rngs: nnx.Rngs) -> nnx.BatchNorm:
+  """Returns PyTorch's BatchNorm: epsilon 1e-5, a tenth of each batch's statistics into the running ones."""
+  # the fast variance, E[x²] − E[x]², cancels when the mean is large beside the spread
+  return nnx.BatchNorm(
+    features, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs
+  )
+
+
+class Block(nnx.Module):
+  """Two 3 × 3 convolutions, or 1 × 1, 3 × 3, 1 × 1 to four times the width; the input is added, projected where shapes differ."""
+
+  def __init__(self, config: Config, in_features: int, width: int, stride: int, rngs: nnx.Rngs):
+    out = width * (4 if config.bottleneck else 1)
+    sizes = (
+      [(1, width, 1), (3, width, stride), (1, out, 1)]
+      if config.bottleneck
+      else [(3, width, stride), (3, width, 1)]
+    )
+    self.count, features = len(sizes), in_features
+    for n, (size, into, step) in enumerate(sizes, 1):
+      setattr(self, f'conv{n}', Conv(size, features, into, step, config.dtype, rngs))
+      setattr(self, f'bn{n}', batch_norm(into, config.dtype, rngs))
+      features = into
+    self.projects = stride > 1 or in_features != out
+    if self.projects:
+      self.downsample_conv = Conv(1, in_features, out, stride, config.dtype, rngs)
+      self.downsample_bn = batch_norm(out, config.dtype, rngs)
+
+  def __call__(self, x: jax.Array, running: bool) -> jax.Array:
+    """Maps [B, H, W, in] to [B, H / stride, W / stride, out]; `running`: with the running statistics."""
+    y = x
+    for n in range(1, self.count + 1):
+      y = getattr(self, f'bn{n}')(getattr(self, f'conv{n}')(y), use_running_average=running)
+      y = jax.nn.relu(y) if n < self.count else y
+    if self.projects:
+      x = self.downsample_bn(self.downsample_conv(x), use_running_average=running)
+    return jax.nn.relu(x.astype(y.dtype) + y)
+
+
+class Encoder(nnx.Module):
+  """A ResNet without its classifier: conv1, bn1, layer1 … layer4, each a list of blocks."""
+
+  def __init__(self, config: Config, rngs: nnx.Rngs):
+    self.config = config
+    size, stride = (7, 2) if config.stem == '7x7' else (3, 1)
+    self.conv1 = Conv(size, 3, WIDTHS[0], stride, config.dtype, rngs)
+    self.bn1 = batch_norm(WIDTHS[0], config.dtype, rngs)
+    features = WIDTHS[0]
+    for n, (width, count) in enumerate(zip(WIDTHS, config.blocks, strict=True), 1):
+      blocks = []
+      for k in range(count):
+        blocks.append(Block(config, features, width, 2 if n > 1 and k == 0 else 1, rngs))
+        features = width * (4 if config.bottleneck else 1)
+      setattr(self, f'layer{n}', nnx.List(blocks))
+
+  def __call__(self, images: jax.Array, running: bool) -> jax.Array:
+    """Maps images [B, S, S, 3], normalised, to the last feature map, [B, h, w, dim]; `running`: with the running statistics."""
+    x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=running))
+    x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    for n in range(1, len(WIDTHS) + 1):
+      for block in getattr(self, f'layer{n}'):
+        x = block(x, running)
+    return x
+
+  def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
+    """Returns the mean over places, float32 [B, dim]; with a key as in training: statistics of this batch, the running ones updated."""
+    del pool
+    return jnp.mean(self(images, running=key is None), axis=(1, 2), dtype=jnp.float32)

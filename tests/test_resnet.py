@@ -1,0 +1,132 @@
+"""The ResNet encoder against PyTorch and loops, over several devices, from published names, and where it can not be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from ml_collections import FrozenConfigDict
+from safetensors.numpy import save_file
+
+from mimic_jax import models, objectives, weights
+from mimic_jax.models import resnet
+from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime.errors import UserError
+from tests import peers, small
+
+
+def section(**fields):
+  fields = {
+    'preset': 'resnet18',
+    'dim': 0,
+    'depth': 0,
+    'heads': 0,
+    'patch_size': 0,
+    'image_size': 32,
+    **fields,
+  }
+  return small.model_section(**fields)
+
+
+@pytest.mark.parametrize(
+  ('size', 'stride', 'side'), [(3, 1, 6), (3, 2, 7), (3, 2, 6), (7, 2, 9), (1, 2, 6), (1, 1, 5)]
+)
+def test_the_convolution_is_that_of_loops_and_of_xla_on_any_platform(rng, monkeypatch, size, stride, side):
+  x, kernel = rng.normal(size=(2, side, side + 1, 3)), rng.normal(size=(size, size, 3, 4))
+  p, (h, w) = size // 2, (-(-side // stride), -(-(side + 1) // stride))
+  padded, want = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0))), np.zeros((2, h, w, 4))
+  for i in range(h):
+    for j in range(w):
+      window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
+      want[:, i, j] = np.einsum('bklc,klcd->bd', window, kernel)
+  x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
+  np.testing.assert_allclose(resnet.convolve(x, kernel, stride), want, rtol=1e-4, atol=1e-4)
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  np.testing.assert_allclose(resnet.convolve(x, kernel, stride), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(('preset', 'stem'), [('resnet18', '3x3'), ('resnet18', '7x7'), ('resnet50', '7x7')])
+def test_published_weights_give_pytorchs_features(rng, tmp_path, preset, stem):
+  torch = pytest.importorskip('torch')
+  torch.manual_seed(int(rng.integers(2**31)))
+  net = peers.torch_resnet(torch, *resnet.PRESETS[preset], stem == '3x3')
+  state = {k: v.numpy() for k, v in net.state_dict().items() if v.ndim}
+  save_file(state, tmp_path / 'w.safetensors')
+  config = models.encoder_config(section(preset=preset, stem=stem, image_size=64))
+  template, params, rest = models.split(nnx.eval_shape(lambda: config.create(nnx.Rngs(0))), lambda path: True)
+  read = weights.read(str(tmp_path / 'w.safetensors'), 'init')
+  assert read.kind == 'ResNet (torchvision, timm)'
+  target = {f'encoder/{k}': v for t in (params, rest) for k, v in checkpoint.flatten(t).items()}
+  fitted, account = weights.fit(read, target, lambda path: 'needed', 'init')
+  assert account['unused'] == ['fc.bias', 'fc.weight']
+  given = {k.removeprefix('encoder/'): v for k, v in fitted.items()}
+  params, rest = (checkpoint.nest({k: given[k] for k in checkpoint.flatten(t)}) for t in (params, rest))
+  x = rng.normal(size=(8, 64, 64, 3)).astype(np.float32)
+  pictures = torch.from_numpy(x.transpose(0, 3, 1, 2))
+
+  @jax.jit
+  def features(params, rest, key):
+    model = models.merge(template, params, rest)
+    return model.features(x, key=key), models.rest_of(template, model)
+
+  with torch.no_grad():
+    want = net.eval()(pictures).numpy()
+  np.testing.assert_allclose(features(params, rest, None)[0], want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
+  with torch.no_grad():
+    want = net.train()(pictures).numpy()
+  got, after = features(params, rest, jax.random.key(0))
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=2e-3 * np.abs(want).max())
+  np.testing.assert_allclose(after['bn1']['mean'], net.bn1.running_mean.numpy(), rtol=1e-3, atol=1e-4)
+  n = 8 * (64 * 64 if stem == '3x3' else 32 * 32)  # ours is the biased variance
+  before, unbiased = state['bn1.running_var'], net.bn1.running_var.numpy()
+  biased = 0.9 * before + (unbiased - 0.9 * before) * (n - 1) / n
+  np.testing.assert_allclose(after['bn1']['var'], biased, rtol=1e-3)
+
+
+def test_batch_statistics_are_those_of_the_whole_batch_over_several_devices(rng):
+  config = resnet.Config(32, (1, 1, 1, 1), False, '3x3', 'float32')
+  template, params, rest = models.split(config.create(nnx.Rngs(0)), lambda path: True)
+  x = rng.normal(size=(8, 32, 32, 3)).astype(np.float32) * np.arange(1, 9).reshape(8, 1, 1, 1)
+
+  @jax.jit
+  def run(x):
+    model = models.merge(template, params, rest)
+    return model.features(x, key=jax.random.key(0)), models.rest_of(template, model)['bn1']
+
+  one, spread = run(x), run(jax.device_put(x, sharding.over_batch(sharding.make_mesh())))
+  for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(spread), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_and_layers_are_the_published_ones():
+  counts = {'resnet18': 11_176_512, 'resnet50': 23_508_032}
+  for preset, want in counts.items():
+    config = models.encoder_config(section(preset=preset, image_size=224))
+    assert config.stem == '7x7'
+    assert models.vit.parameter_count(config.create) == want
+  config = models.encoder_config(section(image_size=48))
+  assert (config.stem, config.dim, config.layers) == ('3x3', 512, 5)
+  ids = [config.layer_id((name, '0', 'conv1', 'kernel')) for name in ('conv1', 'bn1', 'layer1', 'layer4')]
+  assert ids == [0, 0, 1, 4]
+
+
+@pytest.mark.parametrize(
+  ('fields', 'said'),
+  [
+    ({'patch_size': 8}, 'model.patch_size is 8, and a resnet18 has none; expected 0'),
+    ({'heads': 2}, 'model.heads is 2, and a resnet18 has none'),
+    ({'image_size': 16}, 'model.image_size is 16; expected at least 32'),
+    ({'stem': '5x5'}, "model.stem is '5x5'"),
+  ],
+)
+def test_fields_that_mean_nothing_to_it_are_refused(fields, said):
+  with pytest.raises(UserError, match=said):
+    models.encoder_config(section(**fields))
+
+
+def test_what_it_can_not_do_is_one_line():
+  with pytest.raises(UserError, match=r"config.model.preset is 'resnet18'; expected a ViT"):
+    objectives.make(small.mae_stage(), section(), (), 'objective')
+  stage = FrozenConfigDict(small.mimic_stage(**{'drop_path': 0.0, 'head.pool': 'cls'}))
+  with pytest.raises(UserError, match=r"head.pool is 'cls', and a resnet18 has no class token; expected gap"):
+    objectives.make(stage, section(), ('a', 'b'), 'objective')
