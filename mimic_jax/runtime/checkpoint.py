@@ -189,10 +189,8 @@ class Checkpoints:
         say(f'note: {why}; it is in {place} now, and the run goes on from step {step}')
       return step, state, meta
     if damaged:
-      raise Damaged(
-        f'{damaged[0][1]}; and none of the {len(damaged)} checkpoints in {self.folder} is whole (a new --workdir begins '
-        'anew)'
-      )
+      each = '; '.join(str(why) for _, why in damaged)
+      raise Damaged(f'none of the {len(damaged)} checkpoints is whole (a new --workdir begins anew): {each}')
     return None
 
   def _move_aside(self, step: int) -> epath.Path:
