@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import sklearn.metrics
 
 from mimic_jax.runtime.errors import UserError
 
@@ -17,9 +18,8 @@ def dominant(labels: np.ndarray) -> np.ndarray:
 def classification(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> dict[str, Any]:
   """Returns the scores of `logits` [N, K] on `labels` (int [N], or float [N, K]) in float64, ready for JSON.
 
-  Ties, in soft labels as in logits, go to the first class. Where a ratio is 0/0 it is 0, as scikit-learn's
-  zero_division=0 has it: the precision of a class never predicted, the recall of a class without an example, and the
-  F1 of either. Mean-class accuracy is over the classes that have examples; macro F1 over those that have
+  Ties, in soft labels as in logits, go to the first class. Where a ratio is 0/0 it is 0: the precision of a class
+  never predicted, the recall of a class without an example, and the F1 of either. Mean-class accuracy is over the classes that have examples; macro F1 over those that have
   examples or predictions.
 
   Returns:
@@ -47,16 +47,15 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: Sequence
       f'label {truth[wrong[0]]} of example {wrong[0]} is out of range; expected 0 to {classes - 1}'
     )
 
-  confusion = np.zeros((classes, classes), np.int64)
-  np.add.at(confusion, (truth, logits.argmax(-1)), 1)
-  hits = np.diag(confusion).astype(np.float64)
-  support, predicted = confusion.sum(1), confusion.sum(0)
-  recall, precision = _ratio(hits, support), _ratio(hits, predicted)
-  f1 = _ratio(2 * hits, support + predicted)
+  guess, ids = logits.argmax(-1), range(classes)
+  confusion = sklearn.metrics.confusion_matrix(truth, guess, labels=ids)
+  precision, recall, f1, support = sklearn.metrics.precision_recall_fscore_support(
+    truth, guess, labels=ids, zero_division=0
+  )
   return {
-    'accuracy': float(hits.sum() / len(truth)),
+    'accuracy': float((guess == truth).mean()),
     'mean_class_accuracy': float(recall[support > 0].mean()),
-    'macro_f1': float(f1[(support > 0) | (predicted > 0)].mean()),
+    'macro_f1': float(f1[(support > 0) | (confusion.sum(0) > 0)].mean()),
     'largest_class': float(support.max() / len(truth)),
     'per_class': {
       str(name): {
@@ -70,7 +69,3 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: Sequence
     'confusion': confusion.tolist(),
     'count': len(truth),
   }
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-  return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)

@@ -6,14 +6,13 @@ come in groups that are alike (several of one person), whole groups are drawn in
 many independent observations.
 """
 
-import math
 import os
 import re
-import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from mimic_jax import metrics
 from mimic_jax.runtime.errors import UserError
@@ -165,14 +164,7 @@ def scores(counts: np.ndarray, truth: np.ndarray, guess: np.ndarray, classes: in
 
 def mcnemar(only_a: int, only_b: int) -> float:
   """Returns the two-sided p of McNemar's exact test: that of `only_a` heads in `only_a + only_b` throws of a fair coin."""
-  n, fewer = only_a + only_b, min(only_a, only_b)
-  if 2 * fewer == n:
-    return 1.0
-
-  def log_choose(k: int) -> float:
-    return math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
-
-  return min(1.0, 2 * math.fsum(math.exp(log_choose(k) - n * math.log(2)) for k in range(fewer + 1)))
+  return float(stats.binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def wilson(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
@@ -180,13 +172,8 @@ def wilson(hits: int, count: int, level: float = 0.95) -> tuple[float, float]:
 
   Unlike the bootstrap it has a width at shares of 0 and 1 and holds for a class of few pictures (Wilson 1927).
   """
-  if not count:
-    return 0.0, 1.0
-  z = statistics.NormalDist().inv_cdf((1 + level) / 2)
-  share = hits / count
-  middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-  half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-  return (0.0 if hits == 0 else middle - half), (1.0 if hits == count else middle + half)
+  low, high = stats.binomtest(hits, count).proportion_ci(level, 'wilson') if count else (0.0, 1.0)
+  return float(low), float(high)
 
 
 def identities(ids: Sequence[str], pattern: str = 'auto', field: str = '--identity') -> np.ndarray | None:

@@ -372,7 +372,9 @@ def test_where_no_checkpoint_is_whole_the_run_stops_and_nothing_is_moved(tmp_pat
   (tmp_path / 'finetune' / 'result.json').unlink()
   for step in ('8', '10'):
     damage(tmp_path / 'finetune' / checkpoint.FOLDER / step, 'truncated')
-  with pytest.raises(UserError, match=r'none of the 2 checkpoints is whole .*10 is damaged .*; .*8 is damaged') as e:
+  with pytest.raises(
+    UserError, match=r'none of the 2 checkpoints is whole .*10 is damaged .*; .*8 is damaged'
+  ) as e:
     run(config, tmp_path)
   assert '\n' not in str(e.value)
   assert sorted(p.name for p in (tmp_path / 'finetune' / checkpoint.FOLDER).iterdir()) == ['10', '8']

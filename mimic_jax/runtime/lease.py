@@ -5,11 +5,10 @@ which process holds the folder, and that process rewrites it every BEAT_SECONDS.
 table if the holder was a process of this machine, and else watches whether the file still changes. Neither step
 compares the clocks of two machines closely: only a beat older than STALE_SECONDS is taken for dead without watching.
 
-Creating is exclusive where the file system can do that (local disks, NFS), and taking over nearly so, by a rename; an
-object store has neither, and two programs can both write. So each waits a moment after it wrote and reads back whose
-file it is: the last one to write has the folder. A program that stood still for longer than that moment between its
-last look and its write, or one that was suspended for so long that another took over, is found at the next beat: the
-program whose file it no longer is stops.
+Nothing here needs more of a file system than that a file can be written and read back, which object stores have, too: whoever
+wrote waits a moment and reads whose file it is, and the last one to write has the folder. A program that stood still for longer
+than that moment between its last look and its write, or one that was suspended for so long that another took over, is
+found at the next beat: the program whose file it no longer is stops.
 """
 
 import contextlib
@@ -125,10 +124,11 @@ class Lease:
     self._stop.set()
     self._thread.join(
       BEAT_SECONDS
-    )  # it may be in the middle of a write; of a file system that hangs it is not waited for
+    )  # it may be in the middle of a write; a file system that hangs is not waited for
     self._thread = None
     try:
-      if self._token_there() == self._token:
+      holder = _parse(self._read() or b'')
+      if holder and holder.token == self._token:
         self._path.unlink()
     except Exception as e:
       logging.warning('%s can not be removed (%s)', self._path, e)
@@ -140,24 +140,16 @@ class Lease:
       UserError: when another program holds it.
     """
     self._mine = _this_process(self._token)
-    raw = self._read()
-    holder = _parse(raw) if raw is not None else None
-    if raw is None:
-      written = self._create(_bytes(self._mine))
-    elif holder and holder.token == self._token and self._thread is None:
-      written = True  # by the try before this one: another had moved the file and has put it back, see _seize
-    else:
+    if (raw := self._read()) is not None:
+      holder = _parse(raw)
       alive = _alive(holder) if holder else None
       if alive:
         raise self._in_use(holder)
-      if alive is None and not self._silent(raw, holder):
+      if (alive is None and not self._silent(raw, holder)) or self._read() != raw:
         return False
-      written = self._seize(raw)
-    if not written:
-      return False
+    self._put()
     time.sleep(self._settle())
-    raw = self._read()
-    holder = _parse(raw) if raw is not None else None
+    holder = _parse(self._read() or b'')
     if holder and holder.token != self._token:
       raise self._in_use(holder)
     return holder is not None
@@ -205,56 +197,6 @@ class Lease:
           raise
     return None
 
-  def _token_there(self) -> str | None:
-    """Returns the token in the file; '' for one that is garbled, None without a file."""
-    raw = self._read()
-    if raw is None:
-      return None
-    holder = _parse(raw)
-    return holder.token if holder else ''
-
-  def _create(self, raw: bytes) -> bool:
-    """Writes the file where there is none; returns False when there is one (which an object store doesn't say)."""
-    if files.is_remote(self._path):
-      self._path.write_bytes(raw)
-      return True
-    try:
-      file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-    except FileExistsError:
-      return False
-    try:
-      with open(file, 'wb') as f:
-        f.write(raw)
-    except OSError:  # a full disk: an empty file would make the next program wait
-      with contextlib.suppress(OSError):
-        self._path.unlink(missing_ok=True)
-      raise
-    return True
-
-  def _seize(self, dead: bytes) -> bool:
-    """Puts this program's file in place of `dead`; returns False when another file was there by then."""
-    if self._read() != dead:
-      return False
-    if files.is_remote(self._path):
-      self._path.write_bytes(_bytes(self._mine))
-      return True
-    # Of those who try, one gets the dead file by renaming it. Replacing it would let the slower one of two replace
-    # what the faster one has just written; this one sees what it moved, and puts it back.
-    aside = self._beside('dead')
-    try:
-      os.rename(self._path, aside)
-    except FileNotFoundError:
-      return False
-    try:
-      taken = aside.read_bytes()
-      created = self._create(_bytes(self._mine) if taken == dead else taken)
-    finally:
-      aside.unlink(missing_ok=True)
-    return created and taken == dead
-
-  def _beside(self, what: str) -> epath.Path:
-    return self._folder / f'.{FILE}.{self._token}.{what}'
-
   def _keep(self, stop: threading.Event) -> None:
     """Rewrites the file until `stop` is set or the file is another's; the body of the thread."""
     failing = False
@@ -274,7 +216,7 @@ class Lease:
   def _look(self) -> bool:
     """Returns whether the file is this program's; sets `_lost` when it is not. One that can't be read says nothing."""
     try:
-      for pause in (0.0, self._settle()):  # it may be about to be put back, see _seize
+      for pause in (0.0, self._settle()):  # an object store's may be half written
         time.sleep(pause)
         raw = self._read()
         holder = _parse(raw) if raw is not None else None
@@ -295,17 +237,21 @@ class Lease:
     return not self._lost
 
   def _write_beat(self) -> None:
-    """Says that this program is at work, so that a reader sees the old file or the new one."""
+    """Says that this program is at work."""
     self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1, time=time.time())
+    self._put()
+
+  def _put(self) -> None:
+    """Writes the file, so that a reader sees the old one or the new one."""
     if files.is_remote(self._path):
       self._path.write_bytes(_bytes(self._mine))
       return
     # Not files.write_whole, whose file beside has the process id in its name: two hosts' may be the same.
-    beside = self._beside('next')
+    beside = self._folder / f'.{FILE}.{self._token}'
     try:
       beside.write_bytes(_bytes(self._mine))
       os.replace(beside, self._path)
-    except OSError:
+    except OSError:  # a full disk
       with contextlib.suppress(OSError):
         beside.unlink(missing_ok=True)
       raise
