@@ -253,7 +253,6 @@ def _print(
 
 def _story(origin: nonfinite.Origin) -> list[str]:
   lines = [str(origin)]
-  lines += [f'  inside {origin.library}'] if origin.library else []
   lines += [f'  of {operand}' for operand in origin.operands]
   lines += [f'  to {origin.result}'] if origin.result else []
   return [*lines, 'because of', *_story(origin.because)] if origin.because else lines
