@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, mtcnn
 from mimic_jax.data.faces.mtcnn import Face
-from mimic_jax.data.sets import folder
+from mimic_jax.data.files import ENDINGS
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, one_of
 
@@ -152,7 +152,7 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
   }
   pictures, labels, others = _tree(job.src)
   if not pictures:
-    endings = ', '.join(sorted(folder.ENDINGS))
+    endings = ', '.join(sorted(ENDINGS))
     raise UserError(f"no pictures in '{job.src}' or below; looked for files that end in {endings}")
   done = _begin(job.dst, settings)
   job.detector()  # before anything is written: it may not be installed
@@ -321,7 +321,7 @@ def _tree(src: str) -> tuple[list[str], list[str], int]:
       ending = os.path.splitext(file)[1].lower()
       if file.startswith('.') or name == alignment.FILE:
         continue
-      if ending in folder.ENDINGS:
+      if ending in ENDINGS:
         pictures.append(name)
       elif ending in LABEL_FILES:
         labels.append(name)

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
-from mimic_jax.data.faces.cutting import Faces
+from mimic_jax.data.files import Files
 from mimic_jax.data.sets import affectnet_index, folder
 from mimic_jax.data.sets.affectnet_index import CLASS_NAMES, EXPRESSIONS, Index
 from mimic_jax.runtime.errors import UserError, one_of
@@ -76,7 +77,7 @@ class Split(NamedTuple):
     return os.path.join(root, os.path.dirname(self.label_file), f'{self.index.names[k]}_exp.npy')
 
 
-def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
+def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   """Returns the pictures of one split of AffectNet.
 
   Pictures have 'valence' and 'arousal' (float32, −1..1, NaN where not given) beside the label where the files have them.
@@ -129,7 +130,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
     )
   described['warnings'] += [*faceless, *_unnamed(root, whole)]
   size = options.get('align_size', 224)
-  return Faces(
+  return Files(
     root,
     paths,
     [index.names[k] for k in kept] if older else paths,
@@ -185,7 +186,7 @@ def _read(root: str, split: str, threads: int) -> Split:
   missing = [name for name in parts if not os.path.isdir(os.path.join(root, name))]
   if not missing:
     index = affectnet_index.of_folder(os.path.join(root, parts[0]), threads)
-    on_disk = set(cutting.pictures(os.path.join(root, parts[1])))
+    on_disk = set(files_lib.pictures(os.path.join(root, parts[1])))
     label_files = f'{parts[0]}/*_exp.npy'
     return Split('newer', label_files, parts[1], index, on_disk, '.jpg', frozenset(), frozenset())
   label_file = _find_table(root, table)
@@ -226,7 +227,7 @@ def _picture_folder(root: str, label_file: str, index: Index) -> str:
 def _there(place: str, names: Sequence[str], split: str) -> set[str]:
   """Returns the files on disk, whatever their ending; of the small split only in the folders that it names."""
   if split == 'train':
-    return set(cutting.files(place))
+    return set(files_lib.files(place))
   found: set[str] = set()
   for inside in {os.path.dirname(name) for name in names}:
     try:
@@ -289,7 +290,7 @@ def _unnamed(root: str, whole: Split) -> list[str]:
   if whole.release == 'older' and whole.label_file.endswith(SPLITS['valid'][1]):
     return []
   named = {name + whole.ending for name in whole.index.names}
-  extra = sorted(filter(cutting.is_picture, whole.on_disk - named - whole.also_named))
+  extra = sorted(filter(files_lib.is_picture, whole.on_disk - named - whole.also_named))
   paths = [os.path.join(root, whole.folder, name) for name in extra]
   return cutting.unread(paths, f'{whole.label_file} has no label of them')
 

@@ -20,7 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mimic_jax.data.faces import alignment, cutting
+from mimic_jax.data import files as files_lib
+from mimic_jax.data.faces import alignment
 from mimic_jax.runtime.errors import READ_ERRORS, UserError
 
 CLASS_NAMES = ('neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt')
@@ -118,7 +119,7 @@ def empty_pictures(
     return [_is_empty(os.path.join(folder, name)) for name in chunk]
 
   asked = index.empty if again else names
-  found = [name for name, is_empty in zip(asked, cutting.in_chunks(empty, asked, threads)) if is_empty]
+  found = [name for name, is_empty in zip(asked, files_lib.in_chunks(empty, asked, threads)) if is_empty]
   if not again:
     _save(
       cache_file(table), _stamp(table, _stamp_of_table(table)), index._replace(empty=found, looked=looked)
@@ -206,7 +207,7 @@ def _read_folder(annotations: str, files: set[str], threads: int) -> Index:
   def rows(chunk: Sequence[str]) -> list[tuple[int, float, float, np.ndarray]]:
     return [_annotation(annotations, name, files) for name in chunk]
 
-  expression, valence, arousal, points = zip(*cutting.in_chunks(rows, names, threads))
+  expression, valence, arousal, points = zip(*files_lib.in_chunks(rows, names, threads))
   return Index(
     names,
     np.array(expression, np.int8),

@@ -17,6 +17,7 @@ import numpy as np
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
+from mimic_jax.data.files import Files, is_picture
 from mimic_jax.runtime.errors import UserError, one_of
 
 CLASS_NAMES = ('neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt')
@@ -134,50 +135,34 @@ class Rows(NamedTuple):
   label_file: str
 
 
-class FerPlus:
-  """The labelled faces of one or more splits (a Source; see DESIGN §3): grey, repeated to three channels."""
+class Table:
+  """The labelled faces of the raw layout, whose pixels a table holds (a Source): grey, repeated to three channels."""
 
   class_names = CLASS_NAMES
+  image_shape = (SIDE, SIDE, 3)
 
   def __init__(
     self,
     ids: list[str],
     labels: np.ndarray,
-    files: list[str] | None,
-    faces: np.ndarray | None,
+    faces: np.ndarray,
     bad: dict[int, tuple[str, str]],
     record: dict[str, Any],
-    max_pixels: int,
-    side: int = SIDE,
   ) -> None:
-    self.image_shape = (side, side, 3)
-    self._ids, self._labels = ids, labels
-    self._files, self._faces, self._bad = files, faces, bad
-    self._record, self._max_pixels = record, max_pixels
+    self._ids, self._labels, self._faces, self._bad, self._record = ids, labels, faces, bad, record
 
   def __len__(self) -> int:
     return len(self._ids)
 
   def __getitem__(self, i: int) -> dict[str, Any]:
-    return {'image': self._image(i), 'label': self.label(i), 'id': self._ids[i]}
-
-  def _image(self, i: int) -> np.ndarray:
-    if self._files is None:
-      if i in self._bad:
-        raise sources.BadImage(*self._bad[i])
-      return np.repeat(self._faces[i][:, :, None], 3, axis=2)
-    image = sources.decode_image(self._files[i], self._max_pixels)
-    if image.shape != self.image_shape:
-      side = self.image_shape[0]
-      raise sources.BadImage(self._files[i], f'is {image.shape[1]}x{image.shape[0]}, expected {side}x{side}')
-    return image
+    if i in self._bad:
+      raise sources.BadImage(*self._bad[i])
+    image = np.repeat(self._faces[i][:, :, None], 3, axis=2)
+    return {'image': image, 'label': self.label(i), 'id': self._ids[i]}
 
   def file_bytes(self, i: int) -> bytes:
-    """Returns the picture's file; of the raw layout, which has none, the same as a PNG."""
-    if self._files is None:
-      return sources.encode_png(self._image(i))
-    with sources.reading(self._files[i]), open(self._files[i], 'rb') as f:
-      return f.read()
+    """Returns the picture as a PNG."""
+    return sources.encode_png(self[i]['image'])
 
   def id(self, i: int) -> str:
     return self._ids[i]
@@ -186,17 +171,13 @@ class FerPlus:
     return self._labels[i] if self._labels.ndim == 2 else int(self._labels[i])
 
   def content_hash(self, i: int) -> str:
-    if self._files is not None:
-      return sources.file_hash(self._files[i], self._ids[i])
-    if i in self._bad:
-      return f'unreadable:{self._ids[i]}'
-    return sources.array_hash(self._faces[i])
+    return f'unreadable:{self._ids[i]}' if i in self._bad else sources.array_hash(self._faces[i])
 
   def record(self) -> dict[str, Any]:
     return {**self._record, 'split_hash': sources.split_hash(self._ids, self._labels)}
 
 
-def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
+def build(root: str, split: str, options: Mapping[str, Any]) -> Files | Table:
   """Returns FERPlus under the label rule `options['label_rule']`.
 
   Args:
@@ -221,10 +202,10 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
   if not kept.size:
     raise UserError(f"no picture of {rows.label_file} in '{root}' has a label under label_rule '{rule}'")
   dropped = len(rows.ids) - len(kept)
-  files, pixels, bad, by_align, unnamed = None, None, {}, {}, []
+  by_align, unnamed = {}, []
   if rows.pixels is None:
     here = _listing(root, parts)
-    extra = sorted(name for name in here.difference(rows.ids) if cutting.is_picture(name))
+    extra = sorted(name for name in here.difference(rows.ids) if is_picture(name))
     extra = [os.path.join(root, name) for name in extra]
     unnamed = cutting.unread(extra, f'{rows.label_file} does not name them')
     named = [rows.ids[i] for i in kept]
@@ -236,9 +217,6 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
       options.get('on_bad_image', 'error'),
     )
     kept = kept[chosen]
-    files = [os.path.join(root, rows.ids[i]) for i in kept]
-  else:
-    pixels, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
   ids = [rows.ids[i] for i in kept]
   counts = sources.class_counts(classes[kept], CLASS_NAMES)
   record = {
@@ -257,9 +235,14 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> FerPlus:
     **_expected(layout, rule, parts, counts),
   }
   record['warnings'] += unnamed
-  # A folder that `mimic align` made holds pictures of the size it was asked for.
-  side = align.get('size', SIDE) if files is not None else SIDE
-  return FerPlus(ids, labels[kept], files, pixels, bad, record, options.get('max_pixels', 50_000_000), side)
+  if rows.pixels is not None:
+    faces, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
+    return Table(ids, labels[kept], faces, bad, record)
+  side = align.get(
+    'size', SIDE
+  )  # a folder that `mimic align` made holds pictures of the size it was asked for
+  most = options.get('max_pixels', 50_000_000)
+  return Files(root, ids, ids, labels[kept], CLASS_NAMES, record, most, image_shape=(side, side, 3))
 
 
 def _canonical(split: str) -> str:

@@ -12,32 +12,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment
+from mimic_jax.data.files import ENDINGS, Files
 from mimic_jax.runtime.errors import UserError
 
-ENDINGS = frozenset(
-  [
-    '.jpg',
-    '.jpeg',
-    '.jpe',
-    '.png',
-    '.bmp',
-    '.webp',
-    '.tif',
-    '.tiff',
-    '.gif',
-    '.ppm',
-    '.pgm',
-    '.pbm',
-    '.pnm',
-    '.jp2',
-    '.tga',
-    '.avif',
-  ]
-)
 SPLITS = {
   'train': ('train', 'training'),
   'valid': ('valid', 'val', 'validation'),
@@ -45,73 +25,7 @@ SPLITS = {
 }
 
 
-class Folder:
-  """The pictures of one split of a folder (a Source; see DESIGN §3)."""
-
-  image_shape = None
-
-  def __init__(
-    self,
-    root: str,
-    split: str,
-    ids: list[str],
-    labels: np.ndarray,
-    class_names: tuple[str, ...],
-    max_pixels: int,
-    align: dict[str, Any],
-  ) -> None:
-    self.class_names = class_names
-    self._root, self._split, self._max_pixels = root, split, max_pixels
-    self._align = align
-    self._ids = ids
-    self._labels = labels
-
-  def __len__(self) -> int:
-    return len(self._ids)
-
-  def __getitem__(self, i: int) -> dict[str, Any]:
-    return self.read(i)
-
-  def read(self, i: int, data: bytes | None = None) -> dict[str, Any]:
-    """Returns picture i, from `data` where the file's bytes are in memory already."""
-    image = sources.decode_image(self._path(i), self._max_pixels, data)
-    return {'image': image, 'label': self.label(i), 'id': self.id(i)}
-
-  def open(self, i: int, data: bytes | None = None) -> Image.Image:
-    return sources.open_image(self._path(i), self._max_pixels, data)
-
-  def file_bytes(self, i: int) -> bytes:
-    path = self._path(i)
-    with sources.reading(path), open(path, 'rb') as f:
-      return f.read()
-
-  def _path(self, i: int) -> str:
-    return os.path.join(self._root, self._ids[i])
-
-  def id(self, i: int) -> str:
-    return self._ids[i]
-
-  def label(self, i: int) -> int:
-    return int(self._labels[i])
-
-  def content_hash(self, i: int) -> str:
-    return sources.file_hash(self._path(i), self._ids[i])
-
-  def record(self) -> dict[str, Any]:
-    return {
-      'source': 'folder',
-      'root': self._root,
-      'split': self._split,
-      'label_rule': 'folder names' if self.class_names else 'none',
-      'count': len(self),
-      'class_names': list(self.class_names),
-      'class_counts': sources.class_counts(self._labels, self.class_names),
-      'align': self._align,
-      'split_hash': sources.split_hash(self._ids, self._labels),
-    }
-
-
-def build(root: str, split: str, options: Mapping[str, Any]) -> Folder:
+def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   """Returns the pictures of `split` under `root`; ids are paths relative to `root`.
 
   The classes are the training split's where there is one, so that a class missing from another split moves no label.
@@ -144,9 +58,18 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Folder:
   else:
     ids = [f'{prefix}{name}/{file}' for name, files in found.items() for file in files]
     labels = [position[name] for name, files in found.items() for _ in files]
-  return Folder(
-    root, split, ids, np.array(labels, np.int32), class_names, options.get('max_pixels', 50_000_000), align
-  )
+  labels = np.array(labels, np.int32)
+  record = {
+    'source': 'folder',
+    'root': root,
+    'split': split,
+    'label_rule': 'folder names' if class_names else 'none',
+    'count': len(ids),
+    'class_names': list(class_names),
+    'class_counts': sources.class_counts(labels, class_names),
+    'align': align,
+  }
+  return Files(root, ids, ids, labels, class_names, record, options.get('max_pixels', 50_000_000))
 
 
 def _endings() -> str:

@@ -18,9 +18,10 @@ import numpy as np
 from PIL import Image
 
 from mimic_jax.data import classes
+from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
-from mimic_jax.data.faces.cutting import Faces
+from mimic_jax.data.files import Files
 from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError, one_of
 
@@ -64,7 +65,7 @@ class Rows(NamedTuple):
   warnings: list[str]
 
 
-def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
+def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   """Returns the pictures of one split of RAF-DB.
 
   `image_shape` is the pictures' size where all have one of at most 256 pixels a side, as the official ones have
@@ -104,7 +105,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Faces:
   }
   record['warnings'] += [*rows.warnings, *unnamed]
   there = [os.path.join(root, path) for path, here in zip(rows.paths, on_disk) if here]
-  return Faces(
+  return Files(
     root,
     rows.paths,
     rows.ids,
@@ -194,7 +195,7 @@ def _read_folders(root: str, split: str) -> Rows:
   base = os.path.join(root, name)
   ids, paths, labels, places, loose, foreign = [], [], [], [], [], []
   folders: dict[int, str] = {}
-  for file in cutting.pictures(base):
+  for file in files_lib.pictures(base):
     class_folder, _, inside = file.partition('/')
     if not inside:
       loose.append(file)
@@ -252,7 +253,7 @@ def _on_disk(root: str, rows: Rows) -> tuple[list[bool], list[str]]:
   """Returns which pictures are there, and a warning about those, of no other split, that the list doesn't name."""
   split = rows.ids[0].partition('_')[0]
   others = tuple(f'{name}_' for name in SPLITS if name != split)
-  here = {name for name in cutting.pictures(os.path.join(root, ALIGNED)) if not name.startswith(others)}
+  here = {name for name in files_lib.pictures(os.path.join(root, ALIGNED)) if not name.startswith(others)}
   named = [os.path.basename(path) for path in rows.paths]
   unnamed = [os.path.join(root, ALIGNED, name) for name in sorted(here.difference(named))]
   return [name in here for name in named], cutting.unread(unnamed, f'{rows.label_file} does not name them')
@@ -267,7 +268,7 @@ def _one_size(paths: Sequence[str], threads: int) -> tuple[int, int, int] | None
   some = set(sizes(paths[:8])) - {None}
   if len(some) > 1 or any(max(size) > MOST_WHOLE for size in some):
     return None
-  found = set(cutting.in_chunks(sizes, paths, threads)) - {None}
+  found = set(files_lib.in_chunks(sizes, paths, threads)) - {None}
   if len(found) != 1:
     return None
   height, width = found.pop()
