@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from mimic_jax.data.drawn import canvas, face_looks, synthetic, synthetic_faces, synthetic_images
+from mimic_jax.data.drawn import canvas, face, synthetic, synthetic_faces, synthetic_images
 from mimic_jax.runtime.errors import UserError
 
 MODULES = (synthetic_faces, synthetic_images)
@@ -216,7 +216,7 @@ def test_a_person_takes_the_same_amount_of_random_numbers_whoever_it_is():
   for seed in range(5):
     looks = np.random.Generator(np.random.Philox(seed))
     plain = np.random.Generator(np.random.Philox(seed))
-    face_looks.person(looks)
+    face.person(looks)
     stream = plain.random(100)
     after.add(int(np.flatnonzero(stream == looks.random())[0]))
   assert len(after) == 1

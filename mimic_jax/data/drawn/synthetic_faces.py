@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mimic_jax.data.drawn import canvas, face_looks, face_parts, synthetic
+from mimic_jax.data.drawn import canvas, face, synthetic
 
-VERSION = 1  # of everything that decides a pixel here; raise it whenever a picture changes
+VERSION = 2  # of everything that decides a pixel here; raise it whenever a picture changes
 
-# In RAF-DB's order (shared/reference/datasets.md).
+# In RAF-DB's order.
 CLASS_NAMES = ('surprise', 'fear', 'disgust', 'happiness', 'sadness', 'anger', 'neutral')
 
-# The columns are face_parts.FIELDS; 0 is at rest, ±1 as far as a cartoon goes.
+# The columns are face.FIELDS; 0 is at rest, ±1 as far as a cartoon goes.
 PROTOTYPES = np.array(
   [
     # inner outer squeeze lids squint curve open width square teeth sneer cheek wrinkle
@@ -46,7 +46,7 @@ INTENSITY = (0.7, 1.25)
 
 
 def expression(label: int, rng: np.random.Generator) -> np.ndarray:
-  """Returns one face's expression, float64 [13] in the order of face_parts.FIELDS.
+  """Returns one face's expression, float64 [13] in the order of face.FIELDS.
 
   It is the class' prototype times an intensity, blended with up to BLEND of a neighbouring class, with
   every field a little off. Neighbours therefore overlap: some faces can't be told, as in the real sets.
@@ -56,7 +56,7 @@ def expression(label: int, rng: np.random.Generator) -> np.ndarray:
   strength = rng.uniform(*INTENSITY)
   fields = strength * ((1 - share) * PROTOTYPES[label] + share * PROTOTYPES[neighbour])
   fields = fields + SPREAD * rng.standard_normal(fields.shape)
-  fields[face_parts.FIELDS.index('open')] *= rng.uniform(0.4, 1.2)  # a laugh and a smile are both happy
+  fields[face.FIELDS.index('open')] *= rng.uniform(0.4, 1.2)  # a laugh and a smile are both happy
   return fields
 
 
@@ -72,10 +72,10 @@ def paint(label: int, content: np.random.Generator, look: np.random.Generator, s
   Returns:
     uint8 [size, size, 3].
   """
-  person = face_looks.person(look)
-  board = face_looks.background(size, look)
-  face_parts.draw(board, person, expression(label, content))
-  face_looks.hide(board, person, look)
+  person = face.person(look)
+  board = face.background(size, look)
+  face.draw(board, person, expression(label, content))
+  face.hide(board, look)
   blur = max(0.0, look.uniform(-1.2, 0.5)) * size / 64
   return canvas.photograph(
     board.finish(blur),
