@@ -45,6 +45,19 @@ def test_what_is_restored_is_what_was_written(saved):
   assert set(arrays) == {'params/encoder/w', 'params/encoder/b'}
 
 
+def test_meta_data_are_those_of_the_moment_of_saving_although_they_are_written_later(saved, tmp_path):
+  _, state, like = saved
+  pending = []  # as the log's, which gets the next step's figures while the checkpoint is being written
+  with checkpoint.opened(epath.Path(tmp_path), 8) as checkpoints:
+    for step in range(1, 6):
+      checkpoints.save(step, jax.device_put(state), {'stage': 's', 'config': {}, 'pending': pending})
+      pending.append(step)
+    checkpoints.wait()
+    assert [checkpoints.restore(step, like)[1]['pending'] for step in range(1, 6)] == [
+      list(range(1, step)) for step in range(1, 6)
+    ]
+
+
 def restored(folder, like) -> tuple[tuple | None, str]:
   """Returns what a run would go on from, and the error that says that there is nothing whole."""
   try:

@@ -118,7 +118,7 @@ class Checkpoints:
     checksum.of_arrays(flatten(state))
 
   def save(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-    """Starts writing; the arrays are copied before this returns, so the state may be donated.
+    """Starts writing; all is copied before this returns, so the state may be donated and the meta data changed.
 
     Args:
       step: names the checkpoint.
@@ -139,6 +139,7 @@ class Checkpoints:
       'shapes': {k: list(v.shape) for k, v in flat.items()},
       'checksums': checksum.of_arrays(flat),
     }
+    meta = json.loads(json.dumps(meta))  # a copy: it is written later, and the caller's lists go on growing
     meta[_OWN] = _digest(meta)
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta))
     with self._writing():
@@ -329,8 +330,8 @@ _NOT_DAMAGE = re.compile(
 
 
 def _digest(meta: Mapping[str, Any]) -> str:
-  """Returns the SHA-256 of the meta data as JSON holds it, without its own digest."""
-  held = json.loads(json.dumps({k: v for k, v in meta.items() if k != _OWN}))
+  """Returns the SHA-256 of meta data as JSON gives them back, without their own digest."""
+  held = {k: v for k, v in meta.items() if k != _OWN}
   return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
 
 
