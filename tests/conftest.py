@@ -4,6 +4,7 @@ Programs are compiled without LLVM's optimisations: the arrays are tiny, and com
 8 devices: 12 instead of 24 seconds of CPU).
 """
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -33,3 +34,10 @@ def rng(request):
   request.node.user_properties.append(('seed', seed))
   print(f'MIMIC_TEST_SEED={seed}')
   return np.random.default_rng(seed)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _frozen():
+  """Takes what a module's tests leave behind, JAX's programs most of all, out of what every collection looks through."""
+  yield
+  gc.freeze()

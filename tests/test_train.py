@@ -61,30 +61,20 @@ def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_p
   monkeypatch.setattr(sharding, 'SMALLEST_SPLIT', 512)  # else nothing of so small a model would be split
   config = FrozenConfigDict(small.run_config(**{name: STAGES[name](steps=50)}))
   found = {}
-  for layout, fsdp in {'data=8': 1, 'data=4,fsdp=2': 2, 'fsdp=8': 8}.items():
-    mesh = sharding.make_mesh(-1, fsdp)
+  for devices, fsdp in ((1, 1), (8, 1), (8, 2), (8, 8)):
+    mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
     stage = stage_lib.Stage(config, name, epath.Path(tmp_path), mesh)
     state, key = stage.program.init(jax.random.key(1)), jax.random.key(2)
     split = [x for x in jax.tree.leaves(state['opt_state']) if not x.sharding.is_fully_replicated]
     assert bool(split) == (fsdp > 1)
-    found[layout] = []
+    found[devices, fsdp] = []
     for batch in feed.on_devices(stage.batches(0), 50, mesh):
       state, measured = stage.program.step(state, batch, key)
-      found[layout].append(float(measured['loss']))
+      found[devices, fsdp].append(float(measured['loss']))
   one, *others = found.values()
   assert len(one) == len(set(one)) == 50
   for other in others:
     np.testing.assert_allclose(other, one, rtol=2e-5)
-
-
-@pytest.mark.parametrize('name', STAGES)
-def test_the_first_ten_losses_are_the_same_on_one_and_on_eight_devices(name, tmp_path):
-  config = small.run_config(**{name: STAGES[name]()})
-  for devices in (1, 8):
-    run(config, tmp_path / str(devices), devices=devices)
-  one, eight = (losses(tmp_path / d, name) for d in ('1', '8'))
-  assert len(one) == 10
-  np.testing.assert_allclose(one, eight, rtol=2e-5)
 
 
 @pytest.mark.parametrize('name', STAGES)
