@@ -47,9 +47,7 @@ def base() -> ConfigDict:
   c.name = ''
   c.seed = 0  # of everything: weights, order of the pictures, crops, masks, mixing
   c.stages = ''  # sections to run, in order, comma-separated: 'pretrain,finetune'
-  c.init = (
-    ''  # initial weights of the first stage: a run's folder, a checkpoint, a weight file; '' = from scratch
-  )
+  c.init = ''  # of the first stage: a run's folder, a checkpoint, a weight file; '' = from scratch
   c.report_note = ''  # a paragraph for the top of the report
   c.data = ConfigDict({'root': ''})  # where the pictures are; several sources: one path each, comma-separated
   c.model = encoder()
@@ -77,9 +75,7 @@ def encoder() -> ConfigDict:
   m.heads = 0
   m.mlp_ratio = 4.0
   m.stem = 'auto'  # resnet: 7x7 (as published) | 3x3 (of stride 1) | auto (3x3 below 96 pixels)
-  m.pos_embed = (
-    'sincos2d'  # sincos2d (MAE: first half encodes the column) | sincos2d_moco (first half the row)
-  )
+  m.pos_embed = 'sincos2d'  # sincos2d (MAE: first half is the column) | sincos2d_moco (the row)
   m.dtype = 'bfloat16'  # of the arithmetic: bfloat16 | float32; parameters are float32 always
   m.scan = True  # scan over the stacked blocks (compiles fast) or unroll them (may run faster); same result
   m.remat = False  # recompute each block in the backward pass: less memory, more time
@@ -93,9 +89,7 @@ def evaluation() -> ConfigDict:
   e.splits = 'valid'  # comma-separated; '' = no evaluation
   e.batch_images = 256
   e.every_epochs = 1.0  # 0 = only at the end; the last epoch's result is the headline whatever this is
-  e.without_duplicates = (
-    False  # also report accuracy without the pictures that are byte-identical to a training one
-  )
+  e.without_duplicates = False  # also without the pictures that are byte-identical to a training one
   e.source = ''  # '' = the same source as data.source (only its first, where there are several)
   e.root = ''
   e.size = 512  # synthetic sources: number of pictures drawn for each split
@@ -112,12 +106,8 @@ def optimiser() -> ConfigDict:
   o.b2 = 0.999
   o.eps = 1e-8
   o.weight_decay = 5e-4  # none on biases and norms
-  o.decay_tokens = (
-    False  # whether class and mask tokens get it, too, as MAE's pre-training has it; [D] not here
-  )
-  o.layer_decay = (
-    0.65  # lr of block i is lr · layer_decay^(depth − i); 1 = off, right when training from scratch [D]
-  )
+  o.decay_tokens = False  # whether class and mask tokens get it, as in MAE's pre-training; [D] not here
+  o.layer_decay = 0.65  # lr of block i: lr · layer_decay^(depth − i); 1 = off, right from scratch [D]
   o.warmup_epochs = 5.0  # linear from 0; a tenth of the epochs [D]
   o.min_lr = 1e-6  # end of the cosine [D]
   o.clip_norm = 0.0  # global gradient norm; 0 = off

@@ -1,14 +1,18 @@
 """Small configs that tests share: a ViT of a few thousand parameters on pictures of 16 × 16."""
 
+import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
+from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import defaults, objectives
 
-ROOT = pathlib.Path(__file__).parents[1]
-FERPLUS = ROOT.parent / 'shared' / 'data' / 'ferplus'
+# Real pictures that some tests want: DATA/ferplus in its official layout, DATA/faces_wild/<split>/<class>/<person>_<n>.jpg.
+DATA = pathlib.Path(os.environ.get('MIMIC_TEST_DATA', 'no such folder'))
 
 
 def model_section(**changes: Any) -> ConfigDict:
@@ -71,3 +75,9 @@ def run_config(**stages: ConfigDict) -> ConfigDict:
   for name, s in stages.items():
     c[name] = s
   return c
+
+
+def parameter_count(create: Callable[[nnx.Rngs], nnx.Module]) -> int:
+  """Counts the parameters of the module that `create` would make, allocating none of them."""
+  state = nnx.state(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param)
+  return sum(leaf.size for leaf in jax.tree.leaves(state))

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from mimic_jax.data.faces import alignment, mtcnn
 from mimic_jax.data.faces.alignment import Align
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError
+from tests import small
 
 ARCFACE = np.array(alignment.TEMPLATES['arcface'])
 FACE = np.array([[20.0, 30.0], [45.0, 28.0], [33.0, 42.0], [24.0, 55.0], [44.0, 54.0]])
@@ -679,10 +679,11 @@ def test_the_detector_is_silent_leaves_no_files_and_starts_no_threads(detector, 
   assert contents(tmp_path) == {}
 
 
-WILD = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'faces_wild' / 'valid' / 'happiness'
+WILD = small.DATA / 'faces_wild' / 'valid' / 'happiness'
+wild = pytest.mark.skipif(not WILD.is_dir(), reason='MIMIC_TEST_DATA has no faces_wild')
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')
+@wild
 def test_the_networks_are_run_as_they_were_trained(detector):
   """What the same weights gave when NumPy alone ran them: convolutions, poolings and all."""
   (face,) = detector(Image.open(WILD / 'Al_Gore_0007.jpg').convert('RGB'))
@@ -693,7 +694,7 @@ def test_the_networks_are_run_as_they_were_trained(detector):
   assert face.points.dtype == face.box.dtype == np.float64
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')
+@wild
 def test_faces_are_found_where_their_mirror_images_are(detector):
   """Points that a network sees moved by its own arithmetic would disagree with those of the mirror image."""
   off, found = [], 0
@@ -717,7 +718,7 @@ def test_faces_are_found_where_their_mirror_images_are(detector):
   assert np.median(np.abs(off)) < 0.06
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')
+@wild
 def test_points_follow_the_picture_when_it_is_scaled_and_moved(detector):
   path = sorted(WILD.glob('*.jpg'))[0]
   picture = Image.open(path).convert('RGB')
@@ -730,7 +731,7 @@ def test_points_follow_the_picture_when_it_is_scaled_and_moved(detector):
   assert np.abs(there - points).max() < 0.1 * eyes
 
 
-@pytest.mark.skipif(not WILD.is_dir(), reason='../shared/data/faces_wild is not here')
+@wild
 def test_worker_processes_make_detectors_of_their_own(detector, tmp_path):
   (tmp_path / 'src').mkdir()
   for path in sorted(WILD.glob('*.jpg'))[:3]:

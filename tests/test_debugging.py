@@ -2,11 +2,9 @@
 
 import pathlib
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
@@ -158,24 +156,3 @@ def test_several_processes_are_refused(monkeypatch, tmp_path):
   monkeypatch.setattr(distributed, 'several', lambda: True)
   with pytest.raises(UserError, match='--debug_step is for one process'):
     debugging.run(config(), epath.Path(tmp_path), '1', one_device())
-
-
-def test_pictures_of_one_colour_and_labels_out_of_range_are_listed_by_id():
-  stage = types.SimpleNamespace(
-    class_names=('a', 'b'),
-    objective=types.SimpleNamespace(labelled=True),
-    source=types.SimpleNamespace(id=lambda i: f'picture{i}'),
-  )
-  image = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
-  image[1] = 7
-  batch = {'image': image, 'label': np.array([0, 1, 2, 1], np.int32), 'index': np.array([5, 6, 7, 8])}
-  assert debugging.suspicious(stage, batch) == [
-    'picture6: every pixel is 7',
-    'picture7: label 2; expected one of 2 classes',
-  ]
-  shares = np.array([[0.5, 0.5], [np.nan, 1], [1.5, -0.5], [0.5, 0.6]], np.float32)
-  assert [line.split(':')[0] for line in debugging.suspicious(stage, {**batch, 'label': shares})] == [
-    'picture6',
-    'picture7',
-    'picture8',
-  ]

@@ -1,7 +1,6 @@
 """FERPlus: counts and labels under every rule in both layouts, against the rules written out row by row."""
 
 import csv
-import pathlib
 import pickle
 
 import numpy as np
@@ -12,8 +11,10 @@ from mimic_jax import data
 from mimic_jax.data import source
 from mimic_jax.data.sets import ferplus
 from mimic_jax.runtime.errors import UserError
+from tests import small
 
-REAL = pathlib.Path(__file__).parents[2] / 'shared' / 'data' / 'ferplus'
+REAL = small.DATA / 'ferplus'
+real = pytest.mark.skipif(not REAL.is_dir(), reason='MIMIC_TEST_DATA has no ferplus')
 FOLDERS = {'train': 'FER2013Train', 'valid': 'FER2013Valid', 'test': 'FER2013Test'}
 USAGE = {'train': 'Training', 'valid': 'PublicTest', 'test': 'PrivateTest'}
 HEADER = 'neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF'
@@ -363,7 +364,7 @@ def test_broken_pixels_are_a_bad_picture_not_a_bad_file(rng, tmp_path, pixels, w
   assert s.content_hash(0) != s.content_hash(1)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason='../shared/data/ferplus is not here')
+@real
 @pytest.mark.parametrize(
   ('rule', 'train', 'valid'),
   [('majority', 25045, 3191), ('argmax10', 28385, 3555), ('argmax8', 28556, 3579)],
@@ -379,7 +380,7 @@ def test_counts_of_the_published_release(rule, train, valid):
   assert [s.label(i) for i in range(len(s))] == [label for label in labels if label is not None]
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason='../shared/data/ferplus is not here')
+@real
 def test_duplicates_of_training_in_the_published_release():
   """245 of the 3,191 repeat a training picture; 14 of those repeat only ones that `majority` drops from training."""
   valid = data.build('ferplus', str(REAL), 'valid', {})

@@ -195,11 +195,11 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
   assert [e.step for e in events if e.HasField('session_log')] == [7]
 
 
-def test_tensorboard_leaves_remote_folders_alone_and_says_so(caplog):
-  with caplog.at_level('INFO', logger='absl'):
-    writer = log.TensorBoardWriter('gs://bucket/run')
-    writer.write({'step': 1, 'loss': 1.0})
-    writer.flush()
-    writer.close()
+def test_tensorboard_leaves_remote_folders_alone_and_says_so(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(files, 'is_remote', lambda path: True)
+  options = {'every': 1, 'progress': False, 'tensorboard': True}
+  with caplog.at_level('INFO', logger='absl'), log.Log(epath.Path(tmp_path / 'run'), 0, options, 'a', 5, []):
+    pass
   (record,) = caplog.records
-  assert 'gs://bucket/run' in record.getMessage()
+  assert str(tmp_path / 'run') in record.getMessage()
+  assert not (tmp_path / 'run' / 'tensorboard').exists()

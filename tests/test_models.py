@@ -12,6 +12,7 @@ from flax import nnx
 from mimic_jax import defaults, models
 from mimic_jax.models import decoder, heads, vit
 from mimic_jax.runtime import checkpoint, checksum, errors
+from tests import small
 
 SMALL = vit.Config(image_size=24, patch_size=8, dim=24, depth=2, heads=3, dtype='float32')
 
@@ -83,9 +84,9 @@ def close(actual, expected, relative):
 
 def test_parameter_counts_of_vit_b_are_those_of_the_reference_page_to_the_unit():
   base = vit.Config()
-  encoder_count = vit.parameter_count(lambda rngs: vit.Encoder(base, rngs))
+  encoder_count = small.parameter_count(lambda rngs: vit.Encoder(base, rngs))
   mae = base._replace(dim=512, depth=8, heads=16)
-  decoder_count = vit.parameter_count(lambda rngs: decoder.Decoder(768, mae, rngs))
+  decoder_count = small.parameter_count(lambda rngs: decoder.Decoder(768, mae, rngs))
   assert encoder_count == 85_798_656
   assert decoder_count == 26_109_184
   assert encoder_count + decoder_count == 111_907_840

@@ -515,7 +515,7 @@ def test_splits_of_other_classes_and_an_unwritable_folder_are_refused(rng, tmp_p
 
 
 def test_the_datasets_of_the_command_are_those_that_have_a_builder():
-  assert set(prepare.DATASETS) == set(builders.BUILDERS)
+  assert set(prepare.DATASETS) == set(builders.SETS)
 
 
 # --- reading

@@ -103,7 +103,7 @@ def test_sizes_and_layers_are_the_published_ones():
   for preset, want in counts.items():
     config = models.encoder_config(section(preset=preset, image_size=224))
     assert config.stem == '7x7'
-    assert models.vit.parameter_count(config.create) == want
+    assert small.parameter_count(config.create) == want
   config = models.encoder_config(section(image_size=48))
   assert (config.stem, config.dim, config.layers) == ('3x3', 512, 5)
   ids = [config.layer_id((name, '0', 'conv1', 'kernel')) for name in ('conv1', 'bn1', 'layer1', 'layer4')]

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, models, uncertainty
 from mimic_jax.data import selection
-from mimic_jax.report import page, sheets
+from mimic_jax.report import page
 from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, files, sharding
 from mimic_jax.runtime.errors import UserError
@@ -259,18 +259,11 @@ def _draw(
     first.source, model.reading['image_size'], model.reading['interpolation'], model.objective.targets
   )
   merged = models.merge(model.template, model.params, model.rest)
-  drawings = model.objective.look(merged, sample)
-  m = measured[first.name]
-  if 'logits' in m.outputs:
-    mistakes = sheets.mistakes(
-      first.source, m.index, m.outputs['label'], m.outputs['logits'], model.class_names, first.name
-    )
-    if mistakes is not None:
-      drawings['mistakes'] = mistakes
   for old in (folder / 'pictures').glob('*') if (folder / 'pictures').exists() else ():
     old.unlink()  # of an earlier evaluation into this folder
-  for name, drawing in drawings.items():
+  for name, drawing in model.objective.look(merged, sample).items():
     save_drawing(folder / 'pictures', name, drawing)
+  results.save_mistakes(folder, first, measured[first.name], model.class_names)
 
 
 def table(measured: Mapping[str, evaluation.Measured]) -> str:

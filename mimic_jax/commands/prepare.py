@@ -57,11 +57,10 @@ def prepare(
     raise UserError(f"--name is '{name}'; expected small letters, digits and '_', a letter first")
   if not raw or not os.path.isdir(raw):
     raise UserError(f"--raw '{raw}' is not a folder; expected the one that holds the pictures of {dataset}")
-  builder_class, _ = builders.BUILDERS[dataset]
   splits = [_canonical(s) for s in splits] or builders.splits_of(dataset, raw)
-  goal = os.path.join(os.path.abspath(out), name, str(builder_class.VERSION))
+  goal = os.path.join(os.path.abspath(out), name, str(builders.Pictures.VERSION))
   found = _found(goal)
-  builder = builder_class(raw, splits, options or {}, os.path.abspath(out), name)
+  builder = builders.Pictures(dataset, raw, splits, options or {}, os.path.abspath(out), name)
   if found is not None:
     _refuse_other(goal, found, builder.plan())
     _say(f"{goal}: prepared on {found['made']['on']} from '{found['made']['raw']}'; nothing to do")

@@ -34,9 +34,7 @@ def defaults() -> ConfigDict:
   d.classes = 7  # affectnet: 7, or 8 with contempt
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels
-  d.sampler = (
-    'shuffle'  # shuffle (every picture once an epoch) | balanced (classes equally often, with replacement)
-  )
+  d.sampler = 'shuffle'  # shuffle (each once an epoch) | balanced (classes equally often, with replacement)
   d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
   d.size = 2048  # synthetic sources: number of pictures drawn
   d.draw_size = 64  # synthetic sources: side in pixels
@@ -46,8 +44,6 @@ def defaults() -> ConfigDict:
   d.cache = False  # decode everything once into memory: for small sets
   d.threads = 8  # reader threads
   d.workers = 0  # reader processes; 0 = threads only
-  d.worker_restarts = (
-    3  # reader processes that may die (out of memory) and are replaced, before a stage stops
-  )
+  d.worker_restarts = 3  # reader processes that may die and are replaced before a stage stops
   d.prefetch = 4  # batches read ahead
   return d.lock()

@@ -1,4 +1,4 @@
-"""Batches from a source, with grain (DESIGN §3): the position is the step number, and nothing else needs saving.
+"""Batches from a source, with grain: the position is the step number, and nothing else needs saving.
 
 Global batch s is the items [s·B, (s + 1)·B) of the seeded order, which is shuffled or drawn anew each epoch and never
 ends. Process p of P reads rows [p·B/P, (p + 1)·B/P) of each, so the global batch doesn't depend on P. Pixels leave as

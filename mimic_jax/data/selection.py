@@ -17,7 +17,7 @@ MOST_NAMED = 3  # of what a message lists
 
 
 class Selected:
-  """Some pictures of a source, in their order, with labels translated to other class numbers (a Source; DESIGN §3).
+  """Some pictures of a source, in their order, with labels translated to other class numbers (a Source).
 
   Args:
     source: the whole.

@@ -1,4 +1,4 @@
-"""What a source of pictures is (DESIGN §3), and what its kinds share: decoding, joining, caching, hashing."""
+"""What a source of pictures is, and what its kinds share: decoding, joining, caching, hashing."""
 
 import hashlib
 import io

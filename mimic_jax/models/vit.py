@@ -5,7 +5,6 @@ execution with equal results. Shapes: B images, L patches, N = 1 + L tokens, D w
 Architecture and initialisation are MAE's (arXiv 2111.06377; method.md §1).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -290,9 +289,3 @@ class Encoder(nnx.Module):
     x = self.patch_embed(patches) + pos_patch.astype(config.dtype)
     cls = (self.cls_token[...] + pos_cls).astype(config.dtype)
     return jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
-
-
-def parameter_count(create: Callable[[nnx.Rngs], nnx.Module]) -> int:
-  """Counts the parameters of the module that `create` would make, allocating none of them."""
-  state = nnx.state(nnx.eval_shape(lambda: create(nnx.Rngs(0))), nnx.Param)
-  return sum(leaf.size for leaf in jax.tree.leaves(state))

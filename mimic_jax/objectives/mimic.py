@@ -133,34 +133,22 @@ class Objective(base.Objective):
     s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
     s.contrast = ConfigDict()
     s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
-    s.contrast.labels = (
-      'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max of the mixed label)
-    )
+    s.contrast.labels = 'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max)
     s.contrast.temperature = 0.07  # τ
-    s.contrast.base_temperature = (
-      0.0  # when not 0: the loss is multiplied by τ / base_temperature (SupContrast)
-    )
+    s.contrast.base_temperature = 0.0  # when not 0: loss · τ / base_temperature (SupContrast)
     s.contrast.threshold = 0.5  # t of eq. 13
     s.contrast.distance = 'tv'  # tv (½·L1 [D]) | l1 | l2 | linf, between labels
-    s.contrast.positives = (
-      'hard'  # hard (eq. 13) | soft (weight = overlap of the labels) | argmax (same dominant class)
-    )
+    s.contrast.positives = 'hard'  # hard (eq. 13) | soft (labels' overlap) | argmax (same dominant class)
     s.contrast.feature_margin = -1.0  # when above −1: positives must also have cosine(z_i, z_a) ≥ this
-    s.contrast.anchors = (
-      'mixed'  # mixed (algorithm 1 line 10) | clean (eqs. 11–13 read literally: a second forward)
-    )
+    s.contrast.anchors = 'mixed'  # mixed (algorithm 1) | clean (eqs. 11–13 literally: a second forward)
     s.contrast.candidates = 'mixed'  # mixed (eq. 11) | all (mixed and clean together: a second forward)
-    s.contrast.reduction = (
-      'mean'  # over anchors: mean | sum | mean_with_positives (drops anchors without a positive)
-    )
+    s.contrast.reduction = 'mean'  # over anchors: mean | sum | mean_with_positives (of those that have one)
     s.mix = ConfigDict()
     s.mix.probability = 1.0  # that a batch is mixed; 0 = never
     s.mix.switch_probability = 0.5  # that a mixed batch gets CutMix rather than Mixup
     s.mix.mixup_alpha = 2.0  # λ ~ Beta(α, α) (P §IV-B: Beta(2, 2))
     s.mix.cutmix_alpha = 2.0
-    s.mix.partner = (
-      'shift'  # shift [D] | flip (timm's) | permutation (one, for both views) | random (over all 2B)
-    )
+    s.mix.partner = 'shift'  # shift [D] | flip (timm's) | permutation (for both views) | random (over 2B)
     s.mix.coefficient = 'batch'  # one λ per batch ("we sample a coefficient") | sample
     s.mix.box = 'batch'  # one CutMix box per batch | sample (its own place each)
     s.mix.cutmix_label = 'area'  # area (of the clipped box) | raw (the coefficient as drawn)

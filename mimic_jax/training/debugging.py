@@ -31,8 +31,6 @@ from mimic_jax.training import step as step_lib
 from mimic_jax.training.log import say
 
 FLAG = '--debug_step'
-MOST_PICTURES = 20  # suspicious ones that are listed
-SUM_TOLERANCE = 1e-3  # by which the shares of a label may miss 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +237,6 @@ def _print(
     print('\n'.join(f'  {line}' for line in cli.aligned(table)))
   if gated:
     print('  the weights were left as they were: loss or gradient is not finite')
-  if lines := suspicious(stage, found.batch):
-    print('\npictures to look at')
-    print('\n'.join(f'  {line}' for line in lines[:MOST_PICTURES]))
-    if len(lines) > MOST_PICTURES:
-      print(f'  and {len(lines) - MOST_PICTURES} more')
   for origin in dict.fromkeys(found.origins.values()):
     names = [name for name, o in found.origins.items() if o == origin]
     print(f'\nnot finite: {", ".join(names[:4])}' + (f' and {len(names) - 4} more' if len(names) > 4 else ''))
@@ -308,28 +301,6 @@ def _parameters_table(found: Recomputed, gated: bool) -> list[list[str]]:
     numbers = [f'{weight:.4g}', f'{sizes["norm"]:.4g}', f'{sizes["largest"]:.4g}', '' if gated else relative]
     rows.append([name, _shape(sizes['shape']), *numbers, place])
   return rows
-
-
-def suspicious(stage: stage_lib.Stage, batch: Mapping[str, np.ndarray]) -> list[str]:
-  """Returns a line for each picture whose pixels or label hardly can be right."""
-  lines = []
-  flat = batch['image'].reshape(len(batch['image']), -1)
-  classes = len(stage.class_names)
-  for row, index in enumerate(batch['index']):
-    why = []
-    if flat[row].min() == flat[row].max():
-      why.append(f'every pixel is {flat[row][0]}')
-    if stage.objective.labelled and not _is_label(batch['label'][row], classes):
-      why.append(f'label {batch["label"][row]}; expected one of {classes} classes')
-    if why:
-      lines.append(f'{stage.source.id(int(index))}: {"; ".join(why)}')
-  return lines
-
-
-def _is_label(label: np.ndarray, classes: int) -> bool:
-  if label.ndim == 0:
-    return 0 <= label < classes
-  return bool(np.all(label >= 0)) and abs(float(label.sum()) - 1) <= SUM_TOLERANCE
 
 
 def _shape(shape: Sequence[int]) -> str:

@@ -59,7 +59,9 @@ class Log:
       self._writers.append(files.JsonlWriter(folder / 'metrics.jsonl', step))
       kept = files.read_jsonl(folder / 'metrics.jsonl')
       self._measured = {(x['step'], x['split']) for x in kept if x['split'] != 'train'}
-      if options['tensorboard']:
+      if options['tensorboard'] and files.is_remote(folder):
+        logging.info('TensorBoard files are not written to %s (local folders only); metrics.jsonl is', folder)
+      elif options['tensorboard']:
         self._writers.append(TensorBoardWriter(folder / 'tensorboard', step + 1))
 
   def __enter__(self) -> 'Log':
@@ -135,38 +137,21 @@ class Log:
 
 
 class TensorBoardWriter:
-  """Writes the numbers of a line as scalars '<split>/<name>'. Local folders only: elsewhere it says so and does nothing."""
+  """Writes the numbers of a line as scalars '<split>/<name>'; to local folders only."""
 
   def __init__(self, directory: epath.Path, purge_step: int | None = None):
     """Opens `directory`; TensorBoard hides what an interrupted run wrote there at `purge_step` and after."""
-    self._writer = None
-    if files.is_remote(directory):
-      logging.info(
-        'TensorBoard files are not written to %s (local folders only); metrics.jsonl is', directory
-      )
-      return
-    self._writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=purge_step)
+    writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=purge_step)
+    self._writer, self.flush, self.close = writer, writer.flush, writer.close
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Adds the numbers of `line`, which has 'step' and may have 'split'."""
-    if self._writer is None:
-      return
     line = files.jsonable(line)
     split = line.get('split', 'train')
     for name, value in line.items():
       if name in ('step', 'total_steps') or isinstance(value, bool) or not isinstance(value, (int, float)):
         continue
       self._writer.add_scalar(f'{split}/{name}', value, line['step'])
-
-  def flush(self) -> None:
-    """Makes sure that every number so far is on disk."""
-    if self._writer is not None:
-      self._writer.flush()
-
-  def close(self) -> None:
-    """Flushes and closes."""
-    if self._writer is not None:
-      self._writer.close()
 
 
 def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:

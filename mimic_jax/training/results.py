@@ -86,7 +86,8 @@ def finish(
     if best:
       result[f'best_on_{split}'] = best
   save_outputs(run.folder, run.splits, found, run.class_names)
-  _save_mistakes(run, found)
+  for split in run.splits[:1]:
+    save_mistakes(run.folder, split, found[split.name], run.class_names)
   skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
   workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
   # Last: a stage that has it is not run again, so that whatever is missing when a run is killed here is made anew.
@@ -95,17 +96,16 @@ def finish(
   return result
 
 
-def _save_mistakes(run: Stage, found: Mapping[str, evaluation.Measured]) -> None:
-  """Draws the mistakes on the first split, where the objective classifies."""
-  if not run.splits or 'logits' not in found[run.splits[0].name].outputs:
+def save_mistakes(
+  folder: epath.Path, split: evaluation.Split, m: evaluation.Measured, class_names: Sequence[str]
+) -> None:
+  """Draws what a classifier is most confidently wrong about on a split; nothing of what does not classify."""
+  if 'logits' not in m.outputs:
     return
-  split = run.splits[0]
-  m = found[split.name]
-  drawing = sheets.mistakes(
-    split.source, m.index, m.outputs['label'], m.outputs['logits'], run.class_names, split.name
-  )
+  label, logits = m.outputs['label'], m.outputs['logits']
+  drawing = sheets.mistakes(split.source, m.index, label, logits, class_names, split.name)
   if drawing is not None:
-    save_drawing(run.folder / 'pictures', 'mistakes', drawing)
+    save_drawing(folder / 'pictures', 'mistakes', drawing)
 
 
 def save_outputs(

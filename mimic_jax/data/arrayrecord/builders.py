@@ -44,45 +44,41 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   targets, float32.
 
   Args:
+    dataset: a key of SETS.
     raw: the folder that the source reads.
     splits: to write: 'train', 'valid', …
     options: the data section, or part of it; on_bad_image = 'skip' leaves unreadable pictures out.
     data_dir: the folder of TFDS data sets that this one goes to.
-    name: of the data set; '' = the class's.
+    name: of the data set.
 
   Raises:
     UserError: on whatever the source finds wrong, and where splits have other classes or kinds of labels.
   """
 
   VERSION = tfds.core.Version('1.0.0')
-  SOURCE = 'folder'
-  ABOUT = 'A folder of pictures.'
-  HOMEPAGE = ''
 
   def __init__(
     self,
+    dataset: str,
     raw: str,
     splits: Sequence[str],
     options: Mapping[str, Any],
     data_dir: str,
-    name: str = '',
+    name: str,
   ) -> None:
-    self.name = name or type(self).name
+    self.name = name
+    self.source, self._about, self._homepage, _ = SETS[dataset]
     self.raw = os.path.abspath(raw) if raw else ''
     self.options = {**defaults().to_dict(), **options, 'cache': False}
-    self.sources = {s: data.build(self.SOURCE, self.raw, s, self.options) for s in splits}
+    self.sources = {s: data.build(self.source, self.raw, s, self.options) for s in splits}
     self.records = {s: source.record() for s, source in self.sources.items()}
     for split in splits:
-      more = self._oddities(split)
+      more = _oddities(split, self.raw, self.sources[split]) if dataset == 'imagenet' else []
       self.records[split]['warnings'] = [*self.records[split].get('warnings', []), *more]
     _check_alike(self.sources)
     self.targets = sorted({name for source in self.sources.values() for name in sources.targets_of(source)})
     self._say: Callable[[str], None] = lambda _: None
     super().__init__(data_dir=data_dir)
-
-  def _oddities(self, split: str) -> list[str]:
-    """Returns what a user is to be warned of, beside the source's own warnings; raises UserError."""
-    return []
 
   def _info(self) -> tfds.core.DatasetInfo:
     source = next(iter(self.sources.values()))
@@ -98,16 +94,16 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       features['label'] = tfds.features.ClassLabel(names=list(source.class_names))
     return tfds.core.DatasetInfo(
       builder=self,
-      description=f'{self.ABOUT} Written by `mimic prepare`, in the order of its source.',
+      description=f'{self._about} Written by `mimic prepare`, in the order of its source.',
       features=tfds.features.FeaturesDict(features),
-      homepage=self.HOMEPAGE or None,
+      homepage=self._homepage or None,
       disable_shuffling=True,
     )
 
   def plan(self) -> dict[str, Any]:
     """Returns what decides the content: of two builders with one plan, one has already done what the other would."""
     return {
-      'source': self.SOURCE,
+      'source': self.source,
       'on_bad_image': self.options['on_bad_image'],
       'max_pixels': self.options['max_pixels'],
       'splits': {s: {k: r[k] for k in _IN_PLAN if k in r} for s, r in self.records.items()},
@@ -271,72 +267,56 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return tfds.core.SplitInfo(split, lengths, sum(sizes.values()), template), entry
 
 
-class Folder(Pictures, skip_registration=True):
-  """Any folder of pictures, with class folders or without (data/folder.py)."""
-
-
-class Rafdb(Pictures, skip_registration=True):
-  """RAF-DB, basic emotions (data/rafdb.py)."""
-
-  SOURCE = 'rafdb'
-  ABOUT = 'RAF-DB: 15,339 faces from the web with one of seven basic expressions.'
-  HOMEPAGE = 'http://www.whdeng.cn/RAF/model1.html'
-
-
-class Ferplus(Pictures, skip_registration=True):
-  """FERPlus: FER2013 with the votes of ten people (data/ferplus.py)."""
-
-  SOURCE = 'ferplus'
-  ABOUT = 'FERPlus: the grey 48×48 faces of FER2013 with labels from the votes of ten people.'
-  HOMEPAGE = 'https://github.com/microsoft/FERPlus'
-
-
-class Affectnet(Pictures, skip_registration=True):
-  """AffectNet (data/affectnet.py)."""
-
-  SOURCE = 'affectnet'
-  ABOUT = 'AffectNet: faces from the web with an expression, valence and arousal.'
-  HOMEPAGE = 'http://mohammadmahoor.com/affectnet/'
-
-
-class Imagenet(Pictures, skip_registration=True):
-  """ImageNet-1K as train/<class>/*.JPEG and val/<class>/*.JPEG (data/folder.py)."""
-
-  ABOUT = 'ImageNet-1K: general photographs of 1000 classes, named by their WordNet numbers.'
-  HOMEPAGE = 'https://image-net.org'
-
-  def _oddities(self, split: str) -> list[str]:
-    source = self.sources[split]
-    n, classes = len(source), len(source.class_names)
-    if classes < 2:
-      raise UserError(
-        f"split '{split}' of '{self.raw}' has {classes or 'no'} class folders; expected {split}/n01440764/*.JPEG and so on (--splits leaves it out, "
-        '--dataset folder takes pictures without classes)'
-      )
-    published = (IMAGENET.get(split, n), 1000)
-    if (n, classes) == published:
-      return []
-    return [
-      f'imagenet {split} has {n} pictures of {classes} classes, the published release {published[0]} of 1000'
-    ]
-
-
-# split -> pictures of the release
+# --dataset -> its builder's source, what it is, where it is from, and its splits; () = those that are there
+SETS: dict[str, tuple[str, str, str, tuple[str, ...]]] = {
+  'rafdb': (
+    'rafdb',
+    'RAF-DB: 15,339 faces from the web with one of seven basic expressions.',
+    'http://www.whdeng.cn/RAF/model1.html',
+    ('train', 'test'),
+  ),
+  'ferplus': (
+    'ferplus',
+    'FERPlus: the grey 48×48 faces of FER2013 with labels from the votes of ten people.',
+    'https://github.com/microsoft/FERPlus',
+    ('train', 'valid', 'test'),
+  ),
+  'affectnet': (
+    'affectnet',
+    'AffectNet: faces from the web with an expression, valence and arousal.',
+    'http://mohammadmahoor.com/affectnet/',
+    ('train', 'valid'),
+  ),
+  'imagenet': (
+    'folder',
+    'ImageNet-1K: general photographs of 1000 classes, named by their WordNet numbers.',
+    'https://image-net.org',
+    (),
+  ),
+  'folder': ('folder', 'A folder of pictures.', '', ()),
+}
+# split -> pictures of ImageNet-1K
 IMAGENET = {'train': 1_281_167, 'valid': 50_000}
 
-# --dataset -> its builder and its splits; () = those that are there
-BUILDERS: dict[str, tuple[type[Pictures], tuple[str, ...]]] = {
-  'rafdb': (Rafdb, ('train', 'test')),
-  'ferplus': (Ferplus, ('train', 'valid', 'test')),
-  'affectnet': (Affectnet, ('train', 'valid')),
-  'imagenet': (Imagenet, ()),
-  'folder': (Folder, ()),
-}
+
+def _oddities(split: str, raw: str, source: Source) -> list[str]:
+  """Returns what a user of ImageNet is to be warned of; raises UserError."""
+  n, classes = len(source), len(source.class_names)
+  if classes < 2:
+    raise UserError(
+      f"split '{split}' of '{raw}' has {classes or 'no'} class folders; expected {split}/n01440764/*.JPEG and so on "
+      '(--splits leaves it out, --dataset folder takes pictures without classes)'
+    )
+  published = (IMAGENET.get(split, n), 1000)
+  here = (
+    f'imagenet {split} has {n} pictures of {classes} classes, the published release {published[0]} of 1000'
+  )
+  return [] if (n, classes) == published else [here]
 
 
 def splits_of(dataset: str, raw: str) -> list[str]:
   """Returns the splits that are prepared where none are named: the release's, or those a folder has."""
-  _, fixed = BUILDERS[dataset]
+  fixed = SETS[dataset][3]
   here = [s for s, names in folder.SPLITS.items() if any(os.path.isdir(os.path.join(raw, n)) for n in names)]
   return list(fixed) or here or ['train']
 

@@ -32,7 +32,7 @@ LABEL, CONTENT, LOOK = 0, 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-  """A source (DESIGN §3) of drawn pictures.
+  """A source of drawn pictures.
 
   Attributes:
     name: 'faces' or 'images'; part of every id and of every picture's key.

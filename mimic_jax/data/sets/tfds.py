@@ -31,7 +31,7 @@ _UNREAD = -2  # a label that was not read yet
 
 
 class Tfds:
-  """Pictures of a data set in ArrayRecord (a Source; see DESIGN §3).
+  """Pictures of a data set in ArrayRecord (a Source).
 
   Args:
     folder: of the data set's version.
