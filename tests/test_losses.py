@@ -213,7 +213,9 @@ def test_anchors_without_positives_add_nothing_and_stay_in_the_mean(rng):
   dropped, _ = losses.contrastive_loss(z, y, z, y, own, reduction='mean_with_positives')
   np.testing.assert_allclose(stats['anchors_without_positive'], 0.6)
   np.testing.assert_allclose(mean * 5 / 2, dropped, rtol=1e-6)
-  np.testing.assert_allclose(mean, oracle(z, np.asarray(y), z, np.asarray(y), own)[0], rtol=1e-5)
+  np.testing.assert_allclose(
+    mean, oracle(z, np.asarray(y), z, np.asarray(y), own)[0], rtol=1e-5, atol=1e-6
+  )  # it may be all but 0
 
 
 EDGES = {
