@@ -13,7 +13,8 @@ from PIL import Image
 from mimic_jax import config, data
 from mimic_jax.data import pipeline, source
 from mimic_jax.data.faces import alignment
-from mimic_jax.data.sets import affectnet, affectnet_index
+from mimic_jax.data.sets import _affectnet_index as affectnet_index
+from mimic_jax.data.sets import affectnet
 from mimic_jax.runtime.errors import UserError
 
 NAMES = ('neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt')

@@ -13,7 +13,7 @@ from etils import epath
 from flax import nnx
 
 from mimic_jax import augment, defaults, losses, main, models
-from mimic_jax.data.drawn import synthetic_faces
+from mimic_jax.data.sets import synthetic_faces
 from mimic_jax.objectives import base
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, files

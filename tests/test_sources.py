@@ -507,9 +507,9 @@ def test_an_objective_that_needs_labels_names_the_classes_of_joined_sources(tmp_
 @pytest.mark.parametrize(
   ('source', 'options', 'text'),
   [
-    ('rafdb', {'classes': 8}, "data.classes is '8', which source 'rafdb' does not read; expected '7', its default, or data.source affectnet or tfds"),
+    ('rafdb', {'classes': 8}, "data.classes is '8', which source 'rafdb' does not read; expected '7', its default"),
     ('folder,ferplus', {'classes': 8}, "data.classes is '8', which source 'folder,ferplus' does not read"),
-    ('affectnet', {'name': 'rafdb'}, "data.name is 'rafdb', which source 'affectnet' does not read; expected '', its default, or data.source tfds"),
+    ('affectnet', {'name': 'rafdb'}, "data.name is 'rafdb', which source 'affectnet' does not read; expected '', its default"),
   ],
 )  # fmt: skip
 def test_a_field_that_no_source_reads_is_refused(tmp_path, source, options, text):

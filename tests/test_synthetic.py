@@ -11,7 +11,8 @@ import sys
 import numpy as np
 import pytest
 
-from mimic_jax.data.drawn import canvas, face, synthetic, synthetic_faces, synthetic_images
+from mimic_jax.data.drawn import canvas, face, synthetic
+from mimic_jax.data.sets import synthetic_faces, synthetic_images
 from mimic_jax.runtime.errors import UserError
 
 MODULES = (synthetic_faces, synthetic_images)

@@ -1,28 +1,19 @@
 """Where pictures come from: sources by name, alone or several joined."""
 
 import importlib
+import pkgutil
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimic_jax.data import classes, selection
-from mimic_jax.data.options import defaults
+from mimic_jax.data import classes, selection, sets
+from mimic_jax.data.options import OF_SOME, defaults
 from mimic_jax.data.source import Cached, Concat, Source
 from mimic_jax.runtime.errors import UserError, one_of
 
-# A module with `build(root, split, options) -> Source`, imported when its name is asked for: one source's needs are not
-# another's.
-SOURCES = {
-  'synthetic_images': 'mimic_jax.data.drawn.synthetic_images',
-  'synthetic_faces': 'mimic_jax.data.drawn.synthetic_faces',
-  'folder': 'mimic_jax.data.sets.folder',
-  'rafdb': 'mimic_jax.data.sets.rafdb',
-  'ferplus': 'mimic_jax.data.sets.ferplus',
-  'affectnet': 'mimic_jax.data.sets.affectnet',
-  'tfds': 'mimic_jax.data.sets.tfds',
-}
-
-# field -> the only sources that read it
-READ_BY = {'classes': ('affectnet', 'tfds'), 'name': ('tfds',)}
+# Those of data/sets: each has `build(root, split, options) -> Source` and is imported when its name is asked for, since one
+# source's needs are not another's. It may have READS, fields of options.OF_SOME, and WHOLE, see `whole`.
+SOURCES = sorted(m.name for m in pkgutil.iter_modules(sets.__path__) if not m.name.startswith('_'))
 
 
 def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Source:
@@ -32,7 +23,7 @@ def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
   the first; where the classes differ there are no labels (Concat.why_unlabelled).
 
   Args:
-    source: a key of SOURCES, or several, comma-separated.
+    source: one of SOURCES, or several, comma-separated.
     root: its path ('' for drawn pictures), or one for each source, comma-separated.
     split: 'train', 'valid', …; the same for all sources.
     options: the data section of the config (defaults()); each of several sources gets all of it.
@@ -41,20 +32,18 @@ def build(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
     UserError: on an unknown name, on paths that don't match the names in number, on a field that none of the sources
       reads, and on whatever a source finds wrong.
   """
-  named = _named(source, root)
   for field in unread(source, options):
     raise UserError(
-      f"data.{field} is '{options[field]}', which source '{source}' does not read; expected "
-      f"'{defaults()[field]}', its default, or data.source {' or '.join(READ_BY[field])}"
+      f"data.{field} is '{options[field]}', which source '{source}' does not read; expected '{defaults()[field]}', its default"
     )
-  parts = [_one(name, path, split, options) for name, path in named]
+  parts = [_one(name, path, split, options) for name, path in _named(source, root)]
   return parts[0] if len(parts) == 1 else Concat(_by_name(parts))
 
 
 def whole(source: str, root: str, split: str, options: Mapping[str, Any]) -> Source:
   """Returns all pictures of a training split that anything may have been trained on, to find copies of them elsewhere.
 
-  Of 'ferplus' those that the label rule leaves out are there, too: pre-training may have seen them. A set in ArrayRecord is
+  Those that a label rule leaves out are there, too: pre-training may have seen them. A set in ArrayRecord is
   what was written when it was prepared, no more: what a label rule left out then is not looked at. All other sources are
   as `build` gives them. Labels are of no concern here.
 
@@ -66,27 +55,26 @@ def whole(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
   """
   parts = []
   for name, path in _named(source, root):
-    rule = {'label_rule': 'argmax8'} if name == 'ferplus' else {}
-    parts.append(_one(name, path, split, {**options, **rule, 'cache': False}))
+    most = getattr(_module(name), 'WHOLE', {})
+    parts.append(_one(name, path, split, {**options, **most, 'cache': False}))
   return parts[0] if len(parts) == 1 else Concat(parts)
 
 
 def unread(source: str, options: Mapping[str, Any]) -> list[str]:
   """Returns the fields of a data section that are not at their defaults though none of the sources reads them."""
-  names, usual = {name.strip() for name in source.split(',')}, defaults()
-  return [
-    field
-    for field, readers in READ_BY.items()
-    if options.get(field, usual[field]) != usual[field] and names.isdisjoint(readers)
-  ]
+  usual, modules = defaults(), map(_module, source.split(','))
+  read = {field for module in modules for field in getattr(module, 'READS', ())}
+  return [f for f in OF_SOME if f not in read and options.get(f, usual[f]) != usual[f]]
+
+
+def _module(name: str) -> types.ModuleType:
+  return importlib.import_module(f'{sets.__name__}.{one_of("data.source", name.strip(), SOURCES)}')
 
 
 def _named(source: str, root: str) -> list[tuple[str, str]]:
   """Returns the (name, path) of each source."""
   names = [name.strip() for name in source.split(',')]
   roots = [path.strip() for path in root.split(',')] if len(names) > 1 else [root]
-  for name in names:
-    one_of('data.source', name, SOURCES)
   if len(names) != len(roots):
     raise UserError(
       f"data.root '{root}' has {len(roots)} comma-separated paths, but data.source '{source}' has {len(names)} "
@@ -96,7 +84,7 @@ def _named(source: str, root: str) -> list[tuple[str, str]]:
 
 
 def _one(name: str, path: str, split: str, options: Mapping[str, Any]) -> Source:
-  part = importlib.import_module(SOURCES[name]).build(path, split, options)
+  part = _module(name).build(path, split, options)
   return Cached(part) if options.get('cache', False) else part
 
 

@@ -7,6 +7,8 @@ from mimic_jax.data.sets import ferplus
 
 INF = float('inf')
 
+OF_SOME = ('classes', 'name')  # fields that only some sources read, those whose module has them in READS
+
 CHOICES = {
   'data.on_bad_image': bad_image.POLICIES,
   'data.label_rule': ferplus.LABEL_RULES,

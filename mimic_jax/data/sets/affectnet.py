@@ -20,9 +20,12 @@ from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
 from mimic_jax.data.files import Files
-from mimic_jax.data.sets import affectnet_index, folder
-from mimic_jax.data.sets.affectnet_index import CLASS_NAMES, EXPRESSIONS, Index
+from mimic_jax.data.sets import _affectnet_index as affectnet_index
+from mimic_jax.data.sets import folder
+from mimic_jax.data.sets._affectnet_index import CLASS_NAMES, EXPRESSIONS, Index
 from mimic_jax.runtime.errors import UserError, one_of
+
+READS = ('classes',)  # of options.OF_SOME
 
 # split -> (folder of the newer release, table of the older one)
 SPLITS = {'train': ('train_set', 'training.csv'), 'valid': ('val_set', 'validation.csv')}

@@ -20,6 +20,8 @@ from mimic_jax.data.faces import alignment, cutting
 from mimic_jax.data.files import Files, is_picture
 from mimic_jax.runtime.errors import UserError, one_of
 
+WHOLE = {'label_rule': 'argmax8'}  # options under which fewest pictures are left out
+
 CLASS_NAMES = ('neutral', 'happiness', 'surprise', 'sadness', 'anger', 'disgust', 'fear', 'contempt')
 COLUMNS = (*CLASS_NAMES, 'unknown', 'NF')  # NF: not a face
 SIDE = 48  # pixels

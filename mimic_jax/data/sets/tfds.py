@@ -27,6 +27,8 @@ from mimic_jax.data.faces import alignment
 from mimic_jax.data.options import defaults
 from mimic_jax.runtime.errors import UserError
 
+READS = ('classes', 'name')  # of options.OF_SOME
+
 _UNREAD = -2  # a label that was not read yet
 
 
