@@ -16,7 +16,7 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 LAUNCH = ROOT / 'launch'
 SCRIPTS = ('tpu.sh', 'gpu.sh', 'slurm.sh')
 # one argument each that a careless script would split, expand or lose

@@ -1,4 +1,4 @@
-"""A run's folder that revision 949db9d made (tests/old_run) goes on, is evaluated and reported: what is on disk keeps its meaning.
+"""A run's folder that revision 949db9d made (tests/training/old_run) goes on, is evaluated and reported: what is on disk keeps its meaning.
 
 It was killed in its second stage, after step 3 of 4 and the checkpoint of step 2; the numbers are those of the same run when it was not killed. The first stage's
 checkpoint was taken out to keep the file small: a stage that has begun does without.

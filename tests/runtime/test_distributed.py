@@ -20,7 +20,7 @@ from mimic_jax.runtime import distributed, feed, files, preemption, sharding
 from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
 from tests.conftest import CACHE
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 STAGES = ('pretrain', 'finetune')
 SLURM = {
   'SLURM_JOB_ID': '70001',

@@ -19,7 +19,7 @@ import pytest
 
 from tests.faults import compare
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 NEEDS = ('munged', 'slurmctld', 'slurmd', 'sbatch', 'srun', 'scontrol', 'scancel')
 MISSING = [p for p in NEEDS if not shutil.which(p, path=f'{os.environ["PATH"]}:/usr/sbin')]
 

@@ -26,9 +26,10 @@ from mimic_jax.data.arrayrecord import builders, shards
 from mimic_jax.runtime import sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
-from tests import small, test_ferplus, test_rafdb
+from tests import small
+from tests.data import test_ferplus, test_rafdb
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def draw(rng, path, size=(9, 7), **options):

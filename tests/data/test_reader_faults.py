@@ -18,10 +18,10 @@ import pytest
 
 from mimic_jax.data import bad_image, pipeline, source
 from mimic_jax.runtime.errors import UserError
-from tests.test_pipeline import Numbers, evaluate, files, folder, same, take, train
+from tests.data.test_pipeline import Numbers, evaluate, files, folder, same, take, train
 
 __all__ = ['files']  # a fixture
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 SOON = 15  # seconds; nothing here takes more than a few, a process's start included
 
 
@@ -200,14 +200,14 @@ def test_readers_end_with_their_batches_even_while_they_wait_for_a_file():
 RUN = """
 import os, signal, sys
 import numpy as np
-from tests.test_pipeline import Numbers, train
+from tests.data.test_pipeline import Numbers, train
 
 def main():
   received = []
   for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(s, lambda number, frame: received.append(number))
   here, there = train(Numbers(12)), train(Numbers(12), workers=2)
-  from tests.test_reader_faults import readers
+  from tests.data.test_reader_faults import readers
   for k in range(8):
     if k in (0, 4):  # in the first moment, and later
       for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):

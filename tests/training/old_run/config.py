@@ -2,7 +2,7 @@ from tests import small
 
 
 def get_config():
-  """Returns the config of the run that is kept in tests/old_run."""
+  """Returns the config of the run that is kept in tests/training/old_run."""
   stages = {'pretrain': small.mae_stage(steps=2), 'finetune': small.mimic_stage(init='pretrain', steps=4)}
   for s in stages.values():
     s.checkpoint.update(every_epochs=0.25, keep=1)
