@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mimic_jax.runtime import errors
+from mimic_jax.runtime import errors, sharding
 
 DISTANCES = ('tv', 'l1', 'l2', 'linf')
 POSITIVES = ('hard', 'soft', 'argmax')
@@ -144,6 +144,9 @@ def contrastive_loss(
   errors.one_of('contrast.positives', positives, POSITIVES)
   errors.one_of('contrast.reduction', reduction, REDUCTIONS)
   candidate = ~self_mask
+  anchor_z = sharding.along_batch(
+    anchor_z
+  )  # each device has its anchors' rows of what follows, and all candidates
   # τ multiplies the rounding of the product by 14: TF32 or bfloat16 passes would show.
   cosine = jnp.matmul(
     anchor_z.astype(jnp.float32), contrast_z.astype(jnp.float32).T, precision=lax.Precision.HIGHEST

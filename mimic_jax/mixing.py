@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mimic_jax.runtime import errors
+from mimic_jax.runtime import errors, sharding
 
 PARTNERS = ('shift', 'flip', 'permutation', 'random')
 PER = ('batch', 'sample')
@@ -93,6 +93,19 @@ def same_crop_pairs(partner: jax.Array) -> jax.Array:
   back = partner[partner[..., 0], partner[..., 1]]
   twin = (back == own).all(axis=-1) & (partner != own).any(axis=-1)
   return twin.mean(dtype=jnp.float32)
+
+
+def _others(x: jax.Array, y: jax.Array, taken: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+  """Returns the crops [B, V, H, W, C] and labels [B, V, K] that `taken` names, which is of this kind.
+
+  A shift moves rows between devices; for the other kinds each device gets the whole batch.
+  """
+  if kind != 'shift':
+    return x[taken[..., 0], taken[..., 1]], y[taken[..., 0]]
+  shift = taken[0, 0, 0]  # what image 0 is mixed with
+  return sharding.rolled(x, shift), jnp.broadcast_to(
+    sharding.rolled(y, shift)[:, None], (*x.shape[:2], y.shape[-1])
+  )
 
 
 def cutmix_box(centre: jax.Array, coefficient: jax.Array, height: int, width: int) -> jax.Array:
@@ -189,7 +202,7 @@ def mix(
   k_mixed, k_cutmix, k_mixup, k_cut, k_centre, k_partner = jax.random.split(key, 6)
   mixed = jax.random.bernoulli(k_mixed, probability)
   is_cutmix = mixed & jax.random.bernoulli(k_cutmix, switch_probability)
-  taken = jnp.where(mixed, partners(k_partner, B, V, partner), _own(B, V))
+  taken = sharding.everywhere(jnp.where(mixed, partners(k_partner, B, V, partner), _own(B, V)))
 
   one = {'batch': (1, 1), 'sample': (B, V)}
   lam_mixup = jax.random.beta(k_mixup, mixup_alpha, mixup_alpha, one[coefficient])
@@ -204,6 +217,7 @@ def mix(
   lam = jnp.where(is_cutmix, lam_cutmix, jnp.where(mixed, lam_mixup, 1.0))
   # What each pixel keeps of the own crop: λ, or 0 and 1. One pass over the pictures serves all three cases.
   keep = jnp.where(is_cutmix, _outside(cut, H, W), lam[..., None, None]).astype(x.dtype)[..., None]
-  x = keep * x + (1 - keep) * x[taken[..., 0], taken[..., 1]]
-  y = lam[..., None] * y[:, None, :] + (1.0 - lam[..., None]) * y[taken[..., 0]]
+  other_x, other_y = _others(x, y, taken, partner)
+  x = keep * x + (1 - keep) * other_x
+  y = lam[..., None] * y[:, None, :] + (1.0 - lam[..., None]) * other_y
   return Mixed(x, y, lam, taken, is_cutmix, same_crop_pairs(taken))

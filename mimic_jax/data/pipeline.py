@@ -1,7 +1,7 @@
 """Batches from a source, with grain: the position is the step number, and nothing else needs saving.
 
 Global batch s is the items [s·B, (s + 1)·B) of the seeded order, which is shuffled or drawn anew each epoch and never
-ends. Process p of P reads rows [p·B/P, (p + 1)·B/P) of each, so the global batch doesn't depend on P. Pixels leave as
+ends. A process reads the rows of each that its devices own, so the global batch doesn't depend on how many there are. Pixels leave as
 uint8: whole where all pictures have one size (they are cropped on the device), else cropped or resized here.
 """
 
@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -26,6 +26,16 @@ from mimic_jax.runtime.errors import UserError, one_of
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
 _FAILURES = 16
 _GROUPS = 0x67726F75  # second half of the Philox key that draws the pictures of a group
+
+
+class Share(NamedTuple):
+  """What of each batch a process reads: the parts of these numbers, of so many equal ones, in this order."""
+
+  parts: tuple[int, ...] = (0,)
+  of: int = 1
+
+
+ALONE = Share()
 
 
 class Batches(Iterator[dict[str, np.ndarray]]):
@@ -82,8 +92,6 @@ def train_batches(
   batch_images: int,
   seed: int,
   start_step: int,
-  process_index: int,
-  process_count: int,
   views: int,
   image_size: int,
   scale: Sequence[float],
@@ -98,6 +106,7 @@ def train_batches(
   more_crops: Mapping[str, tuple[int, int]] | None = None,
   targets: Sequence[str] = (),
   group: int = 1,
+  share: Share = ALONE,
 ) -> Batches:
   """Returns this process's endless batches from step `start_step` on.
 
@@ -106,7 +115,6 @@ def train_batches(
     batch_images: B, images per step over all processes.
     seed: of the order and of the crops, 0..2³² − 1.
     start_step: the step of the first batch.
-    process_index, process_count: p and P.
     views: V, crops per picture.
     image_size: S, side of the crops in pixels.
     scale, ratio, interpolation: of the crops; see boxes.crop_boxes.
@@ -125,9 +133,10 @@ def train_batches(
     targets: what the source offers that is to be in the batch.
     group: G, pictures of one group (Source.group): the one whose turn it is, then others of its group, drawn anew each
       time without replacement (with, where there are fewer). With more than one every array is [b, G, …].
+    share: what this process reads of each batch.
 
   Returns:
-    Batches of dicts of numpy arrays, b = B / P:
+    Batches of dicts of numpy arrays, b rows of the share:
       image: uint8 [b, H, W, 3] if source.image_shape else [b, V, S, S, 3], cropped
       label: int32 [b] or float32 [b, K]
       index: int32 [b], of the picture in the source
@@ -135,7 +144,7 @@ def train_batches(
   Raises:
     UserError: on an empty source, a batch that doesn't divide, a value out of range, balanced draws without labels.
   """
-  b = _rows(source, batch_images, process_index, process_count, on_bad_image, threads)
+  rows = _rows(source, batch_images, share, on_bad_image, threads)
   n = len(source)
   if not 0 <= seed < 2**32:
     raise UserError(f'seed is {seed}; expected 0..{2**32 - 1}')
@@ -162,10 +171,10 @@ def train_batches(
   else:
     order = grain.MapDataset.range(n).shuffle(seed=_order_seed(seed)).repeat()
     order = order.map_with_index(functools.partial(_with_epoch, n))
-  # By slices of whole batches: `ds[p::P].batch(b)` would give other global batches for other P. An endless order drops
-  # nothing, but keeping a remainder would round its length up beyond what Python's len can say where b = 1.
-  order = order.batch(b, drop_remainder=True)[process_index::process_count][start_step:]
-  dataset = order.map(reader)
+  # An endless order drops nothing, but keeping a remainder would round its length up beyond what Python's len can say.
+  parts = order.batch(rows, drop_remainder=True)
+  steps = grain.MapDataset.range(start_step, len(parts) // share.of)
+  dataset = steps.map(functools.partial(_share_of, parts, share)).map(reader)
   if workers:
     iterator = readers.Readers(dataset, workers, -(-prefetch // workers), worker_restarts)
   else:
@@ -179,16 +188,15 @@ def eval_batches(
   batch_images: int,
   image_size: int,
   interpolation: str,
-  process_index: int,
-  process_count: int,
   on_bad_image: str = 'error',
   threads: int = 8,
   prefetch: int = 2,
   targets: Sequence[str] = (),
+  share: Share = ALONE,
 ) -> Batches:
   """Returns this process's share of one pass over all pictures, in order.
 
-  Every process yields the same number of batches of b = B / P rows; rows beyond the last picture are padding: mask False,
+  Every process yields the same number of batches of b rows; rows beyond the last picture are padding: mask False,
   index and label −1 (a distribution: 0). With on_bad_image = 'skip' a bad picture's row is padding too: an evaluation
   replaces nothing.
 
@@ -204,31 +212,28 @@ def eval_batches(
   Raises:
     UserError: as train_batches.
   """
-  b = _rows(source, batch_images, process_index, process_count, on_bad_image, threads)
+  rows = _rows(source, batch_images, share, on_bad_image, threads)
   reader = _Reader(source, image_size, interpolation, threads, targets=tuple(targets))
   steps = -(-len(source) // batch_images)
-  rows = grain.MapDataset.range(steps).map(
-    functools.partial(_pass_rows, batch_images, process_index * b, b, len(source))
-  )
-  dataset = rows.map(reader).map(_with_mask).to_iter_dataset(grain.ReadOptions(readers.THREADS, prefetch))
+  parts = functools.partial(_part_of_pass, rows, len(source))
+  shares = grain.MapDataset.range(steps).map(functools.partial(_share_of, parts, share))
+  dataset = shares.map(reader).map(_with_mask).to_iter_dataset(grain.ReadOptions(readers.THREADS, prefetch))
   return Batches(iter(dataset), on_bad_image, replaced=False, count=len(source))
 
 
-def _rows(
-  source: Source, batch_images: int, process_index: int, process_count: int, on_bad_image: str, threads: int
-) -> int:
-  """Returns b = B / P after checking what both kinds of batches need."""
+def _rows(source: Source, batch_images: int, share: Share, on_bad_image: str, threads: int) -> int:
+  """Returns the rows of a part of a batch, after checking what both kinds of batches need."""
   one_of('data.on_bad_image', on_bad_image, POLICIES)
   if len(source) == 0:
     record = source.record()
     raise UserError(f'{record["source"]} {record.get("split", "")} has no pictures; expected at least one')
-  if batch_images < 1 or batch_images % process_count:
-    raise UserError(f'batch_images is {batch_images}; expected a multiple of the {process_count} processes')
-  if not 0 <= process_index < process_count:
-    raise UserError(f'process_index is {process_index}; expected 0..{process_count - 1}')
+  if batch_images < 1 or batch_images % share.of:
+    raise UserError(
+      f'batch_images is {batch_images}; expected a multiple of {share.of}, the number of devices'
+    )
   if threads < 1:
     raise UserError(f'data.threads is {threads}; expected at least 1')
-  return batch_images // process_count
+  return batch_images // share.of
 
 
 def _order_seed(seed: int) -> int:
@@ -240,10 +245,16 @@ def _with_epoch(n: int, position: int, index: int) -> np.ndarray:
   return np.array([position // n, index], np.int64)
 
 
-def _pass_rows(batch_images: int, first: int, b: int, n: int, step: int) -> np.ndarray:
-  """Returns int64 [b, 2] (0, index) of one process's rows; −1 beyond the end."""
-  index = step * batch_images + first + np.arange(b)
-  return np.stack([np.zeros(b, np.int64), np.where(index < n, index, -1)], axis=1)
+def _share_of(parts: Any, share: Share, step: int) -> np.ndarray:
+  """Returns the rows of one step that a process reads; `parts` has or makes those of each part by its number."""
+  numbers = (step * share.of + k for k in share.parts)
+  return np.concatenate([parts(k) if callable(parts) else parts[k] for k in numbers])
+
+
+def _part_of_pass(rows: int, n: int, number: int) -> np.ndarray:
+  """Returns int64 [rows, 2] (0, index) of a part of one pass; −1 beyond the end."""
+  index = number * rows + np.arange(rows)
+  return np.stack([np.zeros(rows, np.int64), np.where(index < n, index, -1)], axis=1)
 
 
 def _with_mask(batch: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mimic_jax.models import vit
+from mimic_jax.runtime import sharding
 
 POOLS = ('gap', 'cls')
 PROJECTIONS = ('dense', 'linear', 'none')
@@ -29,8 +30,8 @@ class ProjectionHead(nnx.Module):
     """Maps float32 [B, D] to float32 [B, out] ([B, D] for 'none')."""
     if self.kind == 'none':
       return features
-    hidden = self.fc1(features)
-    return hidden if self.kind == 'linear' else self.fc2(jax.nn.relu(hidden))
+    hidden = sharding.along_batch(self.fc1(features))
+    return hidden if self.kind == 'linear' else sharding.along_batch(self.fc2(jax.nn.relu(hidden)))
 
 
 class Classifier(nnx.Module):
@@ -45,7 +46,7 @@ class Classifier(nnx.Module):
 
   def __call__(self, features: jax.Array) -> jax.Array:
     """Maps float32 [B, D] to logits, float32 [B, classes]."""
-    return self.fc(features)
+    return sharding.along_batch(self.fc(features))
 
 
 def l2_normalise(x: jax.Array, epsilon: float = 1e-12) -> jax.Array:

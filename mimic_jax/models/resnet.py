@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mimic_jax.runtime import sharding
+
 PRESETS = {'resnet18': ((2, 2, 2, 2), False), 'resnet50': ((3, 4, 6, 3), True)}  # blocks, bottlenecks
 STEMS = ('auto', '7x7', '3x3')
 SMALL = 96  # pixels below which 'auto' takes the 3 × 3 stem, of stride 1: half the published stem's shrinking
@@ -138,13 +140,14 @@ class Encoder(nnx.Module):
   def __call__(self, images: jax.Array, running: bool) -> jax.Array:
     """Maps images [B, S, S, 3], normalised, to the last feature map, [B, h, w, dim]; `running`: with the running statistics."""
     x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=running))
-    x = nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    x = sharding.along_batch(nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
     for n in range(1, len(WIDTHS) + 1):
       for block in getattr(self, f'layer{n}'):
-        x = block(x, running)
+        x = sharding.along_batch(block(x, running))
     return x
 
   def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
     """Returns the mean over places, float32 [B, dim]; with a key as in training: statistics of this batch, the running ones updated."""
     del pool
-    return jnp.mean(self(images, running=key is None), axis=(1, 2), dtype=jnp.float32)
+    places = self(images, running=key is None)
+    return sharding.along_batch(jnp.mean(places, axis=(1, 2), dtype=jnp.float32))

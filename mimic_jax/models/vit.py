@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mimic_jax.runtime import sharding
+
 EPSILON = 1e-6  # of every LayerNorm
 TOKEN_STD = 0.02  # of the class and mask tokens at the start
 
@@ -209,11 +211,12 @@ def drop_path_scales(key: jax.Array, config: Config, batch: int) -> jax.Array:
 def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | None = None) -> jax.Array:
   """Applies stacked `blocks` to tokens [B, N, D]; `key` draws drop-path, None (or a rate of 0) leaves it out."""
   graphdef, stack = nnx.split(blocks)
+  x = sharding.along_batch(x)
   scales = None if key is None or not config.drop_path else drop_path_scales(key, config, x.shape[0])
 
   def body(x: jax.Array, layer: tuple) -> tuple[jax.Array, None]:
     parameters, scale = layer
-    return nnx.merge(graphdef, parameters)(x, scale), None
+    return sharding.along_batch(nnx.merge(graphdef, parameters)(x, scale)), None
 
   if config.remat:
     # inside a scan nothing can be merged across the barrier, so XLA needn't be kept from trying
@@ -274,7 +277,8 @@ class Encoder(nnx.Module):
   def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
     """Returns pooled tokens, float32 [B, D]: their mean ('gap'; without the final norm) or the class token ('cls'); a key draws drop-path."""
     tokens = self(images, key=key, norm=pool == 'cls').astype(jnp.float32)
-    return tokens[:, 0] if pool == 'cls' else jnp.mean(tokens[:, 1:], axis=1, dtype=jnp.float32)
+    pooled = tokens[:, 0] if pool == 'cls' else jnp.mean(tokens[:, 1:], axis=1, dtype=jnp.float32)
+    return sharding.along_batch(pooled)
 
   def embed(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
     """Returns what the first block sees of images: tokens [B, 1 + L (or K), D]; the arguments are those of the call."""

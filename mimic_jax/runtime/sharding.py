@@ -1,16 +1,20 @@
 """The device mesh, and how parameters and batches lie on it."""
 
+import collections
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.experimental import mesh_utils
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mimic_jax.runtime.errors import UserError
 
 AXES = ('data', 'fsdp')
+AUTO = (AxisType.Auto,) * 2
 # A parameter smaller than this is kept whole on every device: splitting it would cost more than it saves.
 SMALLEST_SPLIT = 2**14
 
@@ -19,8 +23,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
   """Returns a mesh with axes ('data', 'fsdp').
 
   Args:
-    data: devices along 'data'; −1 = all that `fsdp` leaves.
-    fsdp: devices along 'fsdp', over which parameters and optimiser state are split.
+    data: devices along 'data'; −1 = all that `fsdp` leaves. Slices of a TPU and GPU machines lie along it.
+    fsdp: devices along 'fsdp', over which parameters and optimiser state are split; within one slice or machine.
     devices: default all.
 
   Raises:
@@ -28,12 +32,40 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
   """
   devices = list(devices or jax.devices())
   if data == -1:
-    data = max(len(devices) // fsdp, 1)
-  if data < 1 or data * fsdp != len(devices):
+    data = max(len(devices) // max(fsdp, 1), 1)
+  if data < 1 or fsdp < 1 or data * fsdp != len(devices):
     raise UserError(
       f'config.mesh is data={data}, fsdp={fsdp}; expected a product of {len(devices)}, the number of devices'
     )
-  return jax.make_mesh((data, fsdp), AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+  each = collections.Counter(getattr(d, 'slice_index', 0) for d in devices)
+  if len(each) == 1:
+    return jax.make_mesh((data, fsdp), AXES, axis_types=AUTO, devices=devices)
+  smallest, largest = min(each.values()), max(each.values())
+  if smallest < largest or smallest % fsdp:
+    held = f'{smallest}' if smallest == largest else f'{smallest} to {largest}'
+    raise UserError(
+      f'config.mesh.fsdp is {fsdp}, and each of {len(each)} slices or machines has {held} devices; expected a divisor of '
+      'their number, alike in each: weights are split within one'
+    )
+  # jax.make_mesh takes one slice. As there, only the small v5e slices need an axis of theirs split.
+  laid = mesh_utils.create_hybrid_device_mesh(
+    (data // len(each), fsdp),
+    (len(each), 1),
+    devices,
+    allow_split_physical_axes=devices[0].device_kind in ('TPU v5 lite', 'TPU v5e'),
+  )
+  return Mesh(laid, AXES, axis_types=AUTO)
+
+
+def share(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:
+  """Returns which of the equal parts of a batch, one for each device, a process's devices own, and how many there are.
+
+  Args:
+    mesh: of the devices.
+    process: its number; default this one.
+  """
+  me = jax.process_index() if process is None else process
+  return tuple(k for k, d in enumerate(mesh.devices.flat) if d.process_index == me), mesh.size
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -44,6 +76,57 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def over_batch(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that splits an array's first axis over all devices."""
   return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def in_mesh(mesh: Mesh | AbstractMesh) -> contextlib.AbstractContextManager[Any]:
+  """Returns the context in which what is traced knows the mesh: `along_batch` and `rolled` ask for it."""
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def along_batch(x: jax.Array) -> jax.Array:
+  """Returns x, held to its place: its first axis over all devices, the others whole.
+
+  Without it XLA spreads the shardings of parameters into activations and gathers the whole batch's. Outside `in_mesh`, and
+  where the devices do not divide the axis, it does nothing.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.size:
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(AXES))
+
+
+def everywhere(x: jax.Array) -> jax.Array:
+  """Returns x, made whole on every device rather than split where it is used; for what is small and made of a key."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def rolled(x: jax.Array, shift: jax.Array) -> jax.Array:
+  """Returns x with row (i + shift) mod B at place i, as x[(jnp.arange(B) + shift) % B], of x [B, …] split over the devices.
+
+  No device ever holds more than two devices' rows: those of a whole number of devices further on come in ⌈log₂ n⌉ steps, each
+  from the device 1, 2, 4, … further on, and the rest from the next one.
+
+  Args:
+    x: [B, …].
+    shift: int32 [], 0..B − 1.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or mesh.size == 1 or x.shape[0] % mesh.size:
+    return jnp.roll(x, -shift, axis=0)
+  n = mesh.size
+
+  def move(part: jax.Array, shift: jax.Array) -> jax.Array:
+    def further(part: jax.Array, by: int) -> jax.Array:
+      return jax.lax.ppermute(part, AXES, [((i + by) % n, i) for i in range(n)])
+
+    devices, rows = shift // len(part), shift % len(part)
+    for k in range((n - 1).bit_length()):
+      part = jnp.where(devices >> k & 1, further(part, 1 << k), part)
+    return jax.lax.dynamic_slice_in_dim(jnp.concatenate([part, further(part, 1)]), rows, len(part))
+
+  spec = PartitionSpec(AXES)
+  return jax.shard_map(move, in_specs=(spec, PartitionSpec()), out_specs=spec)(x, shift)
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
@@ -66,9 +149,19 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """Puts this process's rows of a batch on its devices as its part of the global batch."""
+  """Puts this process's rows of a batch, those of `share` in its order, on its devices as its part of the global batch."""
   sharding = over_batch(mesh)
-  return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+  if not mesh.is_multi_process:
+    return jax.device_put(batch, sharding)
+  parts, n = share(mesh)
+  devices = [mesh.devices.flat[k] for k in parts]
+
+  def whole(rows: np.ndarray) -> jax.Array:
+    shape = (len(rows) // len(parts) * n, *rows.shape[1:])
+    pieces = [jax.device_put(piece, d) for piece, d in zip(np.split(rows, len(parts)), devices, strict=True)]
+    return jax.make_array_from_single_device_arrays(shape, sharding, pieces)
+
+  return {name: whole(rows) for name, rows in batch.items()}
 
 
 def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:

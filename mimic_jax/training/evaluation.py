@@ -107,8 +107,6 @@ def sample_batch(
     batch_images=rows,
     image_size=image_size,
     interpolation=interpolation,
-    process_index=0,
-    process_count=1,
     on_bad_image='skip',
     targets=targets,
   )
@@ -121,7 +119,8 @@ def make_step(
   """Returns the jitted evaluation step (params, rest, batch) → {'sums', 'outputs'}, both on every device whole."""
 
   def step(params: Any, rest: Any, batch: dict[str, jax.Array], given: Any) -> dict[str, Any]:
-    found = objective.evaluate(frozen.attached(models.merge(template, params, rest), given), batch)
+    with sharding.in_mesh(mesh):
+      found = objective.evaluate(frozen.attached(models.merge(template, params, rest), given), batch)
     outputs = {**found['outputs'], **{k: batch[k] for k in ('index', 'mask', 'label')}}
     return {'sums': found['sums'], 'outputs': outputs}
 
@@ -170,8 +169,7 @@ def measure(
     batch_images=batch_images,
     image_size=image_size,
     interpolation=interpolation,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    share=pipeline.Share(*sharding.share(mesh)),
     on_bad_image=on_bad_image,
     targets=targets,
   )

@@ -30,6 +30,7 @@ class Program:
     abstract: the state as jax.ShapeDtypeStruct with shardings.
     init: key → state.
     step: (state, batch, key) → (state, metrics); donates the state.
+    lower: the step ready to be compiled, of pictures that were cropped on the host.
     frozen: the networks read from files, arguments of the step.
     gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
       compiled.
@@ -42,6 +43,7 @@ class Program:
   abstract: State
   init: Callable[[jax.Array], State]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
+  lower: Callable[[], jax.stages.Lowered]
   frozen: 'FrozenNetworks'
   gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
   total_steps: int
@@ -82,14 +84,15 @@ def make_program(
     state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any = frozen.arrays
   ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
     augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
-    batch = objective.augment(batch, augment_key)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
       model = frozen.attached(models.merge(template, params, state['rest']), given)
       loss, parts = objective.loss(model, batch, loss_key, state['step'], total)
       return loss, (parts, models.rest_of(template, model))
 
-    (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
+    with sharding.in_mesh(mesh):
+      batch = jax.tree.map(sharding.along_batch, objective.augment(batch, augment_key))
+      (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
     return loss, parts, rest, grads
 
   def step(
@@ -123,14 +126,40 @@ def make_program(
   return Program(
     objective=objective,
     template=template,
-    abstract=jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings),
+    abstract=_abstract(shapes, shardings),
     init=jax.jit(init, out_shardings=shardings),
     step=lambda state, batch, key: compiled(state, batch, key, frozen.arrays),
+    lower=lambda: compiled.lower(
+      _abstract(shapes, shardings),
+      batch_shapes(objective, stage['batch_images'], mesh),
+      _key(),
+      frozen.arrays,
+    ),
     frozen=frozen,
     gradients=gradients,
     total_steps=total,
     steps_per_epoch=per_epoch,
   )
+
+
+def _abstract(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
+
+
+def _key() -> jax.ShapeDtypeStruct:
+  return jax.eval_shape(lambda: jax.random.key(0))
+
+
+def batch_shapes(objective: Objective, batch_images: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what a step gets of pictures that were cropped on the host: shapes with shardings; targets are numbers."""
+  lead = (batch_images,) if objective.pictures == 1 else (batch_images, objective.pictures)
+  size = objective.config.image_size
+  found = dict.fromkeys(('label', 'index'), (lead, jnp.int32))
+  for name, crops in objective.inputs().items():
+    side = crops and (crops.size or size)
+    found[name] = ((*lead, crops.views, side, side, 3), jnp.uint8) if crops else (lead, jnp.float32)
+  place = sharding.over_batch(mesh)
+  return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, (shape, kind) in found.items()}
 
 
 def _section(stage: Mapping[str, Any], group: str) -> Mapping[str, Any]:

@@ -261,7 +261,7 @@ def test_the_loader_gives_what_a_reading_by_hand_gives(rng, tmp_path, release):
     write_older(tmp_path, rng)
     expected = read_older(tmp_path, 'train', 7)
     pixels = [cropped(item) for item in expected]
-  options = {'image_size': 32, 'interpolation': 'bilinear', 'process_index': 0, 'process_count': 1}
+  options = {'image_size': 32, 'interpolation': 'bilinear'}
   rows = {}
   for batch in pipeline.eval_batches(build(tmp_path), batch_images=4, **options):
     for image, label, index, there in zip(batch['image'], batch['label'], batch['index'], batch['mask']):

@@ -49,22 +49,21 @@ class Numbers:
     return {'source': 'numbers', 'count': self.n}
 
 
-def train(s, batch_images=4, start_step=0, process=(0, 1), seed=3, **options):
+def train(s, batch_images=4, start_step=0, process=(0, 1), seed=3, share=None, **options):
   return pipeline.train_batches(
     s,
     batch_images=batch_images,
     seed=seed,
     start_step=start_step,
-    process_index=process[0],
-    process_count=process[1],
+    share=share or pipeline.Share((process[0],), process[1]),
     **{**CROPS, 'threads': 2, **options},
   )
 
 
-def evaluate(s, batch_images=4, process=(0, 1), **options):
+def evaluate(s, batch_images=4, process=(0, 1), share=None, **options):
   options = {'image_size': 8, 'interpolation': 'bilinear', 'threads': 2, **options}
   return pipeline.eval_batches(
-    s, batch_images=batch_images, process_index=process[0], process_count=process[1], **options
+    s, batch_images=batch_images, share=share or pipeline.Share((process[0],), process[1]), **options
   )
 
 
@@ -347,12 +346,17 @@ def test_a_source_without_a_readable_picture_ends(files, workers):
 def test_what_can_not_be_is_refused():
   s = Numbers(8)
   for call, why in (
-    (lambda: train(s, 6, process=(0, 4)), 'batch_images is 6; expected a multiple of the 4 processes'),
-    (lambda: evaluate(s, 6, process=(0, 4)), 'batch_images is 6; expected a multiple of the 4 processes'),
+    (
+      lambda: train(s, 6, process=(0, 4)),
+      'batch_images is 6; expected a multiple of 4, the number of devices',
+    ),
+    (
+      lambda: evaluate(s, 6, process=(0, 4)),
+      'batch_images is 6; expected a multiple of 4, the number of devices',
+    ),
     (lambda: train(s, 0), 'batch_images is 0'),
     (lambda: train(Numbers(0)), 'has no pictures'),
     (lambda: evaluate(Numbers(0)), 'has no pictures'),
-    (lambda: train(s, 4, process=(2, 2)), 'process_index is 2'),
     (lambda: train(s, seed=-1), 'seed is -1'),
     (lambda: train(s, threads=0), 'data.threads is 0'),
     (lambda: train(s, workers=-1), 'data.workers is -1'),
@@ -368,8 +372,23 @@ def test_readers_survive_pickling_for_worker_processes():
   reader = pipeline._Reader(Numbers(3), 8, 'bilinear', 1)
   again = pickle.loads(pickle.dumps(reader))
   np.testing.assert_array_equal(again(np.array([[0, 2]]))['index'], [2])
-  step = pickle.loads(pickle.dumps(functools.partial(pipeline._pass_rows, 4, 0, 2, 3)))
+  parts = functools.partial(pipeline._part_of_pass, 2, 3)
+  step = pickle.loads(pickle.dumps(functools.partial(pipeline._share_of, parts, pipeline.Share((0,), 2))))
   assert step(0).tolist() == [[0, 0], [0, 1]]
+
+
+def test_a_process_reads_the_rows_that_its_devices_own_wherever_they_lie_in_the_mesh():
+  whole = take(train(Numbers(9), 8), 5)
+  here, there = (
+    take(train(Numbers(9), 8, share=pipeline.Share(parts, 8)), 5) for parts in ((6, 0, 3), (1, 2, 4, 5, 7))
+  )  # neither in order nor side by side
+  for step, batch in enumerate(whole):
+    np.testing.assert_array_equal(here[step]['image'], batch['image'][[6, 0, 3]])
+    np.testing.assert_array_equal(there[step]['index'], batch['index'][[1, 2, 4, 5, 7]])
+  whole = list(evaluate(Numbers(11), 8))
+  here = list(evaluate(Numbers(11), 8, share=pipeline.Share((3, 1), 4)))
+  for a, b in zip(here, whole, strict=True):
+    np.testing.assert_array_equal(a['index'], b['index'][[6, 7, 2, 3]])
 
 
 def test_the_shuffled_order_and_its_crops_are_those_of_earlier_runs(rng, tmp_path):

@@ -122,8 +122,6 @@ def train_batches(source, **changes):
     'batch_images': 4,
     'seed': 3,
     'start_step': 2,
-    'process_index': 0,
-    'process_count': 1,
     'threads': 2,
   }
   options |= {'views': 2, 'image_size': 16, 'scale': (0.3, 1.0), 'ratio': (0.75, 1.33), 'prefetch': 1}
@@ -137,8 +135,6 @@ def eval_batches(source):
     batch_images=4,
     image_size=16,
     interpolation='bicubic',
-    process_index=0,
-    process_count=1,
     threads=2,
   )
 

@@ -132,8 +132,6 @@ def test_the_loader_gives_what_a_reading_by_hand_gives(rng, tmp_path):
     batch_images=4,
     image_size=32,
     interpolation='bilinear',
-    process_index=0,
-    process_count=1,
   )
   seen = 0
   for batch in batches:

@@ -104,7 +104,7 @@ def test_a_selection_reads_the_same_batches_in_order_and_survives_pickling():
   part = pickle.loads(pickle.dumps(part))
   batch = next(
     iter(
-      eval_batches(part, batch_images=4, image_size=4, interpolation='bilinear', process_index=0, process_count=1)
+      eval_batches(part, batch_images=4, image_size=4, interpolation='bilinear')
     )
   )  # fmt: skip
   assert batch['label'].tolist() == [3, 0, 4, -1]

@@ -1,0 +1,87 @@
+"""What the compiled step of each objective sends between eight devices, and needs beside its arguments, read from the program."""
+
+import jax
+import pytest
+
+from mimic_jax import objectives
+from mimic_jax.runtime import compiled, sharding
+from mimic_jax.training import step as step_lib
+from tests import small
+
+# Of a batch; an eighth of it, a device's rows, divides the sizes of no parameter, so that a batch is known by its shape.
+IMAGES = {'masked_autoencoding': 480, 'mimic': 480, 'resnet': 120}
+CLASSES = tuple('abcdefg')
+
+
+def program(name: str, fsdp: int) -> step_lib.Program:
+  """Returns the program of a ViT with two blocks of width 256 (or a ResNet-18) on eight devices."""
+  model = small.model_section(dim=256, heads=4)
+  if name == 'resnet':
+    model = small.model_section(preset='resnet18', image_size=32, patch_size=0, dim=0, depth=0, heads=0)
+  section = objectives.defaults('mimic' if name == 'resnet' else name).unlock()
+  section.update(batch_images=IMAGES[name], drop_path=0.0 if name == 'resnet' else 0.1)
+  if name == 'masked_autoencoding':
+    section.mae.update(decoder_dim=128, decoder_depth=2, decoder_heads=4, mask_ratio=0.5)
+  objective = objectives.make(section, model, CLASSES, 'objective')
+  return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
+
+
+def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
+  """Returns the collectives that carry pictures or what a network makes of them, but for mixing's rows and a pair loss's candidates."""
+  objective, here = made.objective, images // 8
+  views, size = getattr(objective, 'views', 1), objective.config.image_size
+
+  def fine(c: dict) -> bool:
+    shape = tuple(c['shape'])
+    if not any(n and n % here == 0 for n in shape):
+      return True
+    if c['kind'] == 'collective-permute':  # a device's own pictures or their labels
+      return shape in ((here, views, size, size, 3), (here, len(CLASSES)))
+    candidates = objective.labelled and len(shape) <= 2 and max(shape) == views * images
+    return candidates and (
+      len(shape) == 1 or min(shape) in (len(CLASSES), objective.stage['head']['projection_dim'])
+    )
+
+  return [c for c in found['collectives'] if not fine(c)]
+
+
+NAMES = (*objectives.names(), 'resnet')
+
+
+@pytest.fixture(scope='module')
+def found():
+  """Returns a function: (objective, fsdp) → its program and what it says of itself, compiled once."""
+  kept = {}
+
+  def of(name, fsdp):
+    if (name, fsdp) not in kept:
+      made = program(name, fsdp)
+      kept[name, fsdp] = made, compiled.summary(made.lower().compile())
+    return kept[name, fsdp]
+
+  return of
+
+
+@pytest.mark.parametrize('fsdp', [1, 4, 8])
+@pytest.mark.parametrize('name', NAMES)
+def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
+  made, said = found(name, fsdp)
+  assert strange(made, IMAGES[name], said) == []
+  gathered = [c for c in said['collectives'] if c['kind'] == 'all-gather' and c['bytes'] > 2**16]
+  assert (fsdp > 1) <= bool(gathered)  # else nothing was split
+
+
+@pytest.mark.parametrize('name', objectives.names())
+def test_splitting_the_weights_needs_less_and_less_room(name, found):
+  one, four, eight = (found(name, fsdp)[1] for fsdp in (1, 4, 8))
+  assert eight['temporaries'] < four['temporaries'] < one['temporaries']
+  assert eight['arguments'] < four['arguments'] < one['arguments']
+
+
+@pytest.mark.parametrize('taken_out', ['along_batch', 'rolled'])
+def test_without_a_constraint_whole_batches_travel_and_are_seen(taken_out, monkeypatch):
+  plain = {'along_batch': lambda x: x, 'rolled': lambda x, shift: jax.numpy.roll(x, -shift, axis=0)}
+  monkeypatch.setattr(sharding, taken_out, plain[taken_out])
+  made = program('mimic', 8)
+  odd = strange(made, IMAGES['mimic'], compiled.summary(made.lower().compile()))
+  assert any({480, 960} & set(c['shape']) for c in odd)
