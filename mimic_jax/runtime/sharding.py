@@ -1,6 +1,5 @@
 """The device mesh, and how parameters and batches lie on it."""
 
-import collections
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -37,24 +36,29 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     raise UserError(
       f'config.mesh is data={data}, fsdp={fsdp}; expected a product of {len(devices)}, the number of devices'
     )
-  each = collections.Counter(getattr(d, 'slice_index', 0) for d in devices)
-  if len(each) == 1:
+  slices: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    slices.setdefault(slice_of(device), []).append(device)
+  if len(slices) == 1:
     return jax.make_mesh((data, fsdp), AXES, axis_types=AUTO, devices=devices)
-  smallest, largest = min(each.values()), max(each.values())
-  if smallest < largest or smallest % fsdp:
-    held = f'{smallest}' if smallest == largest else f'{smallest} to {largest}'
+  counts = sorted({len(part) for part in slices.values()})
+  if len(counts) > 1 or counts[0] % fsdp:
     raise UserError(
-      f'config.mesh.fsdp is {fsdp}, and each of {len(each)} slices or machines has {held} devices; expected a divisor of '
-      'their number, alike in each: weights are split within one'
+      f'config.mesh.fsdp is {fsdp}, and each of {len(slices)} slices or machines has {" to ".join(map(str, counts))} '
+      'devices; expected a divisor of their number, alike in each: weights are split within one'
     )
-  # jax.make_mesh takes one slice. As there, only the small v5e slices need an axis of theirs split.
-  laid = mesh_utils.create_hybrid_device_mesh(
-    (data // len(each), fsdp),
-    (len(each), 1),
-    devices,
-    allow_split_physical_axes=devices[0].device_kind in ('TPU v5 lite', 'TPU v5e'),
-  )
-  return Mesh(laid, AXES, axis_types=AUTO)
+  # jax.make_mesh takes one slice only. As there, the axes of small v5e slices alone may be split.
+  split = devices[0].device_kind in ('TPU v5 lite', 'TPU v5e')
+  laid = [
+    mesh_utils.create_device_mesh((counts[0] // fsdp, fsdp), slices[k], allow_split_physical_axes=split)
+    for k in sorted(slices)
+  ]
+  return Mesh(np.concatenate(laid), AXES, axis_types=AUTO)
+
+
+def slice_of(device: jax.Device) -> int:
+  """Returns the number of a device's TPU slice, or of its GPU machine."""
+  return getattr(device, 'slice_index', 0)
 
 
 def share(mesh: Mesh, process: int | None = None) -> tuple[tuple[int, ...], int]:

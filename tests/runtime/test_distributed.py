@@ -182,7 +182,9 @@ def free_port() -> int:
     return s.getsockname()[1]
 
 
-def start(folder: pathlib.Path, processes: int, devices: int, *flags: str) -> list[subprocess.Popen]:
+def start(
+  folder: pathlib.Path, processes: int, devices: int, *flags: str, module: str = 'mimic_jax.main'
+) -> list[subprocess.Popen]:
   """Starts a run of the fault campaign's config in so many processes with so many devices each."""
   env = {
     **os.environ,
@@ -192,7 +194,7 @@ def start(folder: pathlib.Path, processes: int, devices: int, *flags: str) -> li
     'JAX_COMPILATION_CACHE_DIR': str(CACHE),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
-  command = [sys.executable, '-m', 'mimic_jax.main', '--config', 'tests/faults/config.py']
+  command = [sys.executable, '-m', module, '--config', 'tests/faults/config.py']
   command += ['--workdir', str(folder), *flags]
   port, started = free_port(), []
   for i in range(processes):
@@ -239,7 +241,8 @@ def test_two_processes_have_the_fifty_losses_of_one_and_pass_over_a_damaged_chec
   flags += ['--config.model.dim=64']  # kernels large enough to be split over fsdp
   one, two = tmp_path / 'one', tmp_path / 'two'
   end(one, start(one, 1, 4, *flags))
-  said = end(two, start(two, 2, 2, *flags, '--config.mesh.fsdp=2'))
+  # Each process a slice, in another order than their numbers': process 0 reads the last rows of a batch.
+  said = end(two, start(two, 2, 2, *flags, '--config.mesh.fsdp=2', module='tests.runtime.sliced'))
   assert 'finetune:' not in said[1]  # only the first says anything
   for stage in STAGES:
     alone, shared = losses(one, stage), losses(two, stage)

@@ -61,16 +61,22 @@ def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_p
   monkeypatch.setattr(sharding, 'SMALLEST_SPLIT', 512)  # else nothing of so small a model would be split
   config = FrozenConfigDict(small.run_config(**{name: STAGES[name](steps=50)}))
   found = {}
-  for devices, fsdp in ((1, 1), (8, 1), (8, 2), (8, 8)):
-    mesh = sharding.make_mesh(-1, fsdp, jax.devices()[:devices])
+  every = jax.devices()
+  layouts = {'one': (every[:1], 1), 'data': (every, 1), 'both': (every, 2), 'fsdp': (every, 8)}
+  layouts |= {'two slices': (every, 4), 'permuted': ([every[k] for k in (5, 2, 7, 0, 3, 6, 1, 4)], 2)}
+  for layout, (devices, fsdp) in layouts.items():
+    with monkeypatch.context() as patch:
+      if layout == 'two slices':
+        patch.setattr(sharding, 'slice_of', lambda device: -device.id % 2)
+      mesh = sharding.make_mesh(-1, fsdp, devices)
     stage = stage_lib.Stage(config, name, epath.Path(tmp_path), mesh)
     state, key = stage.program.init(jax.random.key(1)), jax.random.key(2)
     split = [x for x in jax.tree.leaves(state['opt_state']) if not x.sharding.is_fully_replicated]
     assert bool(split) == (fsdp > 1)
-    found[devices, fsdp] = []
+    found[layout] = []
     for batch in feed.on_devices(stage.batches(0), 50, mesh):
       state, measured = stage.program.step(state, batch, key)
-      found[devices, fsdp].append(float(measured['loss']))
+      found[layout].append(float(measured['loss']))
   one, *others = found.values()
   assert len(one) == len(set(one)) == 50
   for other in others:
