@@ -1,12 +1,15 @@
-"""Prints how a stage's weights would lie on many devices.
+"""Prints how a stage's weights would lie on many devices, and what its step sends between them.
 
-  mimic layout --config CONFIG --devices 8 --fsdp 8
+  mimic layout --config CONFIG --devices 8 --fsdp 8 [--json layout.json]
 
-Prints for every array its bytes, along which axis it is split over `fsdp`, and the bytes that each device holds of it. Needs
-neither the devices nor the data. Activations and gradients come on top; they depend on the batch.
+Prints for every array its bytes, along which axis it is split over `fsdp`, and the bytes that each device holds of it; and of the
+step, compiled for so many CPU devices, its temporaries and every kind of array that devices send to each other. Needs neither
+the devices nor the data. What a loop over blocks sends is counted once; an accelerator's compiler may fuse and split otherwise.
 """
 
+import contextlib
 import dataclasses
+import json
 import math
 import re
 import sys
@@ -14,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, AxisType
+from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import objectives
-from mimic_jax.runtime import checkpoint, cli, sharding
+from mimic_jax.runtime import checkpoint, cli, compiled, files, sharding
 from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.training import step as step_lib
 
@@ -51,28 +55,29 @@ class Row:
   here: int
 
 
-def rows(
-  config: Mapping[str, Any], name: str, devices: int, fsdp: int, class_names: tuple[str, ...]
-) -> list[Row]:
-  """Returns how the state of a stage lies.
+def program_of(
+  config: Mapping[str, Any], name: str, mesh: Mesh, class_names: tuple[str, ...]
+) -> step_lib.Program:
+  """Returns a stage's program.
 
   Args:
     config: of the run.
     name: of the stage.
-    devices: in all.
-    fsdp: over how many of them arrays are split; the rest holds copies.
+    mesh: of as many devices as are asked about.
     class_names: of the classifier, where there is one.
 
   Raises:
-    UserError: when the devices can't be laid out so, or the model can not be.
+    UserError: when the model can not be, or the batch does not divide over the devices.
   """
-  if fsdp < 1 or devices < 1 or devices % fsdp:
-    raise UserError(f'--fsdp is {fsdp}; expected a divisor of --devices, {devices}')
-  mesh = AbstractMesh((devices // fsdp, fsdp), sharding.AXES, axis_types=(AxisType.Auto,) * 2)
   stage, model = config[name], ConfigDict(config['model'].to_dict())
   model.attention = 'xla'  # where it is computed is of no concern here
   objective = objectives.make(stage, model, class_names, f'config.{name}.objective')
-  program = step_lib.make_program(stage, objective, stage['batch_images'], mesh)
+  sharding.check_divides(f'config.{name}.batch_images', stage['batch_images'], mesh)
+  return step_lib.make_program(stage, objective, stage['batch_images'], mesh)
+
+
+def rows(program: step_lib.Program) -> list[Row]:
+  """Returns how the state of a stage lies."""
   groups: dict[tuple[str, str], list[jax.ShapeDtypeStruct]] = {}
   for full, leaf in checkpoint.flatten(program.abstract).items():
     tree, _, short = full.partition('/')
@@ -116,6 +121,29 @@ def table(found: Sequence[Row], fsdp: int) -> str:
   return '\n'.join([*cli.aligned(lines), '', *cli.aligned(sums)])
 
 
+def traffic(found: Mapping[str, Any]) -> str:
+  """Returns the temporaries and the collectives of a compiled step as lines of text."""
+  lines = [['sent', 'shape', 'type', 'times', 'bytes of one']]
+  for c in found['collectives']:
+    shape = ' × '.join(map(str, c['shape'])) or 'number'
+    lines.append([c['kind'], shape, c['dtype'], str(c['count']), f'{c["bytes"]:,}'])
+  return f'temporaries of the step: {found["temporaries"]:,} bytes on a device\n\n' + '\n'.join(
+    cli.aligned(lines)
+  )
+
+
+def _devices(count: int) -> list[jax.Device]:
+  """Returns so many CPU devices, made where JAX has not begun yet."""
+  if count < 1:
+    raise UserError(f'--devices is {count}; expected at least 1')
+  with contextlib.suppress(RuntimeError):  # it has begun
+    jax.config.update('jax_num_cpu_devices', count)
+  devices = jax.devices('cpu')
+  if len(devices) < count:
+    raise UserError(f'--devices is {count}, and this process has {len(devices)} already; expected no more')
+  return devices[:count]
+
+
 def _parser() -> cli.Parser:
   parser = cli.Parser('layout', __doc__)
   add = parser.add_argument
@@ -124,6 +152,7 @@ def _parser() -> cli.Parser:
   add('--fsdp', type=int, default=0, help='how many share one copy of the weights; default all')
   add('--stage', default='', help="one of the config's; default all that it runs")
   add('--classes', type=int, default=8, help="of the data, which isn't looked at")
+  add('--json', default='', help='file to write all of it to')
   parser.epilog = 'and --config.FIELD=VALUE as for mimic train'
   return parser
 
@@ -140,9 +169,24 @@ def main(argv: Sequence[str]) -> None:
     names = [one_of('--stage', given.stage, names)]
   if given.classes < 1:
     raise UserError(f'--classes is {given.classes}; expected at least 1')
+  devices = _devices(given.devices)
   fsdp = given.fsdp or given.devices
-  class_names = tuple(map(str, range(given.classes)))
+  if fsdp < 1 or given.devices % fsdp:
+    raise UserError(f'--fsdp is {fsdp}; expected a divisor of --devices, {given.devices}')
+  mesh = sharding.make_mesh(-1, fsdp, devices)
+  class_names, whole = tuple(map(str, range(given.classes))), {}
   for name in names:
-    found = rows(config, name, given.devices, fsdp, class_names)
+    program = program_of(config, name, mesh, class_names)
     print(f'stage {name} on {given.devices} devices, data={given.devices // fsdp}, fsdp={fsdp}\n')
-    print(table(found, fsdp), end='\n\n')
+    held = rows(program)
+    print(table(held, fsdp), end='\n\n', flush=True)
+    said = compiled.summary(program.lower().compile())
+    print(traffic(said), end='\n\n')
+    whole[name] = {
+      'devices': given.devices,
+      'fsdp': fsdp,
+      'arrays': [dataclasses.asdict(r) for r in held],
+      **said,
+    }
+  if given.json:
+    files.write_whole(epath.Path(given.json), json.dumps(whole, indent=2) + '\n')

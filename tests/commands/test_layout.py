@@ -1,5 +1,6 @@
 """How weights lie on devices that are not there: against counts made by hand."""
 
+import json
 import math
 
 import pytest
@@ -44,7 +45,7 @@ def vit_b_mae() -> dict[str, tuple[int, ...]]:
 
 def test_vit_b_under_fsdp_8_takes_an_eighth_of_the_whole_and_what_can_not_be_split():
   config = config_lib.parse(['layout', '--config=pretrain_imagenet1k:vitb16']).config
-  found = layout.rows(config, 'pretrain', 8, 8, ())
+  found = layout.rows(layout.program_of(config, 'pretrain', sharding.make_mesh(1, 8), ()))
   shapes = vit_b_mae()
   whole = 4 * sum(map(math.prod, shapes.values()))
   fixed = 4 * sum(
@@ -64,11 +65,13 @@ def test_vit_b_under_fsdp_8_takes_an_eighth_of_the_whole_and_what_can_not_be_spl
 def test_without_fsdp_every_device_holds_all():
   config = config_lib.parse(['layout', '--config=quickstart']).config
   for name in config_lib.stages(config):
-    assert all(r.here == r.whole and r.axis is None for r in layout.rows(config, name, 8, 1, ('a', 'b')))
+    program = layout.program_of(config, name, sharding.make_mesh(8, 1), ('a', 'b'))
+    assert all(r.here == r.whole and r.axis is None for r in layout.rows(program))
 
 
-def test_the_command_prints_every_array_and_the_sums(capsys):
-  layout.main(['--config', 'finetune_ferplus', '--devices', '4', '--classes', '8'])
+def test_the_command_prints_every_array_and_the_sums_and_what_travels(tmp_path, capsys):
+  file = tmp_path / 'layout.json'
+  layout.main(['--config', 'finetune_ferplus', '--devices', '4', '--classes', '8', '--json', str(file)])
   out = capsys.readouterr().out
   assert 'stage finetune on 4 devices, data=1, fsdp=4' in out
   rows = {
@@ -78,13 +81,27 @@ def test_the_command_prints_every_array_and_the_sums(capsys):
   assert 'opt_state/encoder/blocks/mlp/fc1/kernel' in rows
   assert 'optimiser' in out
   assert '1/4 of the whole + not split' in out
+  gathered = next(line.split() for line in out.splitlines() if line.startswith('all-gather'))
+  assert gathered[1:] == ['768', '×', '3072', 'float32', '2', '9,437,184']
+  found = json.loads(file.read_text())['finetune']
+  assert f'temporaries of the step: {found["temporaries"]:,} bytes on a device' in out
+  assert {
+    'kind': 'all-gather',
+    'dtype': 'float32',
+    'shape': [768, 3072],
+    'bytes': 9437184,
+    'count': 2,
+  } in found['collectives']
+  assert len(found['arrays']) == len(rows)
 
 
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
     (['--fsdp=3'], r'--fsdp is 3; expected a divisor of --devices, 8'),
-    (['--devices=0'], r'expected a divisor of --devices, 0'),
+    (['--devices=0'], r'--devices is 0; expected at least 1'),
+    (['--devices=9'], r'--devices is 9, and this process has 8 already'),
+    (['--config.pretrain.batch_images=12'], r'config.pretrain.batch_images is 12; expected a multiple of 8'),
     (['--stage=nope'], r"--stage is 'nope'; expected one of"),
     (['--classes=0'], r'--classes is 0; expected at least 1'),
     (['--data.root=x'], r"'--data.root=x' is not understood; expected --config.FIELD"),
