@@ -13,6 +13,8 @@ import numpy as np
 from mimic_jax.boxes import ATTEMPTS, crop_boxes
 from mimic_jax.runtime import errors
 
+EXACT = jax.lax.Precision.HIGHEST  # else a TPU resamples in bfloat16, half a grey level off
+
 
 def _triangle(x: jax.Array) -> jax.Array:
   return jnp.maximum(0.0, 1.0 - jnp.abs(x))
@@ -66,8 +68,8 @@ def _resample_views(images: jax.Array, boxes: jax.Array, size: int, interpolatio
   columns = _weights(boxes[..., 1], boxes[..., 3], W, size, interpolation)  # [B, V, S, W]
   # Rows first, all views in one product: the pictures are read once and not copied for each view.
   x = images.astype(jnp.float32).reshape(B, H, W * C)
-  x = jnp.matmul(rows.reshape(B, V * size, H), x).reshape(B, V, size, W, C)
-  return jnp.einsum('bvow,bvhwc->bvhoc', columns, x)
+  x = jnp.matmul(rows.reshape(B, V * size, H), x, precision=EXACT).reshape(B, V, size, W, C)
+  return jnp.einsum('bvow,bvhwc->bvhoc', columns, x, precision=EXACT)
 
 
 def resample(images: jax.Array, boxes: jax.Array, size: int, interpolation: str) -> jax.Array:
@@ -107,9 +109,9 @@ def resize(images: jax.Array, size: int, interpolation: str) -> jax.Array:
   columns = _weights(jnp.asarray(0), jnp.asarray(W), W, size, interpolation)
   x = images.astype(jnp.float32)
   if size != H:
-    x = jnp.einsum('oh,bhwc->bowc', rows, x)
+    x = jnp.einsum('oh,bhwc->bowc', rows, x, precision=EXACT)
   if size != W:
-    x = jnp.einsum('ow,bhwc->bhoc', columns, x)
+    x = jnp.einsum('ow,bhwc->bhoc', columns, x, precision=EXACT)
   return x
 
 

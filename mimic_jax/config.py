@@ -4,6 +4,7 @@ import dataclasses
 import importlib.machinery
 import importlib.util
 import math
+import os
 import pathlib
 import re
 import sys
@@ -16,9 +17,11 @@ from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 from mimic_jax import defaults
 from mimic_jax.runtime.errors import UserError, nearest, one_of
 
-# What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes.
+# What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes. Of where the
+# data are that holds by their fingerprint, which is compared.
 RESUMABLE = re.compile(
-  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache)$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
+  r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|on_bad_image|root)$|^data\.|'
+  r'^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
 
 # Flags that say which process of several this is.
@@ -229,10 +232,18 @@ def check(config: Mapping[str, Any]) -> None:
         f'config.{stage}.epochs is {s["epochs"]}; expected a number above 0, or config.{stage}.steps'
       )
     for key in ('mean', 'std'):
-      if len(s['augment'][key]) != 3 or (key == 'std' and min(s['augment'][key]) <= 0):
+      value = tuple(s['augment'][key])
+      if len(value) != 3 or min(value) < 0 or max(value) > 1 or (key == 'std' and min(value) <= 0):
         raise UserError(
-          f'config.{stage}.augment.{key} is {tuple(s["augment"][key])}; expected three numbers'
-          + (' above 0' if key == 'std' else '')
+          f'config.{stage}.augment.{key} is {value}; expected three numbers of 0 to 1, as pixels are here (not 0 to 255)'
+          + (', above 0' if key == 'std' else '')
+        )
+    for key in (k for k in s if k == 'optim' or k.startswith('optim_')):
+      lr, blr = s[key]['lr'], s[key]['blr']
+      if bool(lr) == bool(blr):
+        raise UserError(
+          f'config.{stage}.{key}.lr is {lr} and config.{stage}.{key}.blr {blr}; expected one of them above 0, the other 0: '
+          'lr is the rate itself, blr that of 256 images'
         )
     for key in ('scale', 'ratio'):
       pair = s['augment'][key]
@@ -285,8 +296,18 @@ def overridden(section: ConfigDict, argv: Sequence[str], flag: str) -> ConfigDic
   rest = _parsed(values, argv)
   if len(rest) > 1:
     raise UserError(f"'{rest[1]}' is not understood; expected --{flag}.field=value")
+  _find_home(holder.value)
   check_values(holder.value, flag)
   return holder.value
+
+
+def _find_home(section: ConfigDict) -> None:
+  """Puts the home folder for the ~ that paths begin with, which no shell does behind a '='."""
+  for key, value in section.items():
+    if isinstance(value, ConfigDict):
+      _find_home(value)
+    elif key in ('root', 'general', 'init') and value.startswith('~'):
+      section[key] = os.path.expanduser(value)
 
 
 def parse(argv: Sequence[str]) -> Command:
@@ -345,10 +366,11 @@ def parse(argv: Sequence[str]) -> Command:
     )
   config = holder.value
   config.name = config.name or base.name
+  _find_home(config)
   check(config)
   return Command(
     FrozenConfigDict(config),
-    values.workdir or f'runs/{config.name}',
+    os.path.expanduser(values.workdir) or f'runs/{config.name}'.replace(',', '_'),
     values.debug_step,
     {k: values[k].value for k in PROCESS_FLAGS},
   )

@@ -39,8 +39,8 @@ def intervals(
   """Returns the scores of a classifier with percentile bootstrap intervals, ready for JSON.
 
   The scores are those of `metrics.classification`; a resample without an example of some class is scored without that
-  class, as a split would be. The interval of a score of exactly 0 or 1 has no width, and intervals over fewer than
-  some thirty clusters are too narrow: that is the method's limit, not certainty.
+  class, as a split would be. The interval of a score of exactly 0 or 1 is Wilson's. Intervals over fewer than some thirty
+  clusters are too narrow: that is the method's limit, not certainty.
 
   Args:
     labels: int [N], or float [N, K], whose largest entry counts.
@@ -70,6 +70,12 @@ def intervals(
     ]
   )
   low, high = _ends(drawn, level)
+  # All right or all wrong, no resample differs: what so few pictures can say is Wilson's, of the scarcest class for means.
+  support = [row['support'] for row in whole['per_class'].values() if row['support']]
+  for i, name in enumerate(SCORES):
+    if low[i] == high[i] and whole[name] in (0, 1):
+      count = units if name == 'accuracy' else min(units, *support)
+      low[i], high[i] = wilson(round(whole[name] * count), count, level)
   return {
     **{
       name: {'value': whole[name], 'low': float(low[i]), 'high': float(high[i])}

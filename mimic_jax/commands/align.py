@@ -26,7 +26,7 @@ from tqdm import tqdm
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, mtcnn
 from mimic_jax.data.faces.mtcnn import Face
-from mimic_jax.data.files import ENDINGS
+from mimic_jax.data.files import ENDINGS, LABEL_FILES
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, one_of
 
@@ -38,8 +38,6 @@ ON_MISSING = ('centre', 'keep_out', 'error')
 ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'
 
-# What is not a picture and goes along: lists, votes, annotations.
-LABEL_FILES = frozenset(['.csv', '.tsv', '.txt', '.npy', '.json', '.xml', '.lst', '.md'])
 PROGRESS = 'align.progress.jsonl'  # in DST while it is unfinished: a line for each picture done
 JPEG_ENDINGS = ('.jpg', '.jpeg', '.jpe')
 JPEG = {'format': 'JPEG', 'quality': 95, 'subsampling': '4:4:4'}

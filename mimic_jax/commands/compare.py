@@ -46,7 +46,7 @@ def find(path: str) -> epath.Path:
   Raises:
     UserError: when there is none, or a run has several stages with one.
   """
-  given = epath.Path(path)
+  given = epath.Path(path).expanduser()
   if not given.exists():
     raise UserError(f"'{path}' does not exist; expected a run, a stage, an evaluation or a {FILE}")
   if not given.is_dir():

@@ -67,8 +67,8 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   """
   stage = model.stage
   section = ConfigDict(stage.data.to_dict())
-  for field in ('source', 'root'):  # of several, the first
-    section[field] = (stage.eval[field] or stage.data[field].split(',')[0]).strip()
+  for field in ('source', 'root'):
+    section[field] = stage.eval[field] or data.first(stage.data.source, stage.data[field])
   section.split = stage.eval.splits or stage.data.split
   section.size = stage.eval.size
   section.cache = False
@@ -194,6 +194,10 @@ def notes(model: Trained, found: Sequence[evaluation.Split], of_sources: bool = 
         '(accuracy_among_shared_classes does not let it give them)'
       )
     subset = record.get('subset', {})
+    if subset.get('repeated_lines'):
+      lines.append(
+        f'{split.name}: {subset["repeated_lines"]:,} lines of {subset["list"]} repeat others; each picture counts once'
+      )
     if subset.get('not_there'):
       lines.append(
         f'{split.name}: {subset["not_there"]:,} names of {subset["list"]} are not in this split as it was read: '

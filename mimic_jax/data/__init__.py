@@ -60,6 +60,11 @@ def whole(source: str, root: str, split: str, options: Mapping[str, Any]) -> Sou
   return parts[0] if len(parts) == 1 else Concat(parts)
 
 
+def first(source: str, value: str) -> str:
+  """Returns what of a field belongs to the first of several sources; of one source all of it, commas included."""
+  return value.split(',')[0].strip() if ',' in source else value
+
+
 def unread(source: str, options: Mapping[str, Any]) -> list[str]:
   """Returns the fields of a data section that are not at their defaults though none of the sources reads them."""
   usual, modules = defaults(), map(_module, source.split(','))

@@ -1,5 +1,6 @@
 """Classes of different sets are the same when their names are, not their numbers (datasets.md, "Classes across sets")."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from mimic_jax.runtime.errors import UserError
@@ -18,7 +19,7 @@ _CANONICAL = {name: canonical for canonical, names in ALIASES.items() for name i
 
 def canonical(name: str) -> str:
   """Returns the name by which a class is compared: lower case, an alias replaced by its canonical name."""
-  plain = str(name).strip().lower()
+  plain = unicodedata.normalize('NFC', str(name)).strip().lower()
   return _CANONICAL.get(plain, plain)
 
 

@@ -1,8 +1,9 @@
 """Pictures in files, with whatever folders and lists say of them, each cut out on the way where that is asked for."""
 
 import concurrent.futures
+import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ from PIL import Image
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment
+from mimic_jax.runtime.errors import UserError
 
 # What is taken for a picture, in either case.
-_FORMATS = 'jpg jpeg jpe png bmp webp tif tiff gif ppm pgm pbm pnm jp2 tga avif'
+_FORMATS = 'jpg jpeg jpe jfif png bmp webp tif tiff gif ppm pgm pbm pnm jp2 tga avif'
 ENDINGS = frozenset(f'.{name}' for name in _FORMATS.split())
+# What stands beside pictures: lists, votes, annotations.
+LABEL_FILES = frozenset(['.csv', '.tsv', '.txt', '.npy', '.json', '.xml', '.lst', '.md'])
 _CHUNK = 64  # files that a thread takes at a time
 
 
@@ -120,15 +124,53 @@ class Files:
     return {**self._record, 'split_hash': sources.split_hash(self._ids, self._labels)}
 
 
+def walk(folder: str) -> Iterator[str]:
+  """Yields the files in a folder and below, as paths relative to it with '/': its own first, sorted, then each subfolder's.
+
+  Links are followed. Passed over are hidden files and folders, and the folders of runs, whose pictures are no data.
+
+  Raises:
+    UserError: on a link that leads to itself or back to a folder above it.
+  """
+  yield from _below(folder, '', (os.path.realpath(folder),))
+
+
+def _below(place: str, prefix: str, above: tuple[str, ...]) -> Iterator[str]:
+  folders, names = listed(place)
+  for name in names:
+    yield prefix + name
+  for name in folders:
+    inner = os.path.join(place, name)
+    real = os.path.realpath(inner)
+    if real in above:
+      raise UserError(f"'{inner}' is a link back to '{real}', a folder above it; expected none")
+    yield from _below(inner, f'{prefix}{name}/', (*above, real))
+
+
+def listed(folder: str) -> tuple[list[str], list[str]]:
+  """Returns the subfolders and the files of a folder that `walk` sees, both sorted; nothing of the folder of a run."""
+  folders, names = [], []
+  with os.scandir(folder) as entries:
+    for entry in entries:
+      if entry.name.startswith('.'):
+        continue
+      try:
+        (folders if entry.is_dir() else names).append(entry.name)
+      except OSError as e:
+        raise UserError(f"'{entry.path}' can't be followed ({e.strerror}); expected no such link") from None
+  return ([], []) if {'config.json', 'record.json'} <= set(names) else (sorted(folders), sorted(names))
+
+
 def files(folder: str) -> list[str]:
-  """Returns the files in a folder and below, sorted, as paths relative to it with '/'; hidden folders are passed over."""
-  found = []
-  for place, folders, names in os.walk(folder):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    inside = os.path.relpath(place, folder).replace(os.sep, '/')
-    prefix = '' if inside == '.' else inside + '/'
-    found += [prefix + name for name in names]
-  return sorted(found)
+  """Returns what `walk` yields, sorted."""
+  return sorted(walk(folder))
+
+
+def find_below(root: str, test: Callable[[str], bool]) -> str | None:
+  """Returns the first folder one or two levels below `root` that passes a test."""
+  first = [os.path.join(root, name) for name in listed(root)[0]]
+  second = (os.path.join(place, name) for place in first for name in listed(place)[0])
+  return next(filter(test, itertools.chain(first, second)), None)
 
 
 def is_picture(path: str) -> bool:

@@ -137,7 +137,7 @@ def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
 
   A line's first word (words are separated by white space or commas) names a picture by its id, its file name or its file
   name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and lines that
-  begin with '#' are passed over. Names that no split has are counted in the records: a list of the whole set also names
+  begin with '#' are passed over; a picture named twice counts once, and such lines are counted in the record. Names that no split has are counted in the records: a list of the whole set also names
   what a label rule leaves out.
 
   Args:
@@ -148,16 +148,21 @@ def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
     The part of each split that has any of them.
 
   Raises:
-    UserError: on a list that can't be read or is empty, a line that names several pictures of a split, one named twice,
-      and when most names are in none of the splits.
+    UserError: on a list that can't be read or is empty, a line that names several pictures of a split, and when most
+      names are in none of the splits.
   """
   places = {split: _places(source) for split, source in splits.items()}
   found: dict[str, dict[int, int]] = {split: {} for split in splits}
   missing: list[str] = []
+  repeated = 0
   for number, word in _first_words(path):
     hits = 0
     for split, source in splits.items():
-      here = next((places[split][name] for name in _names(word) if name in places[split]), set())
+      names = (
+        *_names(word),
+        *_names(re.sub(r'^\d+_', '', os.path.basename(word))),
+      )  # some lists put the class in front
+      here = next((places[split][name] for name in names if name in places[split]), set())
       hits += len(here)
       if len(here) > 1:
         ids = ', '.join(source.id(i) for i in sorted(here)[:MOST_NAMED])
@@ -165,11 +170,8 @@ def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
           f"{path}:{number}: '{word}' names {len(here)} pictures ({ids}, …); expected a whole id"
         )
       for i in here:
-        if i in found[split]:
-          raise UserError(
-            f"{path}:{number}: '{word}' is named a second time (first in line {found[split][i]})"
-          )
-        found[split][i] = number
+        repeated += i in found[split]
+        found[split].setdefault(i, number)
     if not hits:
       missing.append(f"'{word}' (line {number})")
   first = ', '.join(missing[:MOST_NAMED]) + (', …' if len(missing) > MOST_NAMED else '')
@@ -187,6 +189,8 @@ def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
       'count': len(found[split]),
       'of': len(splits[split]),
     }
+    if repeated:
+      about['repeated_lines'] = repeated
     if missing:
       about |= {'not_there': len(missing), 'first_not_there': first}
     # The warnings are about the whole.

@@ -89,7 +89,13 @@ def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.I
 def upright_size(image: Image.Image) -> tuple[int, int]:
   """Returns (height, width) as the picture is meant to be seen, from its header."""
   width, height = image.size
-  return (width, height) if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8) else (height, width)
+  lies = image.format != 'TIFF' and image.getexif().get(_ORIENTATION) in (
+    5,
+    6,
+    7,
+    8,
+  )  # of TIFFs Pillow says it upright
+  return (width, height) if lies else (height, width)
 
 
 def is_turned(image: Image.Image) -> bool:

@@ -58,6 +58,11 @@ def make(
   """
   name = stage['objective']
   kind = find(name, field)
+  if kind.labelled and len(class_names) == 1:
+    raise UserError(
+      f"objective '{name}' tells classes apart, and {stage['data']['source']} in '{stage['data']['root']}' has one, "
+      f"'{class_names[0]}'; expected two or more class folders"
+    )
   if why_unlabelled and not class_names and kind.labelled:
     raise UserError(
       f"{field} is '{name}', which needs labels, but data.source is '{stage['data']['source']}' and {why_unlabelled}; "

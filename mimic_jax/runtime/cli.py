@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.metadata
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -64,6 +65,9 @@ def run(
     end: ends the program early.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):  # what an encoding has no letter for is shown as its number
+      stream.reconfigure(errors='backslashreplace')
   try:
     main(argv)
   except Ended as e:

@@ -41,11 +41,11 @@ def is_remote(path: os.PathLike | str) -> bool:
 def write_whole(path: epath.Path, text: str) -> None:
   """Writes `text` so that a reader sees the old file or the new one, never a part."""
   if is_remote(path):  # one object, put at once
-    path.write_bytes(text.encode())
+    path.write_bytes(text.encode('utf-8', 'surrogateescape'))
     return
   beside = path.parent / f'.{path.name}.{os.getpid()}'
   with open(beside, 'wb') as file:
-    file.write(text.encode())
+    file.write(text.encode('utf-8', 'surrogateescape'))
     file.flush()
     os.fsync(file.fileno())  # before the name: a machine that dies leaves the old file or the new one, too
   os.replace(beside, path)
@@ -63,7 +63,7 @@ def read_json(path: epath.Path) -> dict[str, Any]:
     UserError: when it is none.
   """
   try:
-    value = json.loads(path.read_text())
+    value = json.loads(path.read_bytes().decode('utf-8', 'surrogateescape'))
   except (json.JSONDecodeError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: not valid JSON ({e}); expected what mimic_jax wrote') from e
   if not isinstance(value, dict):
@@ -113,7 +113,7 @@ class JsonlWriter:
     write_whole(self._path, ''.join(self._rows))
     if not is_remote(self._path):
       self._rows = []
-      self._file = open(self._path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close)
+      self._file = open(self._path, 'a', encoding='utf-8', errors='surrogateescape')  # noqa: SIM115 (closed by close)
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Adds `line`; numbers that are not finite become null."""

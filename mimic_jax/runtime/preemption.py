@@ -1,4 +1,6 @@
-"""A machine that is about to be taken away: SIGTERM or SIGUSR1 is noted, and the loop stops at the next place that can be saved.
+"""Told to stop: SIGTERM, SIGUSR1, SIGHUP or Ctrl-C is noted, and the loop stops at the next place that can be saved.
+
+A second Ctrl-C stops at once.
 
 One process keeps a flag of its own. Several must stop at the same place: there JAX's coordination service notes
 SIGTERM, whichever process gets it, and names a place that none of them has passed; a Python handler for SIGTERM would
@@ -14,6 +16,8 @@ from jax.experimental import multihost_utils
 from mimic_jax.runtime import distributed
 from mimic_jax.runtime.errors import Preempted
 
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT)
+
 
 class _Notice:
   """What has been heard so far."""
@@ -28,9 +32,10 @@ _notice = _Notice()
 
 
 def note() -> None:
-  """Notes SIGTERM and SIGUSR1 from here on; called in the main thread, before anything else."""
-  for signum in (signal.SIGTERM, signal.SIGUSR1):
-    signal.signal(signum, _note)
+  """Notes SIGNALS from here on; called in the main thread, before anything else. What nohup ignores stays ignored."""
+  for signum in SIGNALS:
+    if signal.getsignal(signum) != signal.SIG_IGN:
+      signal.signal(signum, _note)
 
 
 def listen() -> None:
@@ -40,20 +45,30 @@ def listen() -> None:
   """
   _notice.several = distributed.several()
   if _notice.several:
-    signal.signal(signal.SIGUSR1, _as_sigterm)
+    for signum in SIGNALS[1:]:
+      if signal.getsignal(signum) != signal.SIG_IGN:
+        signal.signal(signum, _as_sigterm)
     if _notice.heard:
       _notice.heard = False
       _as_sigterm(signal.SIGUSR1, None)
 
 
 def _note(signum: int, frame: FrameType | None) -> None:
-  del signum, frame
+  del frame
+  _once_only(signum)
   _notice.heard = True
 
 
 def _as_sigterm(signum: int, frame: FrameType | None) -> None:
-  del signum, frame
+  del frame
+  _once_only(signum)
   os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _once_only(signum: int) -> None:
+  """Lets a second Ctrl-C interrupt."""
+  if signum == signal.SIGINT:
+    signal.signal(signum, signal.default_int_handler)
 
 
 def look() -> None:

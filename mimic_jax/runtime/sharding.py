@@ -1,6 +1,7 @@
 """The device mesh, and how parameters and batches lie on it."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
   Raises:
     UserError: when the devices can't be laid out so.
   """
-  devices = list(devices or jax.devices())
+  devices = list(devices or _all_devices())
   if data == -1:
     data = max(len(devices) // max(fsdp, 1), 1)
   if data < 1 or fsdp < 1 or data * fsdp != len(devices):
@@ -54,6 +55,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
     for k in sorted(slices)
   ]
   return Mesh(np.concatenate(laid), AXES, axis_types=AUTO)
+
+
+def _all_devices() -> list[jax.Device]:
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as e:  # the latter of a platform that is named and not there
+    wanted = os.environ.get('JAX_PLATFORMS', '') or jax.config.jax_platforms
+    raise UserError(
+      f'JAX finds no device ({" ".join(str(e).split())[:200] or "none of its platforms"}); expected one of JAX_PLATFORMS, '
+      f"which is '{wanted or ''}'"
+    ) from e
 
 
 def slice_of(device: jax.Device) -> int:

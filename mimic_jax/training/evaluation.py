@@ -75,10 +75,9 @@ def splits_of(
     UserError: on what a source finds wrong, and on a split that shares no class with the model.
   """
   names = split_names(stage['eval']['splits'], f'{field}.eval.splits')
-  kind, root = stage['data']['source'], stage['data']['root']
-  if ',' in kind:  # of several, the first
-    kind, root = kind.split(',')[0], root.split(',')[0]
-  kind, root = (stage['eval']['source'] or kind).strip(), (stage['eval']['root'] or root).strip()
+  kind, root = (
+    stage['eval'][f] or data.first(stage['data']['source'], stage['data'][f]) for f in ('source', 'root')
+  )
   options = {**options, 'size': stage['eval']['size']}
   # What only another of the training's sources reads.
   options |= {k: defaults.data()[k] for k in data.unread(kind, options)}

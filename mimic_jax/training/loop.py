@@ -50,6 +50,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
         'stage': name,
         'config': workdir.as_dict(config),
         'data': fingerprint,
+        'random': stage_lib.random_numbers(),
         'origin': origin,
         'seconds': 0.0,
       }
@@ -59,6 +60,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
       step, state, meta = newest
       with distributed.together():
         stage_lib.check_same_data(run, meta['data'], fingerprint)
+        stage_lib.check_same_random(meta)
     meta['reading'] = files.jsonable(run.reading())
     log = log_lib.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     log_lib.say(log_lib.introduction(run, meta, step))

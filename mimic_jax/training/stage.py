@@ -1,7 +1,9 @@
 """A stage: from its section of the config to what the loop needs at hand."""
 
+import contextlib
+import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,7 +50,8 @@ class Stage:
     sharding.check_divides(f'config.{name}.eval.batch_images', self.stage['eval']['batch_images'], mesh)
     self.image_size = models.encoder_config(config['model'], self.stage['drop_path']).image_size
     d = self.stage['data']
-    self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
+    with self._fields_as_typed():
+      self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
     self.class_names = tuple(self.source.class_names)
     self.objective = objectives.make(
       self.stage,
@@ -58,7 +61,8 @@ class Stage:
       getattr(self.source, 'why_unlabelled', ''),
     )
     self._check_offers(self.source, f'config.{name}.data.source', d['source'])
-    self.splits = self._splits({**d, 'cache': False})
+    with self._fields_as_typed():
+      self.splits = self._splits({**d, 'cache': False})
     for split in self.splits:
       self._check_offers(split.source, f'config.{name}.eval.splits', split.name, grouped=False)
     frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
@@ -68,6 +72,22 @@ class Stage:
     self._fitted: step_lib.Fitted | None = None
     if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
       self._fitted = step_lib.fitted(self.program, init, f'config.{name}.init')
+
+  @contextlib.contextmanager
+  def _fields_as_typed(self) -> Iterator[None]:
+    """Names fields of the data section in a UserError as they are typed."""
+    try:
+      yield
+    except UserError as e:
+      whole = self.config.get('data', {})
+      if (
+        str(e).startswith('data.root is empty') and ',' in self.stage['data']['source'] and whole.get('root')
+      ):
+        field = 'general' if 'general' in whole else 'root'
+        raise UserError(f'--config.data.{field} is empty; {str(e).partition("; ")[2]}') from e
+      own = 'root' in whole and self.stage['data']['root'] == whole['root']
+      text = str(e).replace('data.root is', '--config.data.root is') if own else str(e)
+      raise type(e)(re.sub(r'(?<![\w.-])data\.(?=[a-z_]+)', f'--config.{self.name}.data.', text)) from e
 
   def _check_offers(self, source: Any, field: str, value: str, grouped: bool = True) -> None:
     """Raises UserError when a source lacks what the objective needs of it."""
@@ -181,6 +201,20 @@ def check_same_data(run: Stage, old: str, new: str) -> None:
     raise UserError(
       f"config.{run.name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
       f'(fingerprint {new}; expected {old})'
+    )
+
+
+def random_numbers() -> str:
+  """Returns what makes JAX's random numbers, which the environment can change."""
+  return f'{jax.config.jax_default_prng_impl}{"" if jax.config.jax_threefry_partitionable else ", not partitionable"}'
+
+
+def check_same_random(meta: Mapping[str, Any]) -> None:
+  """Raises UserError unless a checkpoint was made with the random numbers of now; older ones do not say."""
+  if meta.get('random', random_numbers()) != random_numbers():
+    raise UserError(
+      f"JAX_DEFAULT_PRNG_IMPL or jax_threefry_partitionable make random numbers '{random_numbers()}'; expected "
+      f"'{meta['random']}', with which this run began"
     )
 
 

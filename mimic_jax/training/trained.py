@@ -60,7 +60,7 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
   Raises:
     UserError: when there is none, or several stages might be meant.
   """
-  where = epath.Path(path)
+  where = epath.Path(path).expanduser()
   if not where.exists():
     raise UserError(f"{field} is '{path}', which does not exist; expected a run's folder or a checkpoint")
   if not where.is_dir():

@@ -48,6 +48,12 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
   Raises:
     UserError: when the folder holds a run with another config (names the fields that differ), or holds something else.
   """
+  if odd := sorted(set('[]*?') & set(workdir)):
+    raise UserError(
+      f"--workdir is '{workdir}'; expected a name without {' '.join(odd)}, which orbax takes for a pattern"
+    )
+  if any('\ud800' <= letter <= '\udfff' for letter in workdir):  # orbax can't take it
+    raise UserError(f"--workdir is '{workdir}' in this locale; expected one of UTF-8, such as LC_ALL=C.UTF-8")
   folder = epath.Path(workdir)
   kept = folder / 'config.json'
   if kept.exists():
@@ -58,7 +64,8 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
     if differs:
       shown = '; '.join(differs[:5]) + (f'; and {len(differs) - 5} more' if len(differs) > 5 else '')
       raise UserError(
-        f'{folder} holds a run with another config ({shown}); expected the same config or another --workdir'
+        f'{folder} holds a run with another config ({shown}); expected the same config, or another --workdir, where '
+        f'--config.init={folder} begins with its weights and a schedule of its own'
       )
     return folder, True
   if folder.exists() and not folder.is_dir():

@@ -269,7 +269,7 @@ def _read_table(path: str) -> Index:
   names, numbers, points, lines, broken = [], [], [], [], []
   if os.path.getsize(path) > 50_000_000:
     print(f'mimic: reading {path} once', file=sys.stderr)
-  columns: list[int] = []
+  columns, width = [], 0
   try:
     # Lines split at commas, not the csv module: a stray quotation mark would swallow the rows behind it.
     with open(path, encoding='utf-8-sig', errors='surrogateescape') as f:
@@ -278,10 +278,10 @@ def _read_table(path: str) -> Index:
           continue
         fields = [v.strip().strip('"') for v in text.rstrip('\n').split(',')]
         if not columns:
-          columns = _columns(path, fields)
+          columns, width = _columns(path, fields), len(fields)
           continue
         try:
-          name, row, five = _row(fields, columns)
+          name, row, five = _row(fields, columns, width)
         except _BrokenRow as e:
           broken.append(f'{path}:{line}: {e}')
           continue
@@ -322,10 +322,10 @@ def _columns(path: str, header: list[str]) -> list[int]:
   return [header.index(name) for name in COLUMNS]
 
 
-def _row(fields: list[str], columns: list[int]) -> tuple[str, list[float], np.ndarray]:
+def _row(fields: list[str], columns: list[int], width: int) -> tuple[str, list[float], np.ndarray]:
   """Returns the picture's name, (expression, valence, arousal, box), and its five points; raises _BrokenRow."""
-  if len(fields) != len(COLUMNS):
-    raise _BrokenRow(f'{len(fields)} columns; expected {len(COLUMNS)}')
+  if len(fields) != width:
+    raise _BrokenRow(f'{len(fields)} columns; expected {width}')
   name, *box, landmarks, expression, valence, arousal = (fields[k] for k in columns)
   if not name or name.startswith('/') or '..' in name.split('/') or '\\' in name:
     raise _BrokenRow(f"the picture is '{name[:80]}'; expected a path like '103/29a3.jpg'")

@@ -17,7 +17,7 @@ import numpy as np
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
-from mimic_jax.data.files import Files, is_picture
+from mimic_jax.data.files import Files, find_below, is_picture
 from mimic_jax.runtime.errors import UserError, one_of
 
 WHOLE = {'label_rule': 'argmax8'}  # options under which fewest pictures are left out
@@ -283,6 +283,8 @@ def _layout(root: str, parts: list[str]) -> str:
     return 'raw'
   here = [name for name in raw if os.path.isfile(os.path.join(root, name))]
   also = f' ({here[0]} is there alone)' if here else ''
+  if below := find_below(root, lambda place: os.path.isfile(os.path.join(place, wanted[0]))):
+    also = f" (did you mean '{below}'?)"
   raise UserError(
     f"no FERPlus in '{root}': looked for {' and '.join(missing)}, or for {' with '.join(raw)}{also}"
   )

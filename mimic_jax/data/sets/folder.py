@@ -8,14 +8,16 @@ Files are known by their ending, in either case; hidden files and folders are pa
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment
-from mimic_jax.data.files import ENDINGS, Files
+from mimic_jax.data.faces.cutting import unread
+from mimic_jax.data.files import ENDINGS, LABEL_FILES, Files, is_picture, listed, walk
 from mimic_jax.runtime.errors import UserError
 
 SPLITS = {
@@ -40,9 +42,14 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     raise UserError(f"data.root '{root}' is not a folder; source 'folder' looks for pictures there")
   _, align = alignment.choose(options, root, 'folder')
   base = _split_folder(root, split)
-  folders, loose = _scan(base)
-  found = {name: list(_pictures(os.path.join(base, name))) for name in folders}
-  found = {name: files for name, files in found.items() if files}
+  folders, names = listed(base)
+  loose, others = [n for n in names if is_picture(n)], [n for n in names if not is_picture(n)]
+  found: dict[str, list[str]] = {}  # class → its pictures, relative to base
+  for name in folders:
+    files = [f'{name}/{file}' for file in walk(os.path.join(base, name))]
+    if pictures := [file for file in files if is_picture(file)]:
+      found[_class_name(name, base)] = pictures
+    others += [file for file in files if not is_picture(file)]
   if loose and found:
     raise UserError(
       f"'{base}' holds pictures ('{loose[0]}') beside class folders ('{next(iter(found))}'); expected the one or the other"
@@ -56,7 +63,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   if loose:
     ids, labels = [prefix + name for name in loose], [-1] * len(loose)
   else:
-    ids = [f'{prefix}{name}/{file}' for name, files in found.items() for file in files]
+    ids = [prefix + file for files in found.values() for file in files]
     labels = [position[name] for name, files in found.items() for _ in files]
   labels = np.array(labels, np.int32)
   record = {
@@ -68,6 +75,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     'class_names': list(class_names),
     'class_counts': sources.class_counts(labels, class_names),
     'align': align,
+    'warnings': _of_others(base, others),
   }
   return Files(root, ids, ids, labels, class_names, record, options.get('max_pixels', 50_000_000))
 
@@ -76,63 +84,52 @@ def _endings() -> str:
   return ', '.join(sorted(ENDINGS))
 
 
+def _of_others(base: str, files: list[str]) -> list[str]:
+  """Returns a warning about files with endings that are no picture's nor any label file's."""
+  odd = [file for file in files if os.path.splitext(file)[1].lower() not in LABEL_FILES]
+  endings = ', '.join(sorted({os.path.splitext(file)[1].lower() or 'none' for file in odd}))
+  return unread([os.path.join(base, file) for file in odd], f"their endings are no picture's ({endings})")
+
+
 def _split_folder(root: str, split: str) -> str:
-  """Returns the folder of a split: its name or a synonym, or `root` itself where nothing is named as a split."""
+  """Returns the folder of a split: its name or a synonym in any case, or `root` where nothing is named as a split."""
   synonyms = next((names for names in SPLITS.values() if split in names), (split,))
+  here = listed(root)[0]
   for name in (split, *synonyms):
-    if os.path.isdir(os.path.join(root, name)):
-      return os.path.join(root, name)
+    for folder in here:
+      if folder == name or folder.lower() == name:
+        return os.path.join(root, folder)
   known = {name for names in SPLITS.values() for name in names}
-  here = sorted(e.name for e in os.scandir(root) if not e.name.startswith('.'))
-  splits = [name for name in here if name in known]
+  splits = [name for name in here if name.lower() in known]
   if split in SPLITS['train'] and not splits:
     return root
   what = f'it holds {", ".join(splits or here[:5])}' + (', …' if not splits and len(here) > 5 else '')
-  raise UserError(f"no split '{split}' in '{root}': looked for a folder {' or '.join(synonyms)}; {what}")
+  way = (
+    f" (--config.STAGE.eval.splits={splits[-1].lower()} measures on that one, '' on none)" if splits else ''
+  )
+  raise UserError(f"no split '{split}' in '{root}': looked for a folder {' or '.join(synonyms)}; {what}{way}")
 
 
-def _scan(folder: str) -> tuple[list[str], list[str]]:
-  """Returns the names of the subfolders and of the pictures in a folder, both sorted."""
-  folders, pictures = [], []
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      if entry.name.startswith('.'):
-        continue
-      if os.path.splitext(entry.name)[1].lower() in ENDINGS and not entry.is_dir():
-        pictures.append(entry.name)
-      elif entry.is_dir():
-        folders.append(entry.name)
-  return sorted(folders), sorted(pictures)
-
-
-def _pictures(folder: str) -> Iterator[str]:
-  """Yields the pictures in a folder and below, relative to it: its own first, sorted, then each subfolder's."""
-  folders, pictures = _scan(folder)
-  yield from pictures
-  for name in folders:
-    yield from (f'{name}/{file}' for file in _pictures(os.path.join(folder, name)))
-
-
-def _holds_pictures(folder: str) -> bool:
-  """Says whether there is a picture in a folder or below; stops at the first, since training folders are large."""
-  with os.scandir(folder) as entries:
-    for entry in entries:
-      if entry.name.startswith('.'):
-        continue
-      if entry.is_dir():
-        if _holds_pictures(entry.path):
-          return True
-      elif os.path.splitext(entry.name)[1].lower() in ENDINGS:
-        return True
-  return False
+def _class_name(name: str, base: str) -> str:
+  """Returns a class by its folder's name, its letters composed (NFC); raises UserError unless it is UTF-8."""
+  try:
+    name.encode()
+  except UnicodeEncodeError:
+    raise UserError(
+      f"class folder {os.fsencode(name)!r} in '{base}' is not UTF-8; expected a name that is"
+    ) from None
+  return unicodedata.normalize('NFC', name)
 
 
 def _class_names(root: str, base: str, found: tuple[str, ...]) -> tuple[str, ...]:
   """Returns the classes of the training split, or those found where there is no labelled training split."""
-  train = next((p for p in (os.path.join(root, name) for name in SPLITS['train']) if os.path.isdir(p)), base)
+  train = next((os.path.join(root, n) for n in listed(root)[0] if n.lower() in SPLITS['train']), base)
   if not found or os.path.samefile(train, base):
     return found
-  names = tuple(name for name in _scan(train)[0] if _holds_pictures(os.path.join(train, name)))
+  held = (
+    n for n in listed(train)[0] if any(map(is_picture, walk(os.path.join(train, n))))
+  )  # stops at the first
+  names = tuple(_class_name(name, train) for name in held)
   unknown = [name for name in found if name not in names]
   if names and unknown:
     raise UserError(f"class folder '{os.path.join(base, unknown[0])}' has no counterpart in '{train}'")

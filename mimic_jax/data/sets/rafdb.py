@@ -21,7 +21,7 @@ from mimic_jax.data import classes
 from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
-from mimic_jax.data.files import Files
+from mimic_jax.data.files import Files, is_picture
 from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError, one_of
 
@@ -154,8 +154,12 @@ def _layout(root: str) -> str:
   also = ''
   if lists or aligned:
     also = f' ({"the list" if lists else ALIGNED} is there alone)'
-  elif os.path.isdir(os.path.join(root, 'basic', 'EmoLabel')):
-    also = f" (did you mean '{os.path.join(root, 'basic')}'?)"
+    if lists and os.path.isdir(os.path.join(root, 'Image', 'original')):
+      also = f" (the originals are there: `mimic align '{root}/Image/original' '{root}/{ALIGNED}'` makes aligned ones)"
+  elif below := files_lib.find_below(
+    root, lambda place: any(os.path.isfile(os.path.join(place, n)) for n in LISTS)
+  ):
+    also = f" (did you mean '{below}'?)"
   raise UserError(
     f"no RAF-DB in '{root}': looked for {LISTS[0]} with {ALIGNED}, or for train/1..7 and test/1..7{also}"
   )
@@ -188,6 +192,17 @@ def _read_official(root: str, split: str) -> Rows:
 
 def _read_folders(root: str, split: str) -> Rows:
   name = next((n for n in folder.SPLITS[split] if os.path.isdir(os.path.join(root, n))), None)
+  odd = []
+  if name is None and split == 'test':  # a layout in circulation calls the official test split so
+    for held in folder.SPLITS['valid']:
+      stems = (
+        os.path.basename(file) for file in files_lib.walk(os.path.join(root, held)) if is_picture(file)
+      )
+      if os.path.isdir(os.path.join(root, held)) and (first := next(stems, '')).startswith('test_'):
+        name, odd = (
+          held,
+          [f"'{os.path.join(root, held)}' is read as the test split, as which its files are named ({first})"],
+        )
   if name is None:
     raise UserError(
       f"no split '{split}' in '{root}': looked for a folder {' or '.join(folder.SPLITS[split])} with class folders 1..7"
@@ -217,7 +232,7 @@ def _read_folders(root: str, split: str) -> Rows:
       f"{len(foreign)} pictures in '{base}' have names of the other split and are read all the same; the first is "
       f'{foreign[0]}'
     )
-  return _by_id(Rows(ids, paths, labels, places, name, warnings))
+  return _by_id(Rows(ids, paths, labels, places, name, [*odd, *warnings]))
 
 
 def _class_of(name: str, base: str) -> int:

@@ -1,0 +1,412 @@
+"""Faults that were found by using the program, each with inputs of its kind and what should come instead.
+
+The numbers are those of the list in which they were reported.
+"""
+
+import io
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import unicodedata
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import FrozenConfigDict
+from PIL import Image
+
+from mimic_jax import augment, data, objectives, uncertainty
+from mimic_jax import config as config_lib
+from mimic_jax.data import classes, selection
+from mimic_jax.data import source as sources
+from mimic_jax.data.sets import folder
+from mimic_jax.runtime import preemption, sharding
+from mimic_jax.runtime.errors import Preempted, UserError
+from mimic_jax.training import stage as stage_lib
+from mimic_jax.training import workdir
+from tests import small
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def parse(*flags: str) -> config_lib.Command:
+  return config_lib.parse(['main', '--config=quickstart', *flags])
+
+
+def picture(path: pathlib.Path | str, side: tuple[int, int] = (9, 7)) -> None:
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  pixels = np.random.default_rng(zlib.crc32(os.fsencode(path))).integers(
+    0, 256, (side[1], side[0], 3), np.uint8
+  )
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, 'PNG')
+  with open(path, 'wb') as f:
+    f.write(buffer.getvalue())
+
+
+# 5, 6: two fields for one thing, or none
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ['--config.pretrain.optim.lr=1e-3'],
+    ['--config.pretrain.optim.blr=0'],
+    ['--config.finetune.optim.lr=0'],
+    ['--config.finetune.optim.blr=1e-3'],
+    ['--config.scratch.optim.blr=0.5'],
+  ],
+)
+def test_a_learning_rate_is_given_once(flags):
+  with pytest.raises(
+    UserError, match=r'optim\.lr is .* and config\.\w+\.optim\.blr .*; expected one of them above 0'
+  ):
+    parse(*flags)
+
+
+# 15: pixels are 0 to 1 here
+@pytest.mark.parametrize(
+  'flag',
+  ['mean=(123.675,116.28,103.53)', 'std=(58.395,57.12,57.375)', 'mean=(127.5,127.5,127.5)', 'std=(0.2,0.2,0.0)', 'mean=(-1.0,0.5,0.5)'],
+)  # fmt: skip
+def test_statistics_of_pixels_of_0_to_255_are_refused(flag):
+  with pytest.raises(UserError, match=r'expected three numbers of 0 to 1'):
+    parse(f'--config.pretrain.augment.{flag}')
+
+
+# 36: the default folder; 67: the home folder
+def test_the_default_folder_has_no_comma_and_a_tilde_is_the_home_folder(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/someone')
+  assert (
+    config_lib.parse(['main', '--config=finetune_rafdb:vitb16,ce']).workdir == 'runs/finetune_rafdb_vitb16_ce'
+  )
+  command = config_lib.parse(
+    [
+      'main',
+      '--config=finetune_rafdb',
+      '--workdir=~/x',
+      '--config.init=~/w.pth',
+      '--config.data.root=~/faces',
+    ]
+  )
+  assert command.workdir == '/home/someone/x'
+  assert command.config.init == command.config.finetune.init == '/home/someone/w.pth'
+  assert command.config.finetune.data.root == '/home/someone/faces'
+  assert parse('--workdir=gs://b/~x').workdir == 'gs://b/~x'
+
+
+# 61, 62: what changes nothing that is computed may change when a run is resumed
+@pytest.mark.parametrize(
+  'flag',
+  ['data.on_bad_image=skip', 'data.root=/elsewhere', 'data.threads=3', 'data.prefetch=9', 'data.cache=False'],
+)
+def test_a_run_is_resumed_whatever_does_not_change_what_it_computes(flag):
+  old = workdir.as_dict(parse().config)
+  assert config_lib.differences(old, workdir.as_dict(parse(f'--config.finetune.{flag}').config)) == []
+  changed = workdir.as_dict(parse('--config.finetune.data.split=valid').config)
+  assert config_lib.differences(old, changed) == ['finetune.data.split: train → valid']
+
+
+# 26, 50: a workdir of another config; one that orbax can't read
+def test_a_refused_workdir_says_the_way_and_patterns_are_no_names(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage())
+  workdir.begin(workdir.epath.Path(tmp_path / 'run'), FrozenConfigDict(config))
+  (tmp_path / 'run' / 'finetune').mkdir()
+  (tmp_path / 'run' / 'finetune' / 'result.json').write_text('{}')
+  config.seed = 7
+  with pytest.raises(UserError, match=rf'another --workdir, where --config.init={tmp_path}/run begins'):
+    workdir.open_run(str(tmp_path / 'run'), FrozenConfigDict(config))
+  for name in ('a[1]', 'a]', 'x*', 'what?'):
+    with pytest.raises(UserError, match=r'--workdir is .*; expected a name without'):
+      workdir.open_run(str(tmp_path / name), FrozenConfigDict(config))
+
+
+# 10, 72: Ctrl-C and a closed terminal are heard like SIGTERM
+@pytest.mark.parametrize('signum', preemption.SIGNALS)
+def test_every_way_to_be_told_to_stop_stops_at_the_next_place(signum, monkeypatch):
+  monkeypatch.setattr(preemption, '_notice', preemption._Notice())
+  before = {s: signal.getsignal(s) for s in preemption.SIGNALS}
+  try:
+    for s in preemption.SIGNALS:
+      signal.signal(s, signal.SIG_DFL)
+    preemption.note()
+    preemption.look()
+    os.kill(os.getpid(), signum)
+    with pytest.raises(Preempted):
+      preemption.look()
+    if signum == signal.SIGINT:
+      with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signum)
+  finally:
+    for s, handler in before.items():
+      signal.signal(s, handler)
+
+
+# 11, 63: any encoding of the terminal and of names
+@pytest.mark.parametrize('encoding', ['ascii', 'latin-1', 'cp437', 'utf-8'])
+@pytest.mark.parametrize(
+  'arguments', [['--help'], ['compare', '--help'], ['train', '--config', 'quickstart', '--help'], ['nope']]
+)
+def test_what_the_output_can_not_spell_is_no_error(encoding, arguments):
+  done = subprocess.run(
+    [sys.executable, '-m', 'mimic_jax', *arguments], capture_output=True, cwd=ROOT, env={**os.environ, 'PYTHONIOENCODING': encoding}
+  )  # fmt: skip
+  assert b'Traceback' not in done.stderr
+  assert done.returncode == (2 if arguments == ['nope'] else 0)
+
+
+def test_data_with_letters_that_the_locale_lacks_are_read_and_such_a_run_folder_is_refused(tmp_path):
+  for k in range(6):
+    picture(tmp_path / 'über grün' / 'train' / f'c{k % 2}' / f'{k}.png', (16, 16))
+  flags = [
+    '--config=finetune_folder:small',
+    f'--config.data.root={tmp_path}/über grün',
+    '--config.finetune.steps=1',
+  ]
+  flags += [f'--config.model.{f}' for f in ('image_size=16', 'patch_size=8', 'dim=16', 'heads=2', 'depth=1')]
+  flags += [
+    '--config.finetune.batch_images=2',
+    '--config.finetune.eval.splits=',
+    '--config.log.tensorboard=False',
+  ]
+  env = {
+    **os.environ,
+    'LC_ALL': 'C',
+    'PYTHONUTF8': '0',
+    'HOME': '/nonexistent',
+    'PYTHONPATH': str(ROOT),
+    'XLA_FLAGS': '',
+  }
+  command = [sys.executable, '-m', 'mimic_jax.main', *flags]
+  for name, code in (('run', 0), ('läuft', 2)):
+    done = subprocess.run(
+      [*command, f'--workdir={tmp_path}/{name}'], capture_output=True, cwd=tmp_path, env=env
+    )
+    assert done.returncode == code, done.stderr.decode(errors='replace')[-2000:]
+  assert b'Traceback' not in done.stderr
+  assert b'expected one of UTF-8, such as LC_ALL=C.UTF-8' in done.stderr
+  assert (tmp_path / 'run' / 'report.html').exists()
+
+
+# 13: pixels of a resample are exact on every accelerator
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_resampling_asks_for_the_highest_precision(interpolation):
+  a = {'interpolation': interpolation, 'mean': (0.5,) * 3, 'std': (0.5,) * 3}
+  pictures = jax.ShapeDtypeStruct((8, 20, 20, 3), jnp.uint8)
+  views = jax.jit(lambda x: augment.training_views(jax.random.key(0), x, views=2, size=16, scale=(0.2, 1), ratio=(1, 1), flip=0.5, **a))  # fmt: skip
+  whole = jax.jit(lambda x: augment.evaluation_view(x, 16, interpolation, a['mean'], a['std']))
+  for program in (views, whole):
+    products = [line for line in program.lower(pictures).as_text().splitlines() if 'dot_general' in line]
+    assert products
+    assert all('HIGHEST' in line for line in products)
+
+
+# 14, 22: splits by any case; the way where one is missing
+def test_splits_are_found_whatever_their_case_and_a_missing_one_has_a_way(tmp_path):
+  for split in ('Train', 'Validation', 'TEST'):
+    for name in ('cat', 'dog'):
+      picture(tmp_path / split / name / 'a.png')
+  for split, where in (('train', 'Train'), ('valid', 'Validation'), ('test', 'TEST')):
+    s = folder.build(str(tmp_path), split, {})
+    assert (s.class_names, s.id(0)) == (('cat', 'dog'), f'{where}/cat/a.png')
+  os.rename(tmp_path / 'Validation', tmp_path / 'other')
+  with pytest.raises(
+    UserError, match=r"no split 'valid' .*--config.STAGE.eval.splits=(test|train) measures on that one"
+  ):
+    folder.build(str(tmp_path), 'valid', {})
+
+
+# 16: names that are no UTF-8; 71: one name spelled in two ways
+def test_class_names_are_utf8_and_compared_composed(tmp_path):
+  for split, form in (('train', 'NFC'), ('valid', 'NFD')):
+    for name in ('Ärger', 'joie é', 'x'):
+      picture(tmp_path / split / unicodedata.normalize(form, name) / 'a.png')
+  train, valid = (folder.build(str(tmp_path), split, {}) for split in ('train', 'valid'))
+  assert train.class_names == valid.class_names
+  assert [valid.label(i) for i in range(3)] == [0, 1, 2] or sorted(valid.label(i) for i in range(3)) == [
+    0,
+    1,
+    2,
+  ]
+  assert valid[0]['image'].shape == (7, 9, 3)
+  assert classes.match([unicodedata.normalize('NFD', 'é')], ['é']) == [0]
+  for raw in (b'\xff', b'a\xe4', b'\x80\x81'):
+    picture(os.fsdecode(os.fsencode(tmp_path / 'odd' / 'fine') + raw + b'/a.png'))
+    picture(tmp_path / 'odd' / 'other' / 'a.png')
+    with pytest.raises(UserError, match='is not UTF-8; expected') as e:
+      folder.build(str(tmp_path / 'odd'), 'train', {})
+    str(e.value).encode()
+
+
+# 17: a picture lies as it is meant in every format
+@pytest.mark.parametrize('orientation', range(1, 9))
+@pytest.mark.parametrize('kind', ['TIFF', 'JPEG', 'PNG', 'WEBP'])
+def test_the_size_of_a_header_is_that_of_the_decoded_picture(orientation, kind, tmp_path):
+  pixels = np.random.default_rng(0).integers(0, 256, (60, 108, 3), np.uint8)
+  image = Image.fromarray(pixels)
+  exif = image.getexif()
+  exif[0x0112] = orientation
+  how = {'tiffinfo': {0x0112: orientation}} if kind == 'TIFF' else {'exif': exif.tobytes()}
+  image.save(tmp_path / 'a', kind, **how)
+  decoded = sources.decode_image(str(tmp_path / 'a'), 10**6)
+  with sources.open_image(str(tmp_path / 'a'), 10**6) as opened:
+    assert sources.upright_size(opened) == decoded.shape[:2]
+
+
+# 25, 52: nothing to tell apart
+@pytest.mark.parametrize(
+  'layout', ['one/a.png', 'images/a.png images/b.png labels/a.txt', 'x/y/z/a.png x/y/w/b.png']
+)
+def test_one_class_is_refused_with_its_name(layout, tmp_path):
+  for name in layout.split():
+    path = tmp_path / 'train' / name
+    picture(path) if name.endswith('.png') else (path.parent.mkdir(parents=True), path.write_text('0 1 2'))
+  found = folder.build(str(tmp_path), 'train', {})
+  stage = small.mimic_stage(**{'data.source': 'folder', 'data.root': str(tmp_path)})
+  with pytest.raises(
+    UserError, match=rf"has one, '{layout.split('/')[0]}'; expected two or more class folders"
+  ):
+    objectives.make(stage, small.model_section(), found.class_names, 'objective')
+
+
+# 51: run folders are no data; 53, 39: links are followed, loops are not; 56: endings that are no picture's are said
+def test_what_is_walked_through(tmp_path):
+  for name in ('cat/a.png', 'dog/b.jfif', 'dog/deep/c.png'):
+    picture(tmp_path / 'faces' / name)
+  for name in ('x', 'deeper/y'):
+    run = tmp_path / 'faces' / 'runs' / name
+    picture(run / 'finetune' / 'pictures' / 'mixed.png')
+    for file in ('config.json', 'record.json'):
+      (run / file).write_text('{}')
+  (tmp_path / 'elsewhere').mkdir()
+  os.rename(tmp_path / 'faces' / 'cat', tmp_path / 'elsewhere' / 'cat')
+  os.symlink(tmp_path / 'elsewhere' / 'cat', tmp_path / 'faces' / 'cat')
+  for odd in ('dog/movie.mp4', 'dog/Thumbs.db', 'dog/notes.txt', 'cat/raw.heic'):
+    (tmp_path / 'faces' / odd).write_bytes(b'x')
+  s = folder.build(str(tmp_path / 'faces'), 'train', {})
+  assert s.class_names == ('cat', 'dog')
+  assert [s.id(i) for i in range(len(s))] == ['cat/a.png', 'dog/b.jfif', 'dog/deep/c.png']
+  (said,) = s.record()['warnings']
+  assert 'not read' in said
+  assert '(.db, .heic, .mp4)' in said
+  for target in ('.', '..', 'deep'):
+    link = tmp_path / 'faces' / 'dog' / 'deep' / 'loop'
+    os.symlink(link if target == 'deep' else os.path.join(link.parent, target), link)
+    with pytest.raises(UserError, match=r"dog/deep/loop' (is a link back to|can't be followed)") as e:
+      folder.build(str(tmp_path / 'faces'), 'train', {})
+    assert len(str(e.value)) < 500
+    link.unlink()
+
+
+def test_rafdb_follows_links_as_folders_do(tmp_path):
+  for split in ('train', 'test'):
+    for k in range(1, 8):
+      picture(tmp_path / 'far' / split / str(k) / f'{split}_{k:05}_aligned.jpg')
+      (tmp_path / 'here' / split).mkdir(parents=True, exist_ok=True)
+      os.symlink(tmp_path / 'far' / split / str(k), tmp_path / 'here' / split / str(k))
+  s = data.build('rafdb', str(tmp_path / 'here'), 'train', {})
+  assert list(s.record()['class_counts'].values()) == [1] * 7
+
+
+# 23, 24: sets a folder or two below, and a test split by another name
+@pytest.mark.parametrize('inside', ['basic', 'RAF-DB/basic', 'DATASET', 'a/b'])
+def test_a_set_below_the_folder_that_was_given_is_named(inside, tmp_path):
+  for k in range(1, 8):
+    picture(tmp_path / inside / 'Image' / 'aligned' / f'train_{k:05}_aligned.jpg')
+  (tmp_path / inside / 'EmoLabel').mkdir(parents=True)
+  lines = [f'train_{k:05}.jpg {k}' for k in range(1, 8)]
+  (tmp_path / inside / 'EmoLabel' / 'list_patition_label.txt').write_text('\n'.join(lines))
+  (tmp_path / inside / 'FER2013Train').mkdir()
+  (tmp_path / inside / 'FER2013Train' / 'label.csv').write_text('')
+  for source in ('rafdb', 'ferplus'):
+    with pytest.raises(UserError, match=rf"did you mean '{tmp_path}/{inside}'\?"):
+      data.build(source, str(tmp_path), 'train', {})
+  assert len(data.build('rafdb', str(tmp_path / inside), 'train', {})) == 7
+
+
+@pytest.mark.parametrize('name', ['valid', 'val', 'validation'])
+def test_rafdbs_test_split_is_known_by_its_files_names(name, tmp_path):
+  for k in range(1, 8):
+    picture(tmp_path / 'train' / str(k) / f'train_{k:05}_aligned.jpg')
+    picture(tmp_path / name / str(k) / f'test_{k:05}_aligned.jpg')
+  record = data.build('rafdb', str(tmp_path), 'test', {}).record()
+  assert (record['count'], record['label_file']) == (7, name)
+  assert any('is read as the test split' in w for w in record['warnings'])
+  for k in range(1, 8):  # no test pictures: no test split
+    os.rename(
+      tmp_path / name / str(k) / f'test_{k:05}_aligned.jpg',
+      tmp_path / name / str(k) / f'train_9{k:04}_aligned.jpg',
+    )
+  with pytest.raises(UserError, match="no split 'test'"):
+    data.build('rafdb', str(tmp_path), 'test', {})
+
+
+# 20, 21: fields as they are typed
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (['finetune_ferplus:small', '--config.data.root=FERPLUS'], r'--config\.data\.general is empty'),
+    (['finetune_ferplus'], r'--config\.data\.root is empty'),
+    (['finetune_folder:small'], r'--config\.data\.root is empty'),
+    (['finetune_affectnet', '--config.finetune.data.classes=8', '--config.data.root=/nowhere'], r"--config\.finetune\.data\.root '/nowhere' is not a folder|--config\.data\.root"),
+  ],
+)  # fmt: skip
+def test_a_field_is_named_as_it_is_typed(flags, said, tmp_path):
+  picture(tmp_path / 'FER2013Train' / 'a.png', (48, 48))
+  (tmp_path / 'FER2013Train' / 'label.csv').write_text('a.png,"(0, 0, 48, 48)",10,0,0,0,0,0,0,0,0,0')
+  flags = [flag.replace('FERPLUS', str(tmp_path)) for flag in flags]
+  config = config_lib.parse(['main', '--config', *flags]).config
+  name = config_lib.stages(config)[0]
+  with pytest.raises(UserError, match=said):
+    stage_lib.Stage(config, name, workdir.epath.Path(tmp_path), sharding.make_mesh())
+
+
+# 30: so few pictures say little
+@pytest.mark.parametrize(('right', 'count'), [(0, 3), (3, 3), (0, 1), (5, 5), (0, 40)])
+def test_an_interval_without_a_spread_admits_what_is_not_known(right, count):
+  labels = np.arange(count) % 2
+  logits = np.eye(2)[labels if right else 1 - labels]
+  found = uncertainty.intervals(labels, logits, ('a', 'b'), samples=200)
+  for name in uncertainty.SCORES:
+    assert found[name]['high'] - found[name]['low'] > 0.05
+  want = uncertainty.wilson(count if right else 0, count)
+  assert (found['accuracy']['low'], found['accuracy']['high']) == pytest.approx(want)
+
+
+# 57: random numbers of another kind
+def test_random_numbers_of_another_kind_are_refused():
+  now = stage_lib.random_numbers()
+  stage_lib.check_same_random({'random': now})
+  stage_lib.check_same_random({})  # of an earlier version
+  with jax.default_prng_impl('rbg'), pytest.raises(UserError, match=f"'rbg'; expected '{now}'"):
+    stage_lib.check_same_random({'random': now})
+
+
+# 60: lists as they are published
+def test_a_list_may_repeat_lines_and_put_the_class_in_front(tmp_path):
+  for name in ('fer0001', 'fer0002', 'test_0003_aligned'):
+    picture(tmp_path / 'test' / 'a' / f'{name}.png')
+  s = folder.build(str(tmp_path), 'test', {})
+  (tmp_path / 'list.txt').write_text('1_fer0001.png\ntest_0003.jpg 4\ntest_0003.jpg 4\n7_fer0002.png\n')
+  part = selection.listed({'test': s}, str(tmp_path / 'list.txt'))['test']
+  assert len(part) == 3
+  assert part.record()['subset'] == {'list': 'list.txt', 'count': 3, 'of': 3, 'repeated_lines': 1}
+
+
+# 64: a platform that is not there
+@pytest.mark.parametrize('platform', ['cuda', 'rocm', 'tpu', 'nonsense'])
+def test_a_platform_that_is_not_there_is_one_line(platform):
+  env = {**os.environ, 'JAX_PLATFORMS': platform}
+  done = subprocess.run(
+    [sys.executable, '-c', 'from mimic_jax.runtime import sharding\nsharding.make_mesh()'], capture_output=True, text=True, env=env, cwd=ROOT
+  )  # fmt: skip
+  assert 'UserError: JAX finds no device' in done.stderr
+  assert platform in done.stderr.splitlines()[-1]
+
+
+# 66: a comma in the name of one source's folder
+def test_a_comma_splits_the_folders_of_several_sources_only():
+  assert data.first('rafdb', '/data/a,b') == '/data/a,b'
+  assert data.first('rafdb,folder', '/data/a,/data/b') == '/data/a'
