@@ -11,7 +11,7 @@ byte: as much disk again (147 GB), and the time to read all files once. TFDS's o
 
 where a flat folder will do, too; labels are not used. MAE's analysis also reports 400 and 800 epochs:
 --config.pretrain.epochs=400. Reaches, published by MAE with its own fine-tuning on ImageNet: ViT-B 83.6, ViT-L 85.9.
-Host memory: a batch of 4096 is 0.6 GB as uint8, and each of the 4 reader processes holds a few: 10 GB, with as much /dev/shm.
+Host memory: a batch of 4096 is 0.6 GB as uint8, and each of the 4 reader processes holds a few: 10 GB.
 Cost: 500,000 steps of 4096 pictures: for a TPU pod or several 8-GPU machines; not measured here.
 """
 

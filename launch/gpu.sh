@@ -4,7 +4,7 @@
 #   launch/gpu.sh [flags] -- python -m mimic_jax.main --config CONFIG --workdir FOLDER [...]
 #
 #   launch/gpu.sh --mount=/data -- python -m mimic_jax.main --config finetune_rafdb:vitb16 \
-#       --config.data.root=/data/rafdb --config.init=/data/mae_pretrain_vit_base.pth --workdir /runs/rafdb
+#       --config.data.root=/data/rafdb --config.init=/data/mae_pretrain_vit_base.safetensors --workdir /runs/rafdb
 #
 # Builds the image of launch/Dockerfile (quick when nothing changed) and runs the command in it as you; needs Docker and the
 # NVIDIA Container Toolkit. The folder of the run is mounted under its own name; relative paths are the checkout's.

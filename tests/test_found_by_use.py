@@ -3,12 +3,14 @@
 The numbers are those of the list in which they were reported.
 """
 
+import concurrent.futures
 import io
 import os
 import pathlib
 import signal
 import subprocess
 import sys
+import time
 import unicodedata
 import zlib
 
@@ -16,19 +18,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from ml_collections import FrozenConfigDict
 from PIL import Image
 
-from mimic_jax import augment, data, objectives, uncertainty
+from mimic_jax import augment, data, models, objectives, uncertainty, weights
 from mimic_jax import config as config_lib
 from mimic_jax.data import classes, selection
 from mimic_jax.data import source as sources
 from mimic_jax.data.sets import folder
+from mimic_jax.data.sets import tfds as tfds_set
 from mimic_jax.runtime import preemption, sharding
 from mimic_jax.runtime.errors import Preempted, UserError
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import workdir
 from tests import small
+from tests.data.test_pipeline import Numbers, evaluate, take, train
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -410,3 +415,75 @@ def test_a_platform_that_is_not_there_is_one_line(platform):
 def test_a_comma_splits_the_folders_of_several_sources_only():
   assert data.first('rafdb', '/data/a,b') == '/data/a,b'
   assert data.first('rafdb,folder', '/data/a,/data/b') == '/data/a'
+
+
+# 12: the epsilon that a file states
+def test_an_epsilon_that_a_file_states_must_be_the_models(tmp_path):
+  found = weights.Weights({'encoder/x': np.ones(3)}, 'file', 'kind', facts={'layer_norm_eps': 1e-12})
+  target = {'encoder/x': np.ones(3)}
+  with pytest.raises(
+    UserError, match=r'says layer_norm_eps 1e-12; .*--config.model.layer_norm_eps=1e-12 makes them so'
+  ):
+    weights.fit(found, target, lambda path: 'needed', 'config.init', layer_norm_eps=1e-6)
+  fitted, _ = weights.fit(found, target, lambda path: 'needed', 'config.init', layer_norm_eps=1e-12)
+  assert set(fitted) == set(target)
+  model = small.model_section(layer_norm_eps=1e-12)
+  encoder = models.encoder_config(model).create(nnx.Rngs(0))
+  assert encoder.norm.epsilon == encoder.blocks.norm1.epsilon == 1e-12
+
+
+# 7: a corrupt first record; 9: what is made once
+def test_labels_of_rows_that_were_not_read_ask_nothing_of_the_source():
+  class Corrupt(Numbers):
+    def label(self, i):
+      if i == 0:
+        raise sources.BadImage('/set', 'record 0 is corrupt')
+      return super().label(i)
+
+    def __getitem__(self, i):
+      if i == 0:
+        raise sources.BadImage('/set', 'record 0 is corrupt')
+      return super().__getitem__(i)
+
+  found = list(evaluate(Corrupt(5), 4, on_bad_image='skip'))
+  assert [b['mask'].tolist() for b in found] == [[False, True, True, True], [True, False, False, False]]
+  assert found[0]['label'][0] == -1
+  for batch in take(train(Corrupt(5), 2, on_bad_image='skip'), 5):
+    assert (batch['index'] > 0).all()
+
+
+def test_what_threads_ask_for_at_once_is_made_once():
+  class Slow:
+    made = 0
+
+    @tfds_set._once
+    def value(self):
+      time.sleep(0.05)
+      type(self).made += 1
+      return object()
+
+  slow = Slow()
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    assert len(set(map(id, pool.map(lambda _: slow.value, range(16))))) == 1
+  assert Slow.made == 1
+
+
+# 68: names with blanks
+def test_a_name_with_blanks_stands_in_quotes(tmp_path):
+  for name in ('a b', 'c, d', 'e'):
+    picture(tmp_path / 'test' / 'k' / f'{name}.png')
+  s = folder.build(str(tmp_path), 'test', {})
+  (tmp_path / 'list.txt').write_text('"a b.png" 3\n  "test/k/c, d.png"\n"e"\n# e\n')
+  assert len(selection.listed({'test': s}, str(tmp_path / 'list.txt'))['test']) == 3
+
+
+# 73: a checkout of another user
+def test_the_revision_is_read_of_a_checkout_whoever_owns_it(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    workdir.subprocess,
+    'run',
+    lambda args, **_: asked.append(args) or subprocess.CompletedProcess(args, 0, 'x', ''),
+  )
+  workdir.environment()
+  assert all('safe.directory=*' in args for args in asked)

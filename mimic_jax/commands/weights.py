@@ -47,7 +47,10 @@ def describe(found: weights.Weights) -> str:
     lines.append(('positions', f'{f["pos_embed"]}, {f["grid"]} × {f["grid"]}'))
   if f.get('layer_norm_eps', vit.EPSILON) != vit.EPSILON:
     lines.append(
-      ('LayerNorm', f'its config says epsilon {f["layer_norm_eps"]:g}; here it is {vit.EPSILON:g}')
+      (
+        'LayerNorm',
+        f'its config says epsilon {f["layer_norm_eps"]:g}: --config.model.layer_norm_eps={f["layer_norm_eps"]:g}',
+      )
     )
   augment = defaults.stage().augment
   if any(key in f and f[key] != tuple(augment[key]) for key in ('mean', 'std')):
@@ -105,6 +108,7 @@ def account_of(
     objective.initial,
     f'{field}.init',
     heads=objective.config.heads,
+    layer_norm_eps=objective.config.layer_norm_eps,
     class_names=names if objective.labelled else (),
   )
   lines = [
@@ -128,6 +132,7 @@ def _own_model(f: Mapping[str, Any]) -> ConfigDict:
   heads = f.get('heads') or models.largest_divisor(f['dim'], f['dim'] // 64)
   model.update({k: f[k] for k in ('dim', 'depth', 'patch_size', 'image_size')}, heads=heads)
   model.mlp_ratio = f['mlp_hidden'] / f['dim']
+  model.layer_norm_eps = f.get('layer_norm_eps', vit.EPSILON)
   return model
 
 
@@ -148,7 +153,7 @@ def _class_names(stage: Mapping[str, Any]) -> tuple[str, ...]:
     return ()
   d = stage['data']
   if not stage['init_head']:
-    return ('a class',)
+    return ('a class', 'another')
   return tuple(data.build(d['source'], d['root'], d['split'], {**d, 'cache': False}).class_names)
 
 

@@ -6,6 +6,7 @@ uint8: whole where all pictures have one size (they are cropped on the device), 
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import json
@@ -420,7 +421,9 @@ class _Reader:
 
   def _labels(self, index: np.ndarray) -> np.ndarray:
     """Returns int32 [b] or float32 [b, K]; −1 or 0 where nothing was read."""
-    shape = np.shape(self.source.label(0))
+    shape = ()
+    with contextlib.suppress(BadImage):  # where a label is in the picture's own record
+      shape = np.shape(self.source.label(int(max(index.max(initial=-1), 0))))
     labels = np.zeros((len(index), *shape), np.float32) if shape else np.full(len(index), -1, np.int32)
     for r, i in enumerate(index):
       if i >= 0:

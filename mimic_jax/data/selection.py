@@ -135,7 +135,7 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
 def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
   """Returns the pictures of one or more splits that a list file names.
 
-  A line's first word (words are separated by white space or commas) names a picture by its id, its file name or its file
+  A line's first word (words are separated by white space or commas; one with blanks stands in "quotes") names a picture by its id, its file name or its file
   name without ending, as '_aligned' may be missing, too; what stands behind it is not read. Empty lines and lines that
   begin with '#' are passed over; a picture named twice counts once, and such lines are counted in the record. Names that no split has are counted in the records: a list of the whole set also names
   what a label rule leaves out.
@@ -216,10 +216,10 @@ def _first_words(path: str) -> list[tuple[int, str]]:
       lines = f.read().splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: is not a readable list of pictures ({e})') from None
+  words = [(n, re.match(r'\s*(?:"([^"]*)"|([^\s,]*))', line)) for n, line in enumerate(lines, 1)]
   words = [
-    (n, re.split(r'[\s,]+', line.strip(), maxsplit=1)[0].strip('"')) for n, line in enumerate(lines, 1)
+    (n, word[1] or word[2]) for n, word in words if word[1] or (word[2] and not word[2].startswith('#'))
   ]
-  words = [(n, word) for n, word in words if word and not word.startswith('#')]
   if not words:
     raise UserError(f'{path}: names no picture; expected an id or a file name in each line')
   return words

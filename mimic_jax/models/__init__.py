@@ -33,7 +33,7 @@ CHOICES = {
   'model.dtype': DTYPES,
   'model.attention': vit.ATTENTIONS,
 }
-RANGES = {'model.image_size': (1, float('inf'))}
+RANGES = {'model.image_size': (1, float('inf')), 'model.layer_norm_eps': (1e-15, 1e-2)}
 
 
 def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderConfig:
@@ -80,6 +80,7 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
     remat=model['remat'],
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
+    layer_norm_eps=model['layer_norm_eps'],
   )
 
 

@@ -21,7 +21,7 @@ class Decoder(nnx.Module):
     table = vit.sincos_2d(D, config.grid, config.grid, config.pos_embed)
     self.pos_embed = nnx.Param(jnp.asarray(table[None]))
     self.blocks = vit.stacked_blocks(config, rngs)
-    self.norm = vit.layer_norm(D, config.dtype, rngs)
+    self.norm = vit.layer_norm(config, config.dtype, rngs)
     self.pred = vit.linear(D, p * p * 3, config.dtype, rngs)
 
   def __call__(self, tokens: jax.Array, restore: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ class Config(NamedTuple):
   dtype: str  # of the convolutions; parameters and statistics are float32
 
   heads = 0  # of attention: it has none
+  layer_norm_eps = 0.0  # nor a LayerNorm
 
   @property
   def dim(self) -> int:

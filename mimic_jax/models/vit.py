@@ -14,7 +14,7 @@ from flax import nnx
 
 from mimic_jax.runtime import sharding
 
-EPSILON = 1e-6  # of every LayerNorm
+EPSILON = 1e-6  # of every LayerNorm, as MAE and timm have it
 TOKEN_STD = 0.02  # of the class and mask tokens at the start
 
 # name: (patch side, width, blocks, heads). MAE's sizes; Ti is DeiT's.
@@ -44,6 +44,7 @@ class Config(NamedTuple):
   remat: bool = False
   attention: str = 'auto'
   drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
+  layer_norm_eps: float = EPSILON
 
   @property
   def grid(self) -> int:
@@ -117,10 +118,13 @@ def linear(in_features: int, out_features: int, dtype: str, rngs: nnx.Rngs) -> n
   return nnx.Linear(in_features, out_features, dtype=jnp.dtype(dtype), kernel_init=init, rngs=rngs)
 
 
-def layer_norm(dim: int, dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """Returns a LayerNorm over `dim`: statistics in float32, output in `dtype`."""
+def layer_norm(config: 'Config', dtype: str, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """Returns a LayerNorm over the width: statistics in float32, output in `dtype`."""
   # the fast variance, E[x²] − E[x]², cancels when the mean is large beside the spread.
-  return nnx.LayerNorm(dim, epsilon=EPSILON, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs)
+  epsilon = config.layer_norm_eps
+  return nnx.LayerNorm(
+    config.dim, epsilon=epsilon, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs
+  )
 
 
 def gather_tokens(x: jax.Array, ids: jax.Array) -> jax.Array:
@@ -173,9 +177,9 @@ class Block(nnx.Module):
   """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x))."""
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
-    self.norm1 = layer_norm(config.dim, config.dtype, rngs)
+    self.norm1 = layer_norm(config, config.dtype, rngs)
     self.attn = Attention(config, rngs)
-    self.norm2 = layer_norm(config.dim, config.dtype, rngs)
+    self.norm2 = layer_norm(config, config.dtype, rngs)
     self.mlp = Mlp(config, rngs)
 
   def __call__(self, x: jax.Array, path_scale: jax.Array | None = None) -> jax.Array:
@@ -249,7 +253,7 @@ class Encoder(nnx.Module):
     table = sincos_2d(D, config.grid, config.grid, config.pos_embed)
     self.pos_embed = nnx.Param(jnp.asarray(table[None]))
     self.blocks = stacked_blocks(config, rngs)
-    self.norm = layer_norm(D, config.dtype, rngs)
+    self.norm = layer_norm(config, config.dtype, rngs)
 
   def __call__(
     self,

@@ -58,7 +58,7 @@ class Model(nnx.Module):
     self.pool = pool
     # A ViT's global pooling has a norm of its own, the encoder's is for the class token (method.md §1); a ResNet's has none.
     normed = pool == 'gap' and isinstance(config, vit.Config)
-    self.fc_norm = vit.layer_norm(config.dim, 'float32', rngs) if normed else None
+    self.fc_norm = vit.layer_norm(config, 'float32', rngs) if normed else None
     self.projection = (
       heads.ProjectionHead(projection, config.dim, projection_dim, rngs=rngs) if projection else None
     )

@@ -132,9 +132,15 @@ class Stage:
       given, self._fitted = self._fitted, None
       if given is None and self.init:
         given = step_lib.fitted(self.program, self.init, f'config.{self.name}.init')
-    return step_lib.initial_state(self.program, self.init_key, given), given.account if given else {
-      'origin': 'scratch'
-    }
+    account = given.account if given else {'origin': 'scratch'}
+    for key, value in account.pop('pixels', {}).items():
+      own = tuple(self.stage['augment'][key])
+      if tuple(value) != own:
+        flag = f'--config.{self.name}.augment.{key}={tuple(value)}'.replace(' ', '')
+        account['notes'].append(
+          f'its config says {key} {tuple(value)}, here it is {own} ({flag} makes them so)'
+        )
+    return step_lib.initial_state(self.program, self.init_key, given), account
 
   def reading(self) -> dict[str, Any]:
     """Returns how pictures and labels were read, which whoever uses the weights must do alike."""

@@ -262,9 +262,11 @@ def fitted(program: Program, init: str, field: str) -> Fitted:
     objective.initial,
     field,
     heads=objective.config.heads,
+    layer_norm_eps=objective.config.layer_norm_eps,
     class_names=objective.class_names if objective.labelled else (),
   )
-  return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account})
+  stated = {k: read.facts[k] for k in ('mean', 'std') if k in read.facts}
+  return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account, 'pixels': stated})
 
 
 def initial_state(program: Program, key: jax.Array, given: Fitted | None = None) -> State:

@@ -126,7 +126,11 @@ def _git() -> dict[str, Any]:
   def run(*args: str) -> str | None:
     try:
       done = subprocess.run(
-        ('git', '-C', str(here), *args), capture_output=True, text=True, timeout=10, check=False
+        ('git', '-c', 'safe.directory=*', '-C', str(here), *args),
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
       )
     except (OSError, subprocess.TimeoutExpired):
       return None

@@ -6,6 +6,7 @@ translates names), `fit` lays it against a model and accounts for every tensor. 
 """
 
 import dataclasses
+import math
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -176,6 +177,7 @@ def fit(
   field: str,
   *,
   heads: int = 0,
+  layer_norm_eps: float = 0.0,
   class_names: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Fits read weights to a model: every tensor of either is loaded, resized, started anew or listed as unused.
@@ -186,6 +188,7 @@ def fit(
     rule: an objective's `initial`: path -> 'needed', 'if_whole' or 'fresh', alone or with the path in the weights.
     field: the config's field that names the weights, for errors.
     heads: of the model's attention; 0 = not compared. No tensor's shape shows it.
+    layer_norm_eps: of the model, likewise.
     class_names: of the model's classifier, where it has one.
 
   Returns:
@@ -204,6 +207,12 @@ def fit(
     'notes': list(weights.facts.get('ignored', ())),
   }
   _check_heads(weights, heads, where, account['notes'])
+  stated = weights.facts.get('layer_norm_eps', layer_norm_eps)
+  if layer_norm_eps and not math.isclose(stated, layer_norm_eps):
+    raise UserError(
+      f'{where} says layer_norm_eps {stated:g}; expected the {layer_norm_eps:g} of config.model '
+      f'(--config.model.layer_norm_eps={stated:g} makes them so)'
+    )
   columns = None
   if any(_taken_from(rule, n)[0] == 'needed' for n in target if n.startswith('classifier/')):
     columns = _columns(weights, class_names, where, account['notes'])
@@ -227,6 +236,11 @@ def fit(
     _check_finite(weights, source[name], array, where)
     same = array.shape == weights.tensors[source[name]].shape or not name.endswith('pos_embed')
     account['loaded' if same else 'resized'] += weights.spelled(source[name])
+  if columns is not None and any(name.startswith('fc_norm/') for name in account['fresh']):
+    account['notes'].append(
+      f'the classifier of {weights.origin} has no norm of its own before it, as one of the class token has not; here it reads a '
+      'mean behind a fresh norm (head.pool=cls reads the token)'
+    )
   used = {source[name] for name in fitted}
   account |= {k: list(dict.fromkeys(account[k])) for k in ('loaded', 'resized')}  # one may be taken twice
   left = [spelled for name in weights.tensors if name not in used for spelled in weights.spelled(name)]
@@ -263,7 +277,7 @@ def _candidate(
   if array.shape != shape:
     raise _Misfit(
       f'is of another architecture: {spelled} has shape {array.shape}; expected {shape} for our {ours} (the '
-      f'file is {facts_lib.architecture(weights.facts)}; config.model.preset and its sizes must say so)'
+      f'file is {facts_lib.architecture(weights.facts)}: {facts_lib.flags(weights.facts)})'
     )
   return array
 

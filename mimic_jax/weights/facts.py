@@ -162,6 +162,14 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
   return found
 
 
+def flags(found: Mapping[str, Any]) -> str:
+  """Returns the flags that make a model of the file's sizes, to be copied."""
+  sizes = {k: found[k] for k in ('image_size', 'patch_size', 'dim', 'depth', 'heads') if found.get(k)}
+  if preset := found.get('preset'):
+    sizes = {'preset': preset} | {k: v for k, v in sizes.items() if k == 'image_size'}
+  return ' '.join(f'--config.model.{k}={v}' for k, v in sizes.items()) or 'config.model must say so'
+
+
 def architecture(found: Mapping[str, Any]) -> str:
   """Returns the architecture in words: 'vit_l16: dim 1024, depth 24, …'."""
   parts = [f'{k} {found[k]}' for k in ('dim', 'depth', 'heads', 'patch_size', 'image_size') if found.get(k)]

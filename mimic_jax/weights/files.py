@@ -26,7 +26,15 @@ from mimic_jax.runtime.errors import READ_ERRORS, UserError
 # where a state dict stands in a PyTorch file, in the order looked for; else the file itself may be one
 STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net')
 # of a moving average of the weights (DeiT's and MAE's forks write it beside 'model'); taken where it is the only state
-EMA_KEYS = ('model_ema', 'ema')
+# What may stand beside tensors: the arguments of a training, and NumPy's numbers.
+HARMLESS = [
+  argparse.Namespace,
+  (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
+  np._core.multiarray.scalar,
+  np.dtype,
+  *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
+]
+EMA_KEYS = ('model_ema', 'ema', 'teacher')  # DINO's teacher is its student's moving average
 PYTORCH_ZIP, PYTORCH_PICKLE, SAFETENSORS = 'PyTorch', 'PyTorch before 1.6', 'safetensors'
 MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILES = ('config.json', 'preprocessor_config.json')
@@ -36,11 +44,7 @@ MISTAKEN = {
   b'<': 'a web page or XML (the download was of the page, not of the file)',
 }
 # what people know as something else
-CALLED = {
-  f'numpy.{core}.multiarray.{what}': f' (a NumPy {called})'
-  for core in ('core', '_core')
-  for what, called in (('_reconstruct', 'array'), ('scalar', 'number'))
-}
+CALLED = {f'numpy.{core}.multiarray._reconstruct': ' (a NumPy array)' for core in ('core', '_core')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,7 +258,7 @@ def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
       with zipfile.ZipFile(local) as z:
         if not any(n.endswith('data.pkl') for n in z.namelist()):
           raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
       warnings.simplefilter('ignore')
       # mapped, so that an optimiser's state, twice as large as the model, is never read
       loaded = torch.load(local, map_location='cpu', weights_only=True, mmap=container == PYTORCH_ZIP)
@@ -327,6 +331,8 @@ def _place(path: epath.Path, loaded: Mapping[str, Any], torch: Any, field: str) 
   states = [k for k, v in loaded.items() if is_state(v)]
   if (place := next((k for k in STATE_KEYS if k in states), None)) is not None:
     return place
+  if {'student', 'teacher'} <= set(states):  # DINO
+    return 'teacher'
   if any(k in states for k in EMA_KEYS):
     if len(states) > 1:
       names = ', '.join(f"'{k}'" for k in states)

@@ -664,12 +664,29 @@ def test_a_class_that_is_not_namespace_is_refused_by_name(tmp_path):
     tmp_path / 'w', r"holds more than weights, 'datetime.timedelta', which was not run or made"
   )
   assert "torch.save(torch.load('FILE', weights_only=False)['model'], 'NEW')" in message
-  for best, called in (
-    (np.zeros(3), r'_reconstruct. \(a NumPy array'),
-    (np.float64(1), r'scalar. \(a NumPy number'),
-  ):
-    torch.save({'model': {'cls_token': torch.zeros(1, 1, 4)}, 'best': best}, tmp_path / 'w')
-    refused(tmp_path / 'w', rf"'numpy\.\w+\.multiarray\.{called}\), which was not run")
+  torch.save({'model': {'cls_token': torch.zeros(1, 1, 4)}, 'best': np.zeros(3)}, tmp_path / 'w')
+  refused(tmp_path / 'w', r"'numpy\.\w+\.multiarray\._reconstruct. \(a NumPy array\), which was not run")
+
+
+@pytest.mark.parametrize('number', [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
+def test_numpys_numbers_may_stand_beside_the_weights(rng, tmp_path, number):
+  torch = pytest.importorskip('torch')
+  model = {k: torch.from_numpy(v) for k, v in timm_encoder(rng).items()}
+  torch.save({'model': model, 'best': number, 'metrics': {'acc': [number]}}, tmp_path / 'w')
+  assert 'encoder/cls_token' in weights.read(str(tmp_path / 'w'), 'config.init').tensors
+
+
+def test_dinos_teacher_is_read_of_student_and_teacher(rng, tmp_path):
+  torch = pytest.importorskip('torch')
+  student, teacher = (
+    {f'backbone.{k}': torch.from_numpy(v) for k, v in timm_encoder(rng).items()} for _ in range(2)
+  )
+  torch.save(
+    {'student': {f'module.{k}': v for k, v in student.items()}, 'teacher': teacher, 'epoch': 3},
+    tmp_path / 'w',
+  )
+  found = weights.read(str(tmp_path / 'w'), 'config.init')
+  np.testing.assert_array_equal(found.tensors['encoder/cls_token'], teacher['backbone.cls_token'].numpy())
 
 
 @pytest.mark.parametrize('key', ['model_ema', 'ema'])
@@ -1079,7 +1096,7 @@ def test_a_head_is_taken_only_when_asked_for_and_must_fit(rng, tmp_path):
   np.testing.assert_array_equal(
     arrays['classifier/fc/kernel'], state['head.weight'].T
   )  # no names known: by place
-  assert account['notes'] == [
+  assert account['notes'][:-1] == [
     f'{tmp_path / "w"} has no class names: its classifier is taken by place, column 0 = surprise, column 1 = fear, '
     'column 2 = disgust'
   ]
@@ -1098,7 +1115,8 @@ def test_the_note_of_many_columns_is_short_and_inspect_has_it_without_names(rng,
   state = {**timm_encoder(rng), **pair(rng, 'head', 12, DIM)}
   path = save_safetensors(tmp_path / 'w', state)
   names = tuple(f'c{i}' for i in range(12))
-  (note,) = fit(path, mimic_objective(names=names, init_head=True))[1]['notes']
+  note, other = fit(path, mimic_objective(names=names, init_head=True))[1]['notes']
+  assert 'here it reads a mean behind a fresh norm (head.pool=cls reads the token)' in other
   assert note.endswith('column 0 = c0, ' + ', '.join(f'column {i} = c{i}' for i in range(1, 8)) + ', …')
   command.main(['inspect', path])
   told = ' '.join(capsys.readouterr().out.split())
@@ -1113,7 +1131,8 @@ def test_a_class_that_the_weights_lack_is_named(rng, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps({'id2label': labels}))
   named = mimic_objective(names=('disgust', 'happiness', 'fear'), init_head=True)
   arrays, account = fit(str(tmp_path), named)
-  assert account['notes'] == []
+  (note,) = account['notes']
+  assert 'a fresh norm' in note
   read = weights.read(str(tmp_path), 'x')
   np.testing.assert_array_equal(arrays['classifier/fc/bias'], read.tensors['classifier/fc/bias'][[2, 0, 1]])
   refused(tmp_path, r"has no class 'surprise' among Happy, fear, disgust", mimic_objective(init_head=True))
@@ -1207,7 +1226,7 @@ def test_inspect_says_where_layernorm_and_pixels_differ_from_ours(rng, tmp_path,
   )
   command.main(['inspect', str(tmp_path)])
   told = ' '.join(capsys.readouterr().out.split())
-  assert 'LayerNorm its config says epsilon 1e-12; here it is 1e-06' in told
+  assert 'LayerNorm its config says epsilon 1e-12: --config.model.layer_norm_eps=1e-12' in told
   assert 'mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5); set augment.mean and augment.std so' in told
 
 

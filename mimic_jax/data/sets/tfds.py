@@ -10,6 +10,7 @@ record when it is asked for.
 import functools
 import hashlib
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,16 @@ from mimic_jax.runtime.errors import UserError
 READS = ('classes', 'name')  # of options.OF_SOME
 
 _UNREAD = -2  # a label that was not read yet
+
+
+class _once(functools.cached_property):  # noqa: N801
+  """A cached property that is made once, whichever threads ask for it first; Python 3.12's has no lock."""
+
+  _lock = threading.RLock()
+
+  def __get__(self, instance: Any, owner: Any = None) -> Any:
+    with self._lock:
+      return super().__get__(instance, owner)
 
 
 class Tfds:
@@ -71,18 +82,18 @@ class Tfds:
   def __len__(self) -> int:
     return int(self._ends[-1])
 
-  @functools.cached_property
+  @_once
   def _records(self) -> Sequence[bytes]:
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     return sets.builder_of(self._folder).as_data_source(self._split, deserialize_method=raw)
 
-  @functools.cached_property
+  @_once
   def _index(self) -> Index:
     return _joined(
       [(prepared.read_index(prepared.index_path(self._folder, p.split)), p) for p in self._parts]
     )
 
-  @functools.cached_property
+  @_once
   def _labels_read(self) -> np.ndarray:
     return np.full(len(self), _UNREAD, np.int32)
 
