@@ -7,7 +7,6 @@ import concurrent.futures
 import io
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import pytest
 from flax import nnx
 from ml_collections import FrozenConfigDict
 from PIL import Image
+from safetensors.numpy import save_file
 
 from mimic_jax import augment, data, models, objectives, uncertainty, weights
 from mimic_jax import config as config_lib
@@ -29,7 +29,7 @@ from mimic_jax.data import source as sources
 from mimic_jax.data.sets import folder
 from mimic_jax.data.sets import tfds as tfds_set
 from mimic_jax.runtime import preemption, sharding
-from mimic_jax.runtime.errors import Preempted, UserError
+from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import workdir
 from tests import small
@@ -129,24 +129,31 @@ def test_a_refused_workdir_says_the_way_and_patterns_are_no_names(tmp_path):
 
 
 # 10, 72: Ctrl-C and a closed terminal are heard like SIGTERM
-@pytest.mark.parametrize('signum', preemption.SIGNALS)
-def test_every_way_to_be_told_to_stop_stops_at_the_next_place(signum, monkeypatch):
-  monkeypatch.setattr(preemption, '_notice', preemption._Notice())
-  before = {s: signal.getsignal(s) for s in preemption.SIGNALS}
+@pytest.mark.parametrize('name', [s.name for s in preemption.SIGNALS])
+def test_every_way_to_be_told_to_stop_stops_at_the_next_place(name):
+  code = f"""
+import os, signal
+from mimic_jax.runtime import preemption
+for s in preemption.SIGNALS:
+  signal.signal(s, signal.default_int_handler if s == signal.SIGINT else signal.SIG_DFL)
+preemption.note()
+preemption.look()
+os.kill(os.getpid(), signal.{name})
+try:
+  preemption.look()
+except preemption.Preempted:
+  print('heard')
+if '{name}' == 'SIGINT':
   try:
-    for s in preemption.SIGNALS:
-      signal.signal(s, signal.SIG_DFL)
-    preemption.note()
+    os.kill(os.getpid(), signal.SIGINT)
     preemption.look()
-    os.kill(os.getpid(), signum)
-    with pytest.raises(Preempted):
-      preemption.look()
-    if signum == signal.SIGINT:
-      with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signum)
-  finally:
-    for s, handler in before.items():
-      signal.signal(s, handler)
+  except KeyboardInterrupt:
+    print('at once')
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+  assert done.stdout.split('\n')[:-1] == (['heard', 'at once'] if name == 'SIGINT' else ['heard']), (
+    done.stderr
+  )
 
 
 # 11, 63: any encoding of the terminal and of names
@@ -487,3 +494,67 @@ def test_the_revision_is_read_of_a_checkout_whoever_owns_it(monkeypatch):
   )
   workdir.environment()
   assert all('safe.directory=*' in args for args in asked)
+
+
+# 70: pictures of AffectNet by another ending, deeper, or in class folders
+@pytest.mark.parametrize(
+  'how', ['{k}.png', '{k}.JPG', 'deeper/{k}.jpg', '{label}/{k}.jpeg', '{label}/more/{k}.webp']
+)
+def test_affectnets_pictures_are_found_by_their_number(how, tmp_path):
+  base = tmp_path / 'train_set'
+  (base / 'annotations').mkdir(parents=True)
+  for k in range(9):
+    np.save(base / 'annotations' / f'{k}_exp.npy', str(k % 7))
+    picture(base / 'images' / how.format(k=k, label=k % 7), (16, 16))
+  s = data.build('affectnet', str(tmp_path), 'train', {})
+  assert sorted(s.label(i) for i in range(len(s))) == sorted(k % 7 for k in range(9))
+  assert all(s[i]['image'].shape == (16, 16, 3) for i in range(9))
+  assert not any('not read' in w for w in s.record()['warnings'])
+
+
+# 69: a table that pandas wrote again
+@pytest.mark.parametrize('extra', [('', '7'), ('Unnamed: 0', '12'), ('more', 'x')])
+def test_a_table_with_a_column_more_is_read(extra, tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  header = (
+    'subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal'
+  )
+  rows = [f'{extra[0]},{header}']
+  for k in range(7):
+    rows.append(f'{extra[1]},1/{k}.png,0,0,9,7,,{k},0.5,-0.5')
+    picture(tmp_path / 'Manually_Annotated_Images' / '1' / f'{k}.png')
+  (tmp_path / 'training.csv').write_text('\n'.join(rows))
+  s = data.build('affectnet', str(tmp_path), 'train', {})
+  assert [s.label(i) for i in range(7)] == list(range(7))
+
+
+# 27, 28, 74: what a weight file is, said first
+@pytest.mark.parametrize(
+  ('name', 'who'),
+  [
+    ('visual.transformer.resblocks.0.ln_1.weight', 'CLIP'),
+    ('vision_model.encoder.layers.0.layer_norm1.weight', 'CLIP or SigLIP'),
+    ('backbone.layers.0.ln1.weight', 'mmpretrain'),
+    ('layers.0.blocks.0.attn.qkv.weight', 'Swin'),
+    ('stages.0.1.dwconv.weight', 'ConvNeXt'),
+  ],
+)
+def test_an_encoder_of_another_kind_is_refused_by_its_name(name, who, tmp_path):
+  save_file({name: np.zeros((4, 4), np.float32)}, tmp_path / 'w.safetensors')
+  with pytest.raises(UserError, match=f'as {who}.* has it; expected the names of a ViT'):
+    weights.read(str(tmp_path / 'w.safetensors'), 'config.init')
+
+
+@pytest.mark.parametrize(
+  ('facts', 'flags'),
+  [
+    ({'preset': 'vit_l16', 'dim': 1024, 'depth': 24, 'image_size': 224}, '--config.model.preset=vit_l16 --config.model.image_size=224'),
+    ({'dim': 48, 'depth': 3, 'patch_size': 4, 'image_size': 32}, '--config.model.image_size=32 --config.model.patch_size=4 --config.model.dim=48 --config.model.depth=3'),
+  ],
+)  # fmt: skip
+def test_weights_of_other_sizes_say_what_they_are_and_which_flags_fit(facts, flags):
+  found = weights.Weights({'encoder/x': np.ones(3)}, 'file', 'kind', facts=facts)
+  with pytest.raises(
+    UserError, match=rf'^config.init: file is of another architecture, .*dim {facts["dim"]}.*\({flags} makes'
+  ):
+    weights.fit(found, {'encoder/x': np.ones(4)}, lambda path: 'needed', 'config.init')

@@ -20,4 +20,9 @@ def main(argv: Sequence[str]) -> None:
     with distributed.watching_peers():
       run.run(command)
 
-  cli.run(start, argv, 'interrupted; the same command goes on from the last checkpoint, where there is one', distributed.end)
+  cli.run(
+    start,
+    argv,
+    'interrupted; the same command goes on from the last checkpoint, where there is one',
+    distributed.end,
+  )

@@ -373,8 +373,12 @@ class _Reader:
     """
     n, tried = len(self.source), {}
     place = index if place is None else place
-    for k in range(0 if index < 0 else n if self.replace else 1):
-      i = (index + k) % n
+    others = (
+      self.source.group(index) if self.group > 1 else range(n)
+    )  # those that may stand in for it, in a ring
+    first = int(np.searchsorted(others, index)) if self.group > 1 else index
+    for k in range(0 if index < 0 else len(others) if self.replace else 1):
+      i = int(others[(first + k) % len(others)])
       if i in self.bad:
         tried[i] = self.bad[i]
         continue

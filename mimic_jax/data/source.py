@@ -319,6 +319,8 @@ class Cached:
     self._bad: dict[int, BadImage] = {}
     self._absent: set[int] = set()
     self.targets = targets_of(source)
+    if hasattr(source, 'group'):
+      self.group = source.group
     n = len(source)
     self._lazy = source.image_shape is None and hasattr(source, 'file_bytes')
     if source.image_shape is None:

@@ -86,12 +86,13 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
 
 def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> resnet.Config:
   for name, value in {
-    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads')},
+    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat')},
     'drop_path': drop_path,
   }.items():
     if value:
       field = name if name == 'drop_path' else f'model.{name}'
-      raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected 0')
+      expected = 'False' if value is True else '0'
+      raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected {expected}')
   size = model['image_size']
   if size < 32:
     raise errors.UserError(f'model.image_size is {size}; expected at least 32 for a {preset}')

@@ -28,7 +28,7 @@ def find(name: str, field: str = 'objective') -> type[Objective]:
     return importlib.import_module(f'{__name__}.{one_of(field, name, names())}').Objective
   try:
     return importlib.import_module(name).Objective
-  except (ImportError, AttributeError) as e:
+  except (ImportError, AttributeError, TypeError, ValueError) as e:
     raise UserError(f"{field} is '{name}': {e}; expected a module with a class Objective") from e
 
 
@@ -63,9 +63,10 @@ def make(
       f"objective '{name}' tells classes apart, and {stage['data']['source']} in '{stage['data']['root']}' has one, "
       f"'{class_names[0]}'; expected two or more class folders"
     )
-  if why_unlabelled and not class_names and kind.labelled:
+  if kind.labelled and not class_names:
     raise UserError(
-      f"{field} is '{name}', which needs labels, but data.source is '{stage['data']['source']}' and {why_unlabelled}; "
-      'expected the same classes in each'
+      f"{field} is '{name}', which needs labels, but data.source is '{stage['data']['source']}' and "
+      f'{why_unlabelled or stage["data"]["source"] + " of this stage has none"}; '
+      f'expected {"the same classes in each" if why_unlabelled else "one with classes"}'
     )
   return kind(stage, model, class_names)

@@ -1,6 +1,6 @@
 """The contract of an objective: what can be learned, as the loop, the evaluation and the report see it.
 
-An ordinary objective fills in `init`, `augment`, `loss` and `evaluate`; the rest has defaults. `augment`, `loss` and
+An ordinary objective fills in its section (`defaults`, `__init__`), `init`, `augment`, `loss` and `evaluate`; the rest has defaults. `augment`, `loss` and
 `evaluate` are traced inside jax.jit over global, sharded arrays. An objective sees no optimiser, no mesh and no file system.
 """
 

@@ -161,7 +161,7 @@ def _recompute(stage: stage_lib.Stage, state: step_lib.State, batch: dict[str, j
   if bad_gradient or bad_figures or not left_fine:
     say('not all is finite: looking for the operation that made it so')
     # The optimiser is left out where it isn't to blame: most of the operations are its.
-    guilty = bad_gradient or set(bad_figures) - {'grad_norm'}
+    guilty = bad_gradient or [k for k in bad_figures if not k.startswith('grad_norm')]
     results = _loss_and_gradients if guilty else _whole_step
     origins = nonfinite.find(
       functools.partial(results, program), {'state': before, 'batch': batch, 'key': key}
@@ -226,7 +226,9 @@ def _print(
   """Prints the tables; returns what is wrong in a few words, '' for nothing."""
   since = f'checkpoint {start}' if start else 'the beginning'
   print(f'stage {stage.name}, step {number} of {stage.program.total_steps}, from {since}')
-  gated = not (np.isfinite(found.figures['loss']) and np.isfinite(found.figures['grad_norm']))
+  gated = not all(
+    np.isfinite(v) for k, v in found.figures.items() if k == 'loss' or k.startswith('grad_norm')
+  )
   sections = {
     'batch': _batch_table(found.batch),
     'figures': _figures_table(found.figures, logged),

@@ -1,6 +1,7 @@
 """Exact evaluation: every example once, whatever the batch size and however many devices."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -185,7 +186,9 @@ def measure(
   order = np.argsort(outputs['index'], kind='stable')
   outputs = {k: v[order] for k, v in outputs.items()}
   index = outputs.pop('index')
-  figures: dict[str, Any] = {name: float(total / max(count, 1)) for name, (total, count) in sums.items()}
+  figures: dict[str, Any] = {
+    name: float(total / count) if count else math.nan for name, (total, count) in sums.items()
+  }
   figures['count'] = len(index)
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)

@@ -166,9 +166,9 @@ def _stop_if_bad(run: stage_lib.Stage, measured: dict[str, jax.Array], step: int
   """Raises UserError, in every process, when more steps than allowed had a loss or gradient that is not finite."""
   bad = int(measured['bad_steps'])
   if bad > run.stage['max_bad_steps']:
+    norms = ', '.join(f'{float(v):g}' for k, v in measured.items() if k.startswith('grad_norm'))
     raise AgreedError(
-      f'stage {run.name}, step {step}: loss {float(measured["loss"]):g}, gradient norm '
-      f'{float(measured["grad_norm"]):g}; expected finite numbers ({bad} such steps, config.{run.name}.max_bad_steps is '
+      f'stage {run.name}, step {step}: loss {float(measured["loss"]):g}, gradient norm {norms}; expected finite numbers ({bad} such steps, config.{run.name}.max_bad_steps is '
       f'{run.stage["max_bad_steps"]}). The weights were left as before and are saved; the same command with a higher '
       'max_bad_steps goes on, a new run with a lower optim.lr, a clip_norm or model.dtype=float32 may do better; '
       f'--debug_step={run.name}:{step} shows where it came from'

@@ -112,11 +112,11 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
   if layout is None:
     some = ', '.join(f"'{n}'" for n in list(contents.tensors)[:4]) or 'no tensors'
     raise UserError(
-      f'{where} has {some}; expected the names of a ViT as MAE, timm, DeiT, MoCo v3, LocalMIM or Hugging Face write them, or of a ResNet'
+      f'{where} has {some}{layouts.whose(contents.tensors)}; expected the names of a ViT as MAE, timm, DeiT, MoCo v3, LocalMIM or Hugging Face write them, or of a ResNet'
     )
   if odd := layouts.foreign(contents.tensors, layout):
     raise UserError(
-      f"{where} is of another architecture: it has '{odd}'; expected a plain ViT, whose blocks are norm1, attn (qkv, proj), "
+      f"{where} is of another architecture: it has '{odd}'{layouts.whose(contents.tensors)}; expected a plain ViT, whose blocks are norm1, attn (qkv, proj), "
       'norm2, mlp (fc1, fc2), with a class token and no other'
     )
   _check_patches(contents.tensors, layout, where)
@@ -243,6 +243,12 @@ def fit(
     )
   used = {source[name] for name in fitted}
   account |= {k: list(dict.fromkeys(account[k])) for k in ('loaded', 'resized')}  # one may be taken twice
+  deeper = [n for n in weights.tensors if n not in used and re.match(r'encoder/layer\d+/', n)]
+  if deeper and any(re.match(r'encoder/layer\d+/', n) for n in used):
+    raise UserError(
+      f"{where} is of another architecture: it has '{weights.spelled(deeper[0])[0]}', a block that the model has not; expected "
+      'the blocks of config.model.preset'
+    )
   left = [spelled for name in weights.tensors if name not in used for spelled in weights.spelled(name)]
   account['unused'] = sorted({*account['unused'], *left})
   return fitted, account
@@ -276,8 +282,8 @@ def _candidate(
     return np.asarray(vit.resize_pos_embed(array, (side, side)), np.float32)
   if array.shape != shape:
     raise _Misfit(
-      f'is of another architecture: {spelled} has shape {array.shape}; expected {shape} for our {ours} (the '
-      f'file is {facts_lib.architecture(weights.facts)}: {facts_lib.flags(weights.facts)})'
+      f'is of another architecture, {facts_lib.architecture(weights.facts)}: {spelled} has shape {array.shape}; expected '
+      f'{shape} for our {ours} ({facts_lib.flags(weights.facts)} makes a model of its sizes)'
     )
   return array
 

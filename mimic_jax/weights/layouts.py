@@ -229,10 +229,34 @@ def _resnet(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bo
   return Layout('ResNet (torchvision, timm)', names, (), prefix)
 
 
+# Parts of tensors' names -> whose they are, of encoders that are not read.
+OTHERS = {
+  'visual.transformer.resblocks': 'CLIP',
+  'vision_model.encoder.layers': 'CLIP or SigLIP as Hugging Face writes it',
+  '.ls1.gamma': 'DINOv2',
+  'layer_scale1.lambda1': 'DINOv2 as Hugging Face writes it',
+  'relative_position_bias': 'BEiT',
+  'rel_pos_bias': 'BEiT',
+  '.gamma_1': 'BEiT or CaiT',
+  'backbone.layers.0.ln1': 'mmpretrain',
+  'layers.0.blocks.0.attn': 'Swin',
+  'stages.0.': 'ConvNeXt',
+}
+
+
+def whose(tensors: Iterable[str]) -> str:
+  """Returns ', as … has it' for an encoder that is known and not read, '' for any other."""
+  names = list(tensors)
+  return next(
+    (f', as {who} has it' for part, who in OTHERS.items() if any(part in name for name in names)), ''
+  )
+
+
 def foreign(tensors: Iterable[str], layout: Layout) -> str | None:
   """Returns the first tensor that makes this another architecture than ours: in a block, or a token of its own."""
-  if not layout.stacks:  # no blocks of one kind: what does not fit, its shapes show
-    return None
+  if not layout.stacks:  # a ResNet's blocks: each has convolutions, norms and perhaps a projection
+    odd = re.compile(rf'{re.escape(layout.encoder)}layer\d\.\d+\.(?!conv\d\.|bn\d\.|downsample\.)')
+    return next((name for name in tensors if odd.match(name)), None)
   root = layout.stacks[0]
   known = {t for spellings in layout.names.values() for t in spellings if t.startswith(root)}
   for name in tensors:

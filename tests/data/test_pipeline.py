@@ -536,3 +536,24 @@ def test_balanced_draws_need_labels_and_a_sampler_needs_a_known_name(tmp_path):
       train(s, 1, sampler='balanced')
   with pytest.raises(UserError, match=r"data\.sampler is 'balance' \(did you mean 'balanced'\?\)"):
     train(Numbers(3), 1, sampler='balance')
+
+
+class Clips(Numbers):
+  """Pictures 0 to 3 and 4 to 7 belong together."""
+
+  def group(self, i):
+    return np.arange(4) + i // 4 * 4
+
+
+def test_a_bad_picture_of_a_group_is_replaced_from_its_group_and_a_cache_keeps_groups():
+  class Bad(Clips):
+    def __getitem__(self, i):
+      if i in (3, 4):
+        raise source.BadImage('/x', 'torn')
+      return super().__getitem__(i)
+
+  for s in (Bad(8), source.Cached(Bad(8))):
+    for batch in take(train(s, 2, group=4, on_bad_image='skip'), 8):
+      for row in batch['index']:
+        assert len(set(row // 4)) == 1
+        assert not {3, 4} & set(row.tolist())

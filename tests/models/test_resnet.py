@@ -130,3 +130,22 @@ def test_what_it_can_not_do_is_one_line():
   stage = FrozenConfigDict(small.mimic_stage(**{'drop_path': 0.0, 'head.pool': 'cls'}))
   with pytest.raises(UserError, match=r"head.pool is 'cls', and a resnet18 has no class token; expected gap"):
     objectives.make(stage, section(), ('a', 'b'), 'objective')
+
+
+@pytest.mark.parametrize(
+  ('extra', 'message'),
+  [('layer1.2.conv1.weight', r"'layer1.2.conv1.weight', a block that the model has not"), ('layer1.0.se.fc1.weight', r"it has 'layer1.0.se.fc1.weight'")],
+)  # fmt: skip
+def test_a_deeper_or_another_resnet_is_refused(extra, message, tmp_path):
+  torch = pytest.importorskip('torch')
+  net = peers.torch_resnet(torch, (2, 2, 2, 2), False, False)
+  state = {k: v.numpy() for k, v in net.state_dict().items() if v.ndim}
+  shape = state['layer1.1.conv1.weight'].shape
+  save_file({**state, extra: np.zeros(shape, np.float32)}, tmp_path / 'w.safetensors')
+  objective = objectives.make(
+    small.mimic_stage(drop_path=0.0), section(image_size=64, stem='7x7'), ('a', 'b'), 'x'
+  )
+  _, params, rest = models.split(nnx.eval_shape(objective.init, jax.random.key(0)), objective.trainable)
+  target = {**checkpoint.flatten(params), **checkpoint.flatten(rest)}
+  with pytest.raises(UserError, match=message):
+    weights.fit(weights.read(str(tmp_path / 'w.safetensors'), 'init'), target, objective.initial, 'init')

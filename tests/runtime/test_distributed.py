@@ -291,7 +291,9 @@ def test_what_one_process_can_not_read_stops_all_of_them_and_is_named_once(tmp_p
     assert (folder / 'finetune' / 'checkpoints' / str(done)).is_dir()
   end(folder, start(folder, 2, 1, *flags, '--config.finetune.data.on_bad_image=skip'))
   assert len(losses(folder, 'finetune')) == 5
-  assert list(json.loads((folder / 'record.json').read_text())['skipped']['finetune']['train']) == ['train/c1/011.png']
+  assert list(json.loads((folder / 'record.json').read_text())['skipped']['finetune']['train']) == [
+    'train/c1/011.png'
+  ]
 
 
 def test_told_to_stop_a_run_of_one_raises_at_the_next_place(monkeypatch):

@@ -151,7 +151,7 @@ def test_weights_of_another_architecture_are_refused_by_the_first_tensor_that_di
   stage = stage_lib.Stage(FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
   with pytest.raises(
-    UserError, match=r"config.finetune.init: .* another architecture: '.*' has shape .*expected"
+    UserError, match=r"config.finetune.init: .* another architecture, .*: '.*' has shape .*expected"
   ):
     program.fitted(stage.program, str(tmp_path), 'config.finetune.init')
 

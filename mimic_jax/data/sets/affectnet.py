@@ -51,7 +51,7 @@ class Split(NamedTuple):
     folder: the pictures' folder, relative to the root.
     index: of all labelled pictures.
     on_disk: the pictures that are there, relative to `folder`.
-    ending: of the pictures' names behind those of the index.
+    files: of each picture of the newer release by its number, wherever it lies and however it ends; {} in the older.
     also_named: pictures that the other split's table names.
     empty: pictures of 0 bytes; known of the older release only.
   """
@@ -61,13 +61,14 @@ class Split(NamedTuple):
   folder: str
   index: Index
   on_disk: set[str]
-  ending: str
+  files: dict[str, str]
   also_named: frozenset[str]
   empty: frozenset[str]
 
   def file(self, k: int) -> str:
     """Returns picture k, relative to `folder`."""
-    return self.index.names[k] + self.ending
+    name = self.index.names[k]
+    return name if self.release == 'older' else self.files.get(name, f'{name}.jpg')
 
   def path(self, k: int) -> str:
     """Returns picture k, relative to the root."""
@@ -191,7 +192,8 @@ def _read(root: str, split: str, threads: int) -> Split:
     index = affectnet_index.of_folder(os.path.join(root, parts[0]), threads)
     on_disk = set(files_lib.pictures(os.path.join(root, parts[1])))
     label_files = f'{parts[0]}/*_exp.npy'
-    return Split('newer', label_files, parts[1], index, on_disk, '.jpg', frozenset(), frozenset())
+    by_number = {os.path.splitext(os.path.basename(file))[0]: file for file in sorted(on_disk, reverse=True)}
+    return Split('newer', label_files, parts[1], index, on_disk, by_number, frozenset(), frozenset())
   label_file = _find_table(root, table)
   if label_file is None:
     also = f' ({newer} is there, {missing[0]} is not)' if os.path.isdir(os.path.join(root, newer)) else ''
@@ -208,7 +210,7 @@ def _read(root: str, split: str, threads: int) -> Split:
   place = os.path.join(root, pictures)
   on_disk = _there(place, index.names, split)
   empty = affectnet_index.empty_pictures(table_path, index, place, on_disk, threads)
-  return Split('older', label_file, pictures, index, on_disk, '', also_named, empty)
+  return Split('older', label_file, pictures, index, on_disk, {}, also_named, empty)
 
 
 def _find_table(root: str, name: str) -> str | None:
@@ -292,7 +294,7 @@ def _unnamed(root: str, whole: Split) -> list[str]:
   """Returns a warning about pictures without a label; the older release's are all looked at for training only."""
   if whole.release == 'older' and whole.label_file.endswith(SPLITS['valid'][1]):
     return []
-  named = {name + whole.ending for name in whole.index.names}
+  named = {whole.file(k) for k in range(len(whole.index.names))}
   extra = sorted(filter(files_lib.is_picture, whole.on_disk - named - whole.also_named))
   paths = [os.path.join(root, whole.folder, name) for name in extra]
   return cutting.unread(paths, f'{whole.label_file} has no label of them')
