@@ -197,9 +197,9 @@ def check_values(section: Mapping[str, Any], prefix: str, objective: str = '') -
   for name, value in fields(section, f'{prefix}.'):
     last_two = limited_as(name)
     last = name.rsplit('.', 1)[-1]
-    if last_two in choices:
-      one_of(name, value, choices[last_two])
     for key in (last_two, last):
+      if key in choices:
+        one_of(name, value, choices[key])
       if key in ranges and not isinstance(value, (int, float)):
         raise UserError(f"{name} is '{value}'; expected a number")
       if key in ranges and not ranges[key][0] <= value <= ranges[key][1]:

@@ -159,14 +159,15 @@ class Stage:
     """Returns the training batches from step `start` on."""
     d, a = self.stage['data'], self.stage['augment']
     crops = {name: c for name, c in self.objective.inputs().items() if c}
+    image = crops.pop('image', Crops())
     return pipeline.train_batches(
       self.source,
       batch_images=self.stage['batch_images'],
       seed=self.config['seed'],
       start_step=start,
       share=pipeline.Share(*sharding.share(self.mesh)),
-      views=crops.pop('image', Crops()).views,
-      image_size=self.image_size,
+      views=image.views,
+      image_size=image.size or self.image_size,
       more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
       targets=self.objective.targets,
       group=self.objective.pictures,
