@@ -376,7 +376,7 @@ class _Reader:
     others = (
       self.source.group(index) if self.group > 1 else range(n)
     )  # those that may stand in for it, in a ring
-    first = int(np.searchsorted(others, index)) if self.group > 1 else index
+    first = int(np.flatnonzero(others == index)[0]) if self.group > 1 else index
     for k in range(0 if index < 0 else len(others) if self.replace else 1):
       i = int(others[(first + k) % len(others)])
       if i in self.bad:

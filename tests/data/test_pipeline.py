@@ -542,7 +542,7 @@ class Clips(Numbers):
   """Pictures 0 to 3 and 4 to 7 belong together."""
 
   def group(self, i):
-    return np.arange(4) + i // 4 * 4
+    return np.array([2, 0, 3, 1]) + i // 4 * 4  # in an order of their own
 
 
 def test_a_bad_picture_of_a_group_is_replaced_from_its_group_and_a_cache_keeps_groups():
