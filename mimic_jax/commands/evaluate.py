@@ -26,7 +26,6 @@ from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, files, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, log, results, trained, workdir
-from mimic_jax.training import step as step_lib
 from mimic_jax.training.trained import Trained
 
 STAGE = 'evaluation'  # what the folder's one stage is called
@@ -135,12 +134,7 @@ def measure(
   model: Trained, found: Sequence[evaluation.Split], section: Mapping[str, Any], options: Options, mesh: Mesh
 ) -> dict[str, evaluation.Measured]:
   """Runs every split through the model and adds intervals to its scores."""
-  step = evaluation.make_step(
-    model.objective,
-    model.template,
-    mesh,
-    step_lib.read_frozen(model.objective, f'config.{model.stage_name}', mesh),
-  )
+  step = evaluation.make_step(model.objective, model.template, mesh, model.frozen)
   longest = max(len(split.source) for split in found)
   batch_images = min(
     options.batch_images, -(-longest // mesh.size) * mesh.size
@@ -148,6 +142,7 @@ def measure(
   measured = {}
   for split in found:
     measured[split.name] = evaluation.measure(
+      model.objective,
       step,
       model.params,
       model.rest,
@@ -158,7 +153,6 @@ def measure(
       image_size=model.reading['image_size'],
       interpolation=model.reading['interpolation'],
       on_bad_image=section['on_bad_image'],
-      targets=model.objective.targets,
     )
     evaluation.add_intervals(
       measured[split.name],
@@ -260,9 +254,9 @@ def _draw(
 ) -> None:
   first = found[0]
   sample = evaluation.sample_batch(
-    first.source, model.reading['image_size'], model.reading['interpolation'], model.objective.targets
+    first.source, model.reading['image_size'], model.reading['interpolation'], list(model.objective.targets)
   )
-  merged = models.merge(model.template, model.params, model.rest)
+  merged = model.frozen.attached(models.merge(model.template, model.params, model.rest), model.frozen.arrays)
   for old in (folder / 'pictures').glob('*') if (folder / 'pictures').exists() else ():
     old.unlink()  # of an earlier evaluation into this folder
   for name, drawing in model.objective.look(merged, sample).items():
@@ -276,7 +270,8 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
   for name, m in measured.items():
     held = m.metrics
     if 'accuracy' not in held:
-      lines.append(f'{name}: loss {held["loss"]:.4f} on {held["count"]:,} pictures')
+      said = ', '.join(f'{k} {v:.4f}' for k, v in held.items() if isinstance(v, float))
+      lines.append(f'{name}: {said} on {held["count"]:,} pictures')
       continue
     lines.append(f'{name}: {held["count"]:,} pictures')
     for score in ('accuracy', 'mean_class_accuracy', 'macro_f1'):

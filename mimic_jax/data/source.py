@@ -227,6 +227,8 @@ class Concat:
       for name in offered[0]
       if all(name in t for t in offered)
     }
+    if all(hasattr(s, 'group') for s in self.sources):
+      self.group = self._group
     self._soft = any(len(s) and np.ndim(s.label(0)) > 0 for s in self.sources)
 
   def __len__(self) -> int:
@@ -253,6 +255,10 @@ class Concat:
     if self.class_names and self._soft and np.ndim(label) == 0:
       return np.eye(len(self.class_names), dtype=np.float32)[label]
     return label
+
+  def _group(self, i: int) -> np.ndarray:
+    _, source, j = self._locate(i)
+    return np.asarray(source.group(j)) + i - j
 
   def content_hash(self, i: int) -> str:
     _, source, j = self._locate(i)

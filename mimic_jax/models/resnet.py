@@ -44,6 +44,11 @@ class Config(NamedTuple):
     """Returns the layer of the parameter at a path."""
     return int(path[0].removeprefix('layer')) if path[0].startswith('layer') else 0
 
+  def decays(self, path: tuple[str, ...], ndim: int, tokens: bool) -> bool:
+    """Returns whether a parameter gets weight decay: kernels do, biases and norms don't."""
+    del path, tokens
+    return ndim >= 2
+
   def create(self, rngs: nnx.Rngs) -> 'Encoder':
     """Returns a fresh encoder."""
     return Encoder(self, rngs)

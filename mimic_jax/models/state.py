@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 
@@ -33,6 +34,7 @@ def split(
   trained, rest, keys = {}, {}, []
   for path, variable in nnx.to_flat_state(state):
     value = variable.get_value()
+    value = value if hasattr(value, 'dtype') else jnp.asarray(value)  # a plain number
     if _is_key(value):
       keys.append(path)
       value = _key_data(value)

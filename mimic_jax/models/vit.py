@@ -15,7 +15,8 @@ from flax import nnx
 from mimic_jax.runtime import sharding
 
 EPSILON = 1e-6  # of every LayerNorm, as MAE and timm have it
-TOKEN_STD = 0.02  # of the class and mask tokens at the start
+TOKENS = ('cls_token', 'mask_token')
+TOKEN_STD = 0.02  # of them at the start
 
 # name: (patch side, width, blocks, heads). MAE's sizes; Ti is DeiT's.
 PRESETS = {
@@ -61,6 +62,13 @@ class Config(NamedTuple):
     if path[0] == 'blocks':
       return range(1, self.depth + 1)
     return 0 if path[0] in ('cls_token', 'pos_embed', 'patch_embed') else self.layers
+
+  def decays(self, path: tuple[str, ...], ndim: int, tokens: bool) -> bool:
+    """Returns whether a parameter gets weight decay: matrices do, biases, norms and positions don't, tokens if asked to.
+
+    Holds for whatever is built of blocks, a decoder too: their stacked axis is no axis of a parameter's own.
+    """
+    return ndim - ('blocks' in path) >= 2 and path[-1] != 'pos_embed' and (tokens or path[-1] not in TOKENS)
 
   def create(self, rngs: nnx.Rngs) -> 'Encoder':
     """Returns a fresh encoder."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -24,6 +25,12 @@ class Crops(NamedTuple):
 
   views: int = 1
   size: int = 0
+
+
+class Target(NamedTuple):
+  """An array that a source offers of each picture by this name, float32 [B, *shape]."""
+
+  shape: tuple[int, ...] = ()
 
 
 class Figure(NamedTuple):
@@ -63,6 +70,7 @@ class Objective(abc.ABC):
     RANGES: field → (lowest, highest), both allowed.
     FIGURES: what the figures are that `loss` gives; one that is not here is shown by its name.
     labelled: whether it learns from labels.
+    classifier: path of its model's layer whose last axis is the classes; () where it has none.
     pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are
       [B, pictures, …].
     config: of its encoder.
@@ -73,6 +81,7 @@ class Objective(abc.ABC):
   RANGES: ClassVar[Mapping[str, tuple[float, float]]] = {}
   FIGURES: ClassVar[Mapping[str, Figure]] = {}
   labelled = False
+  classifier: ClassVar[Path] = ()
   pictures = 1
   config: models.EncoderConfig
   class_names: tuple[str, ...] = ()
@@ -99,14 +108,14 @@ class Objective(abc.ABC):
     del facts, tensors
     return []
 
-  def inputs(self) -> Mapping[str, Crops | None]:
-    """Returns what a batch must hold beside label and index: crops by name, and None for what a source offers by that name."""
+  def inputs(self) -> Mapping[str, Crops | Target]:
+    """Returns what a batch must hold beside label and index, by name."""
     return {'image': Crops()}
 
   @property
-  def targets(self) -> list[str]:
+  def targets(self) -> dict[str, Target]:
     """What a source must offer beside the label."""
-    return [name for name, crops in self.inputs().items() if crops is None]
+    return {name: what for name, what in self.inputs().items() if isinstance(what, Target)}
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:
@@ -140,8 +149,18 @@ class Objective(abc.ABC):
 
     Returns:
       'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.
-      'outputs': {name: [B, …]} of each picture; with 'logits' [B, K] and 'features' [B, D] it is a classifier.
+      'outputs': {name: [B, …]} of each picture, kept in predictions.npz; with 'logits' [B, K] it is a classifier, and
+        'features' [B, D] are shown as a t-SNE.
     """
+
+  def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns a split's figures that are no total / count, such as a correlation.
+
+    Args:
+      outputs: of `evaluate`, and 'label', of all pictures of the split, in its order.
+    """
+    del outputs
+    return {}
 
   def trainable(self, path: Path) -> bool:
     """Returns whether the parameter at a path of names is trained; by default all are."""
@@ -152,6 +171,16 @@ class Objective(abc.ABC):
     """Returns which of the stage's optimisers moves the parameter at a path: '' is `optim`, 'x' is `optim_x`."""
     del path
     return ''
+
+  def decays(self, path: Path, ndim: int, tokens: bool) -> bool:
+    """Returns whether the parameter at a path gets weight decay; by default as the encoder's kind has it.
+
+    Args:
+      path: of names.
+      ndim: its number of axes.
+      tokens: whether class and mask tokens get it, too (optim.decay_tokens).
+    """
+    return self.config.decays(path, ndim, tokens)
 
   @property
   def layers(self) -> int:

@@ -78,6 +78,7 @@ class Objective(base.Objective):
   """Cross-entropy and mix-supervised contrast; see base.py for the contract."""
 
   labelled = True
+  classifier: ClassVar = ('classifier', 'fc')
   CHOICES: ClassVar = {
     'head.pool': heads.POOLS,
     'head.projection': heads.PROJECTIONS,

@@ -180,9 +180,10 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
   return {name: whole(rows) for name, rows in batch.items()}
 
 
-def put(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-  """Puts an array that every process has whole onto the devices of all."""
-  return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+def put(array: np.ndarray, like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+  """Puts an array that every process has whole onto the devices of all, in the type and the place of another."""
+  array = np.asarray(array, like.dtype)
+  return jax.make_array_from_callback(array.shape, like.sharding, lambda index: array[index])
 
 
 def local(tree: Any, mesh: Mesh) -> Any:

@@ -129,6 +129,7 @@ def make_step(
 
 
 def measure(
+  objective: Objective,
   step: Callable[..., dict[str, Any]],
   params: Any,
   rest: Any,
@@ -140,11 +141,11 @@ def measure(
   image_size: int,
   interpolation: str,
   on_bad_image: str,
-  targets: Sequence[str] = (),
 ) -> Measured:
   """Runs a split through the model.
 
   Args:
+    objective: of the model.
     step: from `make_step`.
     params: trained parameters.
     rest: the model's other state.
@@ -155,7 +156,6 @@ def measure(
     image_size: side in pixels.
     interpolation: of the resize.
     on_bad_image: 'error' or 'skip'.
-    targets: what the objective needs of the source beside the label.
 
   Returns:
     Figures and per-example outputs, in every process of all.
@@ -171,7 +171,7 @@ def measure(
     interpolation=interpolation,
     share=pipeline.Share(*sharding.share(mesh)),
     on_bad_image=on_bad_image,
-    targets=targets,
+    targets=list(objective.targets),
   )
   sums: dict[str, np.ndarray] = {}  # total and count
   rows: list[dict[str, np.ndarray]] = []
@@ -189,7 +189,7 @@ def measure(
   figures: dict[str, Any] = {
     name: float(total / count) if count else math.nan for name, (total, count) in sums.items()
   }
-  figures['count'] = len(index)
+  figures |= {'count': len(index), **objective.figures(outputs)}
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
   return Measured(figures, index, outputs, distributed.merged([batches.skipped()]))

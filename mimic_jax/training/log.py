@@ -14,6 +14,7 @@ from etils import epath
 from tqdm import tqdm
 
 from mimic_jax import weights
+from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import distributed, files
 from mimic_jax.training import evaluation
 from mimic_jax.training.stage import Stage
@@ -161,7 +162,7 @@ def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
     int(np.prod(s.shape)) for t in ('params', 'rest') for s in jax.tree.leaves(program.abstract[t])
   )
   record = run.records['train']
-  crops = sum(c.views for c in run.objective.inputs().values() if c)
+  crops = sum(c.views for c in run.objective.inputs().values() if isinstance(c, Crops))
   sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
   lines = [
     f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '

@@ -9,8 +9,6 @@ import optax
 
 Params = Any
 
-TOKENS = ('cls_token', 'mask_token')
-
 
 def learning_rate(
   step: jax.Array, *, peak: float, warmup_steps: float, total_steps: int, min_lr: float
@@ -83,24 +81,11 @@ def layer_scales(
   return jax.tree_util.tree_map_with_path(scale, params, group)
 
 
-def decays(params: Params, tokens: bool) -> Params:
-  """Returns True for each parameter that gets weight decay: matrices, but no bias, norm or position embedding.
-
-  Args:
-    params: nested dicts of arrays or shapes.
-    tokens: whether class and mask tokens get it, too (MAE's pre-training exempts 1-D parameters only).
-  """
-
-  def decay(path: tuple, leaf: jax.Array) -> bool:
-    names = _names(path)
-    stacked = 'blocks' in names
-    return leaf.ndim - stacked >= 2 and names[-1] != 'pos_embed' and (tokens or names[-1] not in TOKENS)
-
-  return jax.tree_util.tree_map_with_path(decay, params)
+Decays = Callable[[tuple[str, ...], int, bool], bool]
 
 
 def make_optimiser(
-  params: Params, group: Params, sections: Mapping[str, Mapping[str, Any]]
+  params: Params, group: Params, sections: Mapping[str, Mapping[str, Any]], decays: Decays
 ) -> optax.GradientTransformation:
   """Returns the chains of all groups as one, up to, not including, the learning rate.
 
@@ -108,9 +93,10 @@ def make_optimiser(
     params: shapes are enough.
     group: of each parameter, from `labels`.
     sections: group → its section of the config.
+    decays: (path, axes, with tokens) → whether a parameter gets weight decay (`Objective.decays`).
   """
   keys = ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')
-  chains = {g: make_chain(**{k: o[k] for k in keys}) for g, o in sections.items()}
+  chains = {g: make_chain(**{k: o[k] for k in keys}, decays=decays) for g, o in sections.items()}
   # One group is no partition: its state keeps the form that checkpoints have had.
   return next(iter(chains.values())) if len(chains) == 1 else optax.partition(chains, group)
 
@@ -124,6 +110,7 @@ def make_chain(
   weight_decay: float,
   decay_tokens: bool,
   clip_norm: float,
+  decays: Decays,
 ) -> optax.GradientTransformation:
   """Returns a group's chain up to, not including, the learning rate (the step multiplies by −lr · layer scale).
 
@@ -136,8 +123,15 @@ def make_chain(
     weight_decay: factor.
     decay_tokens: whether class and mask tokens get it, too.
     clip_norm: largest global norm of the gradient; 0 = no clipping.
+    decays: as for `make_optimiser`.
   """
-  decay = optax.add_decayed_weights(weight_decay, mask=lambda params: decays(params, decay_tokens))
+
+  def mask(params: Params) -> Params:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, p: decays(_names(path), p.ndim, decay_tokens), params
+    )
+
+  decay = optax.add_decayed_weights(weight_decay, mask=mask)
   adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
   chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
   return optax.chain(*chain, *((decay, adam) if name == 'adam' else (adam, decay)))

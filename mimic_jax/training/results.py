@@ -114,28 +114,27 @@ def save_outputs(
   found: Mapping[str, evaluation.Measured],
   class_names: Sequence[str],
 ) -> None:
-  """Writes what a classifier said of every picture: predictions.npz, and features.npz of the first split for t-SNE.
+  """Writes what was found of every picture: predictions.npz, and features.npz of the first split for t-SNE.
 
-  predictions.npz holds id [N], split [N], label int [N] or float [N, K], logits float32 [N, K] and class_names [K].
+  predictions.npz holds id [N], split [N], label int [N] or float [N, K], each output [N, …] but features, and of a
+  classifier, which has logits [N, K], class_names [K].
   """
-  with_logits = {s: found[s.name] for s in splits if 'logits' in found[s.name].outputs}
-  if not with_logits:
-    return
-  ids = [s.source.id(int(i)) for s, m in with_logits.items() for i in m.index]
-  save_npz(
-    folder / 'predictions.npz',
-    id=np.array(ids),
-    split=np.repeat([s.name for s in with_logits], [len(m.index) for m in with_logits.values()]),
-    label=np.concatenate([m.outputs['label'] for m in with_logits.values()]),
-    logits=np.concatenate([m.outputs['logits'] for m in with_logits.values()]),
-    class_names=np.array(class_names),
-  )
-  first = next(iter(with_logits.values()))
-  if 'features' in first.outputs:
-    label = first.outputs['label']
+  first = found[splits[0].name].outputs if splits else {}
+  names = first.keys() - {'features'}
+  if names - {'label'}:
+    named = {'class_names': np.array(class_names)} if 'logits' in names else {}
+    save_npz(
+      folder / 'predictions.npz',
+      id=np.array([s.source.id(int(i)) for s in splits for i in found[s.name].index]),
+      split=np.repeat([s.name for s in splits], [len(found[s.name].index) for s in splits]),
+      **{k: np.concatenate([found[s.name].outputs[k] for s in splits]) for k in sorted(names)},
+      **named,
+    )
+  if 'features' in first:
+    label = first['label']
     save_npz(
       folder / 'features.npz',
-      features=first.outputs['features'][:MOST_FEATURES],
+      features=first['features'][:MOST_FEATURES],
       label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
       class_names=np.array(class_names),
     )

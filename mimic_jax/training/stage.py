@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -93,10 +94,12 @@ class Stage:
     """Raises UserError when a source lacks what the objective needs of it."""
     needs = f"objective '{self.stage['objective']}' needs"
     offered = source_lib.targets_of(source)
-    for name in self.objective.targets:
+    for name, target in self.objective.targets.items():
       if name not in offered:
         there = ', '.join(offered) or 'nothing beside the label'
         raise UserError(f"{field} is '{value}', which offers {there}; {needs} '{name}'")
+      if (shape := np.shape(offered[name])[1:]) != target.shape:
+        raise UserError(f"{field} is '{value}', whose '{name}' has shape {shape}; {needs} {target.shape}")
     if grouped and self.objective.pictures > 1 and not hasattr(source, 'group'):
       raise UserError(
         f"{field} is '{value}', whose pictures are in no groups; {needs} groups of {self.objective.pictures}"
@@ -119,7 +122,7 @@ class Stage:
     self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
     shown = self.splits[0].source if self.splits else self.source
     self.sample = evaluation.sample_batch(
-      shown, self.image_size, self.stage['augment']['interpolation'], self.objective.targets
+      shown, self.image_size, self.stage['augment']['interpolation'], list(self.objective.targets)
     )
 
   def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
@@ -153,12 +156,13 @@ class Stage:
       'sampler': self.stage['data']['sampler'],
       'label_rule': self.records['train'].get('label_rule', 'none'),
       'class_names': self.class_names,
+      'classifier': '/'.join(self.objective.classifier),
     }
 
   def batches(self, start: int) -> Any:
     """Returns the training batches from step `start` on."""
     d, a = self.stage['data'], self.stage['augment']
-    crops = {name: c for name, c in self.objective.inputs().items() if c}
+    crops = {name: c for name, c in self.objective.inputs().items() if name not in self.objective.targets}
     image = crops.pop('image', Crops())
     return pipeline.train_batches(
       self.source,
@@ -169,7 +173,7 @@ class Stage:
       views=image.views,
       image_size=image.size or self.image_size,
       more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
-      targets=self.objective.targets,
+      targets=list(self.objective.targets),
       group=self.objective.pictures,
       scale=a['scale'],
       ratio=a['ratio'],
@@ -181,6 +185,7 @@ class Stage:
     """Evaluates every split."""
     return {
       split.name: evaluation.measure(
+        self.objective,
         self.eval_step,
         state['params'],
         state['rest'],
@@ -191,15 +196,15 @@ class Stage:
         image_size=self.image_size,
         interpolation=self.stage['augment']['interpolation'],
         on_bad_image=self.stage['data']['on_bad_image'],
-        targets=self.objective.targets,
       )
       for split in self.splits
     }
 
   def draw(self, state: step_lib.State) -> dict[str, Any]:
     """Returns what the objective shows of its model."""
+    frozen = self.program.frozen
     model = models.merge(self.program.template, state['params'], state['rest'])
-    return self.objective.draw(model, self.sample, self.draw_key)
+    return self.objective.draw(frozen.attached(model, frozen.arrays), self.sample, self.draw_key)
 
 
 def check_same_data(run: Stage, old: str, new: str) -> None:

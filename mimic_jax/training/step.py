@@ -64,16 +64,16 @@ def make_program(
     objective: from `objectives.make`.
     images: in the training source.
     mesh: of the devices.
-    frozen: the objective's networks, where it has some.
+    frozen: the objective's networks; without, their shapes, which are enough to compile.
   """
-  frozen = frozen or FrozenNetworks({}, {})
+  frozen = frozen or frozen_shapes(objective, mesh)
   per_epoch = images / stage['batch_images']
   total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
   example = nnx.eval_shape(objective.init, jax.random.key(0))
   template, params, _ = models.split(example, objective.trainable)
   group = optim.labels(params, objective.group)
   sections = {g: _section(stage, g) for g in sorted(set(jax.tree.leaves(group)))}
-  tx = optim.make_optimiser(params, group, sections)
+  tx = optim.make_optimiser(params, group, sections, objective.decays)
 
   def init(key: jax.Array) -> State:
     _, params, rest = models.split(objective.init(key), objective.trainable)
@@ -112,6 +112,8 @@ def make_program(
     measured = {'loss': loss, **parts, 'bad_steps': bad}
     for g in sections:
       measured |= {optim.named('grad_norm', g): norms[g], optim.named('lr', g): rates[g]}
+      if decays[g] != 1:
+        measured[optim.named('lr_first_layer', g)] = rates[g] * decays[g] ** objective.layers
     return {'step': state['step'] + 1, 'bad_steps': bad, **kept}, measured
 
   shapes = jax.eval_shape(init, jax.random.key(0))
@@ -151,13 +153,15 @@ def _key() -> jax.ShapeDtypeStruct:
 
 
 def batch_shapes(objective: Objective, batch_images: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns what a step gets of pictures that were cropped on the host: shapes with shardings; targets are numbers."""
+  """Returns what a step gets of pictures that were cropped on the host: shapes with shardings."""
   lead = (batch_images,) if objective.pictures == 1 else (batch_images, objective.pictures)
-  size = objective.config.image_size
   found = dict.fromkeys(('label', 'index'), (lead, jnp.int32))
-  for name, crops in objective.inputs().items():
-    side = crops and (crops.size or size)
-    found[name] = ((*lead, crops.views, side, side, 3), jnp.uint8) if crops else (lead, jnp.float32)
+  for name, what in objective.inputs().items():
+    if name in objective.targets:
+      found[name] = ((*lead, *what.shape), jnp.float32)
+    else:
+      side = what.size or objective.config.image_size
+      found[name] = ((*lead, what.views, side, side, 3), jnp.uint8)
   place = sharding.over_batch(mesh)
   return {name: jax.ShapeDtypeStruct(shape, kind, sharding=place) for name, (shape, kind) in found.items()}
 
@@ -187,7 +191,7 @@ def _rate(
 
 
 class FrozenNetworks(NamedTuple):
-  """An objective's frozen networks: each without its arrays, and the arrays of each on every device."""
+  """An objective's frozen networks: each without its arrays, and the arrays of each (or their shapes) on every device."""
 
   templates: dict[str, models.Template]
   arrays: dict[str, Any]
@@ -199,8 +203,19 @@ class FrozenNetworks(NamedTuple):
     return model
 
 
+def frozen_shapes(objective: Objective, mesh: Mesh) -> FrozenNetworks:
+  """Returns the networks that an objective has from files, without reading any."""
+  templates, arrays = {}, {}
+  for name, network in objective.frozen().items():
+    example = nnx.eval_shape(network.init, jax.random.key(0))
+    templates[name], *shapes = models.split(example, lambda path: True)
+    place = jax.tree.map(lambda _: sharding.replicated(mesh), tuple(shapes))
+    arrays[name] = _abstract(tuple(shapes), place)
+  return FrozenNetworks(templates, arrays)
+
+
 def read_frozen(objective: Objective, field: str, mesh: Mesh) -> FrozenNetworks:
-  """Reads the networks that an objective has from files.
+  """Reads the networks that an objective has from files; their random keys and counters are fresh ones.
 
   Args:
     objective: of the stage.
@@ -210,24 +225,34 @@ def read_frozen(objective: Objective, field: str, mesh: Mesh) -> FrozenNetworks:
   Raises:
     UserError: naming the field, when a file is missing, can't be read or does not fit.
   """
-  templates, arrays = {}, {}
+  networks = frozen_shapes(objective, mesh)
   for name, network in objective.frozen().items():
     where = f'{field}.{network.field}'
-    shapes = nnx.eval_shape(network.init, jax.random.key(0))
-    templates[name], params, rest = models.split(shapes, lambda path: True)
-    target = checkpoint.flatten((params, rest))
-    names = {k: k.split('/', 1)[1] for k in target}
-    found, _ = weights.fit(
-      weights.read(network.path, where), {names[k]: v for k, v in target.items()}, network.initial, where
-    )
-    absent = sorted(set(names.values()) - set(found))
+    arrays = networks.arrays[name]
+    target = {k.split('/', 1)[1]: v for k, v in checkpoint.flatten(arrays).items() if is_weight(v)}
+    found, _ = weights.fit(weights.read(network.path, where), target, network.initial, where)
+    absent = sorted(set(target) - set(found))
     if absent:
       raise UserError(
         f"{where}: '{network.path}' lacks '{absent[0]}'; expected all of a network that is not trained"
       )
-    trees = [checkpoint.nest({names[k]: found[names[k]] for k in target if k.startswith(i)}) for i in '01']
-    arrays[name] = tuple(jax.tree.map(lambda a: sharding.put(a, sharding.replicated(mesh)), t) for t in trees)
-  return FrozenNetworks(templates, arrays)
+
+    def others(init: Callable[[jax.Array], nnx.Module] = network.init) -> dict[str, jax.Array]:
+      _, *trees = models.split(init(jax.random.key(0)), lambda path: True)
+      return {k: v for k, v in checkpoint.flatten(tuple(trees)).items() if not is_weight(v)}
+
+    given = jax.jit(others)()
+    whole = [
+      sharding.put(given[k] if k in given else found[k.split('/', 1)[1]], v)
+      for k, v in checkpoint.flatten(arrays).items()
+    ]
+    networks.arrays[name] = jax.tree.unflatten(jax.tree.structure(arrays), whole)
+  return networks
+
+
+def is_weight(array: Any) -> bool:
+  """Returns whether weights can give an array: random keys and counters are fresh ones."""
+  return jnp.issubdtype(array.dtype, jnp.floating)
 
 
 class Fitted(NamedTuple):
@@ -255,7 +280,8 @@ def fitted(program: Program, init: str, field: str) -> Fitted:
   """
   read = weights.read(init, field)
   objective = program.objective
-  target = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
+  state = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
+  target = {k: v for k, v in state.items() if is_weight(v)}
   arrays, account = weights.fit(
     read,
     target,
@@ -263,7 +289,8 @@ def fitted(program: Program, init: str, field: str) -> Fitted:
     field,
     heads=objective.config.heads,
     layer_norm_eps=objective.config.layer_norm_eps,
-    class_names=objective.class_names if objective.labelled else (),
+    classifier='/'.join(objective.classifier),
+    class_names=objective.class_names,
   )
   stated = {k: read.facts[k] for k in ('mean', 'std') if k in read.facts}
   return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account, 'pixels': stated})
@@ -277,7 +304,7 @@ def initial_state(program: Program, key: jax.Array, given: Fitted | None = None)
 
   def replace(path: tuple, leaf: jax.Array) -> jax.Array:
     name = '/'.join(str(k.key) for k in path)
-    return sharding.put(given.arrays[name], leaf.sharding) if name in given.arrays else leaf
+    return sharding.put(given.arrays[name], leaf) if name in given.arrays else leaf
 
   for tree in ('params', 'rest'):
     state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])

@@ -14,6 +14,7 @@ from mimic_jax import config as config_lib
 from mimic_jax import models, objectives
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Trained:
     config: of its run, whole; stage_name: the stage's section in it.
     reading: how its training pictures were read: channels, image_size, interpolation, align, class_names, …
     objective: of the stage.
-    template, params, rest: the model, on the devices (models.merge).
+    template, params, rest: the model, on the devices (models.merge); frozen: the networks that it reads from files.
   """
 
   folder: epath.Path
@@ -37,6 +38,7 @@ class Trained:
   template: models.Template
   params: Any
   rest: Any
+  frozen: step_lib.FrozenNetworks
 
   @property
   def stage(self) -> FrozenConfigDict:
@@ -124,4 +126,5 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:
         )
       trees[tree][flat] = array
   put = {k: jax.device_put(checkpoint.nest(v), sharding.replicated(mesh)) for k, v in trees.items()}
-  return Trained(folder, step, config, name, reading, objective, template, put['params'], put['rest'])
+  frozen = step_lib.read_frozen(objective, f'config.{name}', mesh)
+  return Trained(folder, step, config, name, reading, objective, template, put['params'], put['rest'], frozen)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -39,6 +40,7 @@ class Weights:
     tensors: our name ('encoder/cls_token', 'fc_norm/scale', 'decoder/…', 'classifier/fc/kernel', 'projection/…') -> float32.
     origin: the file, or the checkpoint and its step.
     kind: what it is, in words: 'MAE pre-training, encoder alone', 'MoCo v3', …
+    classifier: name of the layer whose last axis is the classes.
     class_names: of the classifier, where they are known.
     source_names: our name -> the file's, one or three (query, key, value), with '*' for a block's number; of what the file
       lacks, too.
@@ -50,6 +52,7 @@ class Weights:
   tensors: dict[str, np.ndarray]
   origin: str
   kind: str
+  classifier: str = 'classifier/fc'
   class_names: tuple[str, ...] | None = None
   source_names: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
   unused: Sequence[str] = ()
@@ -90,17 +93,24 @@ def _read_own(folder: epath.Path, step: int) -> Weights:
   """Reads a checkpoint that mimic_jax wrote: the model, not the optimiser."""
   meta = checkpoint.read_meta(folder, step)
   arrays = checkpoint.read_arrays(folder, step, ('params', 'rest'))
-  tensors = {name.split('/', 1)[1]: array for name, array in arrays.items()}
-  class_names = None
-  if 'classifier/fc/kernel' in tensors:
-    class_names = tuple(meta.get('reading', {}).get('class_names', ())) or None
+  named = {name.split('/', 1)[1]: array for name, array in arrays.items()}
+  # Random keys and counters are no weights.
+  tensors = {name: array for name, array in named.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+  reading = meta.get('reading', {})
+  classifier = reading.get('classifier', Weights.classifier)
   return Weights(
     tensors,
     f'{folder} step {step}',
     OWN,
-    class_names,
+    classifier,
+    tuple(reading.get('class_names', ())) if _under(classifier, tensors) else None,
     facts=facts_lib.of_checkpoint(tensors, meta),
   )
+
+
+def _under(layer: str, names: Iterable[str]) -> list[str]:
+  """Returns the names of a layer's tensors; none where there is no layer."""
+  return [name for name in names if layer and name.startswith(f'{layer}/')]
 
 
 def _read_published(contents: files.Contents, field: str) -> Weights:
@@ -134,11 +144,11 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
     tensors,
     str(contents.path),
     kind,
-    facts_lib.class_names(contents.config, tensors),
-    layout.names,
-    grouped(unused, used),
-    broken,
-    facts_lib.of_file(tensors, contents, layout.kind),
+    class_names=facts_lib.class_names(contents.config, tensors),
+    source_names=layout.names,
+    unused=grouped(unused, used),
+    broken=broken,
+    facts=facts_lib.of_file(tensors, contents, layout.kind),
   )
 
 
@@ -178,6 +188,7 @@ def fit(
   *,
   heads: int = 0,
   layer_norm_eps: float = 0.0,
+  classifier: str = '',
   class_names: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
   """Fits read weights to a model: every tensor of either is loaded, resized, started anew or listed as unused.
@@ -189,7 +200,8 @@ def fit(
     field: the config's field that names the weights, for errors.
     heads: of the model's attention; 0 = not compared. No tensor's shape shows it.
     layer_norm_eps: of the model, likewise.
-    class_names: of the model's classifier, where it has one.
+    classifier: name of the model's layer whose last axis is the classes; '' where it has none.
+    class_names: of it.
 
   Returns:
     The arrays to be loaded by flat name, float32, and an account {'loaded', 'resized', 'unused': names as the file spells
@@ -214,7 +226,7 @@ def fit(
       f'(--config.model.layer_norm_eps={stated:g} makes them so)'
     )
   columns = None
-  if any(_taken_from(rule, n)[0] == 'needed' for n in target if n.startswith('classifier/')):
+  if any(_taken_from(rule, n)[0] == 'needed' for n in _under(classifier, target)):
     columns = _columns(weights, class_names, where, account['notes'])
   fitted: dict[str, np.ndarray] = {}
   source = {name: _taken_from(rule, name)[1] for name in target}
@@ -274,7 +286,7 @@ def _candidate(
   if name not in weights.tensors:
     raise _Misfit(f'has no {spelled}; expected it for {mine}')
   array = np.asarray(weights.tensors[name], np.float32)
-  if columns is not None and name.startswith('classifier/') and array.shape[-1:] == (len(columns),):
+  if columns is not None and _under(weights.classifier, [name]):
     array = array[..., columns]
   tables = name.endswith('pos_embed') and facts_lib.is_square(array.shape) and facts_lib.is_square(shape)
   if tables and array.shape != shape and array.shape[-1] == shape[-1]:
@@ -290,10 +302,10 @@ def _candidate(
 
 def _columns(weights: Weights, class_names: Sequence[str], where: str, notes: list[str]) -> list[int] | None:
   """Returns, for each class of the model, its column in the weights' classifier; by place, with a note, without names."""
-  kernel = weights.tensors.get('classifier/fc/kernel')
-  if kernel is None:
+  layer = _under(weights.classifier, weights.tensors)
+  if not layer:
     return None
-  have, want = kernel.shape[-1], len(class_names)
+  have, want = weights.tensors[layer[0]].shape[-1], len(class_names)
   if have != want:
     named = f' ({", ".join(weights.class_names)})' if weights.class_names and have < 20 else ''
     raise UserError(
