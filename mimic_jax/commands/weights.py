@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, models, objectives, weights
 from mimic_jax.models import vit
-from mimic_jax.runtime import checkpoint, cli
+from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, nearest
+from mimic_jax.training import step
 from mimic_jax.weights import facts
 
 WIDTH = 14  # of the names at the left
@@ -101,16 +102,7 @@ def account_of(
   """Returns what a stage would take of weights, tensor by tensor, or the one line that says why it can't."""
   objective = objectives.make(stage, model, names, f'{field}.objective')
   _, params, rest = models.split(nnx.eval_shape(objective.init, jax.random.key(0)), objective.trainable)
-  target = {**checkpoint.flatten(params), **checkpoint.flatten(rest)}
-  _, account = weights.fit(
-    found,
-    target,
-    objective.initial,
-    f'{field}.init',
-    heads=objective.config.heads,
-    layer_norm_eps=objective.config.layer_norm_eps,
-    class_names=names if objective.labelled else (),
-  )
+  _, account = step.fit(found, objective, params, rest, f'{field}.init')
   lines = [
     (what, f'{len(account[key])}: {", ".join(_paired(account[key]))}')
     for key, what in ACCOUNT.items()

@@ -267,6 +267,23 @@ class Fitted(NamedTuple):
   account: dict[str, Any]
 
 
+def fit(
+  read: weights.Weights, objective: Objective, params: Any, rest: Any, field: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Fits weights to an objective's model, given as arrays or shapes; returns and raises as `weights.fit`."""
+  target = {**checkpoint.flatten(params), **checkpoint.flatten(rest)}
+  return weights.fit(
+    read,
+    {k: v for k, v in target.items() if is_weight(v)},
+    objective.initial,
+    field,
+    heads=objective.config.heads,
+    layer_norm_eps=objective.config.layer_norm_eps,
+    classifier='/'.join(objective.classifier),
+    class_names=objective.class_names,
+  )
+
+
 def fitted(program: Program, init: str, field: str) -> Fitted:
   """Reads weights and fits them to the program's model.
 
@@ -279,19 +296,7 @@ def fitted(program: Program, init: str, field: str) -> Fitted:
     UserError: when they can't be read or do not fit.
   """
   read = weights.read(init, field)
-  objective = program.objective
-  state = {**checkpoint.flatten(program.abstract['params']), **checkpoint.flatten(program.abstract['rest'])}
-  target = {k: v for k, v in state.items() if is_weight(v)}
-  arrays, account = weights.fit(
-    read,
-    target,
-    objective.initial,
-    field,
-    heads=objective.config.heads,
-    layer_norm_eps=objective.config.layer_norm_eps,
-    classifier='/'.join(objective.classifier),
-    class_names=objective.class_names,
-  )
+  arrays, account = fit(read, program.objective, program.abstract['params'], program.abstract['rest'], field)
   stated = {k: read.facts[k] for k in ('mean', 'std') if k in read.facts}
   return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account, 'pixels': stated})
 

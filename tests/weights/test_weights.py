@@ -25,6 +25,7 @@ from mimic_jax.objectives import masked_autoencoding as mae
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
+from mimic_jax.training import step
 from mimic_jax.weights import layouts
 from tests import small
 
@@ -239,11 +240,8 @@ def fit(path_or_weights, objective):
   read = path_or_weights
   if not isinstance(read, weights.Weights):
     read = weights.read(read, 'config.init')
-  _, target = shapes(objective)
-  names = objective.class_names if objective.labelled else ()
-  return weights.fit(
-    read, target, objective.initial, 'config.init', heads=objective.config.heads, class_names=names
-  )
+  _, params, rest = models.split(nnx.eval_shape(objective.init, jax.random.key(0)), objective.trainable)
+  return step.fit(read, objective, params, rest, 'config.init')
 
 
 def start(path, objective):
