@@ -26,6 +26,7 @@ FIGURES = {
   'loss': {'title': 'Loss'},
   'accuracy': {'title': 'Accuracy', 'share': True},
   'lr': {'title': 'Learning rate'},
+  'lr_first_layer': {'title': 'Learning rate of the first layer'},
   'images_per_second': {'title': 'Pictures per second'},
   'grad_norm': {'title': 'Norm of the gradient'},
   'terms': {'title': 'Terms of the loss'},
