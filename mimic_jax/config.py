@@ -132,6 +132,9 @@ def filled(config: Mapping[str, Any]) -> ConfigDict:
         here[key] = value
       elif isinstance(value, ConfigDict) and isinstance(here[key], ConfigDict):
         fill(here[key], value)
+      elif isinstance(value, str) and isinstance(here[key], bool):  # model.remat was one
+        with here.ignore_type():
+          here[key] = 'full' if here[key] else value
 
   fill(whole, defaults.base())
   for section in whole.values():

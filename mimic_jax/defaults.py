@@ -19,6 +19,8 @@ RANGES = {
   'batch_images': (1, INF),
   'epochs': (0, INF),
   'steps': (0, INF),
+  'accumulate': (1, INF),
+  'ema': (0, 0.9999999),
   'drop_path': (0, 0.99),
   'max_bad_steps': (0, INF),
   'eval.batch_images': (1, INF),
@@ -79,7 +81,7 @@ def encoder() -> ConfigDict:
   m.pos_embed = 'sincos2d'  # sincos2d (MAE: first half is the column) | sincos2d_moco (the row)
   m.dtype = 'bfloat16'  # of the arithmetic: bfloat16 | float32; parameters are float32 always
   m.scan = True  # scan over the stacked blocks (compiles fast) or unroll them (may run faster); same result
-  m.remat = False  # recompute each block in the backward pass: less memory, more time
+  m.remat = 'none'  # less memory, more time: in the backward pass a block's everything is computed anew (full), or all but its products with weights (dots)
   m.attention = 'auto'  # auto | xla | cudnn; auto takes cuDNN on GPUs that run in bfloat16
   return m.lock()
 
@@ -132,6 +134,10 @@ def stage() -> ConfigDict:
   s.epochs = 1.0
   s.steps = 0  # when not 0: the number of steps, instead of epochs
   s.batch_images = 64  # images per step over all devices, not crops
+  s.accumulate = 1  # parts that a batch is computed in, one after the other: less memory
+  s.ema = (
+    0.0  # decay of a moving average of the weights, which is measured beside them as <split>_ema; 0 = none
+  )
   s.drop_path = 0.0  # of the last block; rises linearly from 0 at the first
   s.max_bad_steps = 0  # steps with non-finite gradients that are left out before the run stops
   s.data = data()

@@ -218,7 +218,7 @@ def write(
   seconds: float,
 ) -> None:
   """Writes an evaluation's results: record.json, evaluation/ with figures and pictures, report.html."""
-  where = f'{model.folder}/{model.step}'
+  where = model.where
   record = {
     'environment': workdir.environment(),
     'checkpoint': {'path': where, 'config': model.config.to_dict(), 'reading': model.reading},
@@ -298,6 +298,7 @@ def _parser() -> cli.Parser:
   add('--out', default='', help='folder to write; default <run>/evaluations/<source>-<split>')
   add('--subset', action='append', default=[], help='file that lists pictures of a part; may be given again')
   add('--without_duplicates', action='store_true', help='also score without copies of training pictures')
+  add('--ema', action='store_true', help='the moving average of the weights instead of the last ones')
   add('--batch_images', type=int, default=256)
   add(
     '--identity',
@@ -324,7 +325,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f'--samples is {given.samples}; expected 0 or at least {uncertainty.LEAST_SAMPLES}')
   mesh = sharding.make_mesh()
   sharding.check_divides('--batch_images', given.batch_images, mesh)
-  model = trained.load(given.checkpoint, mesh)
+  model = trained.load(given.checkpoint, mesh, ema=given.ema)
   section = data_section(model, rest)
   options = Options(
     subsets=tuple(given.subset),
@@ -356,7 +357,7 @@ def _begin(
   """
   place = [section.source, section.name or os.path.basename(section.root.rstrip('/')), section.split]
   subsets = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
-  name = '-'.join(filter(None, [model.stage_name, str(model.step), *place, *subsets]))
+  name = '-'.join(filter(None, [model.stage_name, str(model.step), model.ema and 'ema', *place, *subsets]))
   name = re.sub(r'[^\w.+-]', '+', name)
   folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name
   config = {
@@ -364,7 +365,7 @@ def _begin(
     'stages': STAGE,
     STAGE: {
       'objective': model.stage.objective,
-      'checkpoint': f'{model.folder}/{model.step}',
+      'checkpoint': model.where,
       'data': section.to_dict(),
       **dataclasses.asdict(options),
       'split_hashes': {split.name: split.source.record()['split_hash'] for split in found},

@@ -27,7 +27,12 @@ from mimic_jax.runtime import checkpoint, cli, compiled, files, sharding
 from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.training import step as step_lib
 
-TREES = {'params': 'trained parameters', 'rest': 'fixed ones', 'opt_state': 'optimiser'}
+TREES = {
+  'params': 'trained parameters',
+  'rest': 'fixed ones',
+  'opt_state': 'optimiser',
+  'ema': 'their average',
+}
 _MOMENT = re.compile(r'^\d+/(mu|nu)/')  # of the optimiser, of a parameter
 
 

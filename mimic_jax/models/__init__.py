@@ -32,6 +32,7 @@ CHOICES = {
   'model.pos_embed': vit.POS_EMBEDS,
   'model.dtype': DTYPES,
   'model.attention': vit.ATTENTIONS,
+  'model.remat': tuple(vit.REMATS),
 }
 RANGES = {'model.image_size': (1, float('inf')), 'model.layer_norm_eps': (1e-15, 1e-2)}
 
@@ -77,7 +78,7 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
     pos_embed=errors.one_of('model.pos_embed', model['pos_embed'], vit.POS_EMBEDS),
     dtype=errors.one_of('model.dtype', model['dtype'], DTYPES),
     scan=model['scan'],
-    remat=model['remat'],
+    remat=errors.one_of('model.remat', model['remat'], CHOICES['model.remat']),
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
     layer_norm_eps=model['layer_norm_eps'],
@@ -89,9 +90,9 @@ def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> r
     **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat')},
     'drop_path': drop_path,
   }.items():
-    if value:
+    if value not in (0, 'none'):
       field = name if name == 'drop_path' else f'model.{name}'
-      expected = 'False' if value is True else '0'
+      expected = 'none' if name == 'remat' else '0'
       raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected {expected}')
   size = model['image_size']
   if size < 32:

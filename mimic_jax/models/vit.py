@@ -28,6 +28,12 @@ PRESETS = {
 }
 POS_EMBEDS = ('sincos2d', 'sincos2d_moco')
 ATTENTIONS = ('auto', 'xla', 'cudnn')
+# What the backward pass computes anew of each block: nothing, everything, or all but its products with weights.
+REMATS = {
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 
 
 class Config(NamedTuple):
@@ -42,7 +48,7 @@ class Config(NamedTuple):
   pos_embed: str = 'sincos2d'
   dtype: str = 'bfloat16'  # of the arithmetic; parameters, LayerNorm and softmax are float32
   scan: bool = True
-  remat: bool = False
+  remat: str = 'none'
   attention: str = 'auto'
   drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
   layer_norm_eps: float = EPSILON
@@ -230,9 +236,9 @@ def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | Non
     parameters, scale = layer
     return sharding.along_batch(nnx.merge(graphdef, parameters)(x, scale)), None
 
-  if config.remat:
+  if config.remat != 'none':
     # inside a scan nothing can be merged across the barrier, so XLA needn't be kept from trying
-    body = jax.checkpoint(body, prevent_cse=not config.scan)
+    body = jax.checkpoint(body, prevent_cse=not config.scan, policy=REMATS[config.remat])
   if config.scan:
     return jax.lax.scan(body, x, (stack, scales))[0]
   for layer in _unstack((stack, scales), config.depth):

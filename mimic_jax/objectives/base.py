@@ -71,6 +71,7 @@ class Objective(abc.ABC):
     FIGURES: what the figures are that `loss` gives; one that is not here is shown by its name.
     labelled: whether it learns from labels.
     classifier: path of its model's layer whose last axis is the classes; () where it has none.
+    pairs: whether its loss puts pictures of a batch together, which is then not computed in parts (`accumulate`).
     pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are
       [B, pictures, …].
     config: of its encoder.
@@ -82,6 +83,7 @@ class Objective(abc.ABC):
   FIGURES: ClassVar[Mapping[str, Figure]] = {}
   labelled = False
   classifier: ClassVar[Path] = ()
+  pairs = False
   pictures = 1
   config: models.EncoderConfig
   class_names: tuple[str, ...] = ()

@@ -172,8 +172,8 @@ class Objective(base.Objective):
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
       )
-    pairs = self.weight > 0 or stage['mix']['probability'] > 0
-    if pairs and stage['batch_images'] < 2:
+    self.pairs = self.weight > 0 or stage['mix']['probability'] > 0
+    if self.pairs and stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2 for mixing or contrast')
 
   @classmethod

@@ -117,6 +117,14 @@ def everywhere(x: jax.Array) -> jax.Array:
   return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
 
+def in_parts(x: jax.Array, parts: int) -> jax.Array:
+  """Returns x [B, …] as [parts, B / parts, …]; each part has as many rows of every device, which stay there."""
+  mesh = jax.sharding.get_abstract_mesh()
+  each = 1 if mesh.empty else mesh.size
+  x = x.reshape(each, parts, -1, *x.shape[1:]).swapaxes(0, 1).reshape(parts, -1, *x.shape[1:])
+  return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec(None, AXES))
+
+
 def rolled(x: jax.Array, shift: jax.Array) -> jax.Array:
   """Returns x with row (i + shift) mod B at place i, as x[(jnp.arange(B) + shift) % B], of x [B, …] split over the devices.
 

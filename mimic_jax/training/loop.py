@@ -66,12 +66,13 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
     log_lib.say(log_lib.introduction(run, meta, step))
     distributed.agree(lambda: _say_what_is_read(run, meta['reading']))
     b = run.stage['batch_images']
-    smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=True'
+    smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=full'
     with log, sharding.enough_memory(f'stage {name}', smaller):
       state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours)
       found = run.measure(state)
-      for split in run.splits:
-        evaluation.add_intervals(found[split.name], split, run.class_names)
+      for name, measured in found.items():
+        split = next(s for s in run.splits if s.name == name.removesuffix('_ema'))
+        evaluation.add_intervals(measured, split, run.class_names)
       total = run.program.total_steps
       log.evaluated(total, total / run.program.steps_per_epoch, found)
     still_ours()

@@ -182,12 +182,13 @@ class Stage:
     )
 
   def measure(self, state: step_lib.State) -> dict[str, evaluation.Measured]:
-    """Evaluates every split."""
+    """Evaluates every split, and under <split>_ema with the average of the weights, where there is one."""
+    weights = {'': 'params', '_ema': 'ema'}
     return {
-      split.name: evaluation.measure(
+      split.name + suffix: evaluation.measure(
         self.objective,
         self.eval_step,
-        state['params'],
+        state[tree],
         state['rest'],
         split,
         self.mesh,
@@ -197,6 +198,8 @@ class Stage:
         interpolation=self.stage['augment']['interpolation'],
         on_bad_image=self.stage['data']['on_bad_image'],
       )
+      for suffix, tree in weights.items()
+      if tree in state
       for split in self.splits
     }
 

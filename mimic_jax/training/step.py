@@ -65,7 +65,11 @@ def make_program(
     images: in the training source.
     mesh: of the devices.
     frozen: the objective's networks; without, their shapes, which are enough to compile.
+
+  Raises:
+    UserError: when a group of parameters has no optimiser, or the batch can't be computed in parts.
   """
+  _check_parts(stage, objective, mesh)
   frozen = frozen or frozen_shapes(objective, mesh)
   per_epoch = images / stage['batch_images']
   total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
@@ -78,12 +82,13 @@ def make_program(
   def init(key: jax.Array) -> State:
     _, params, rest = models.split(objective.init(key), objective.trainable)
     zero = jnp.zeros((), jnp.int32)
-    return {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
+    state = {'step': zero, 'bad_steps': zero, 'params': params, 'rest': rest, 'opt_state': tx.init(params)}
+    return {**state, 'ema': jax.tree.map(jnp.copy, params)} if stage['ema'] else state
 
-  def gradients(
-    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any = frozen.arrays
+  def of_part(
+    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any
   ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
-    augment_key, loss_key = jax.random.split(jax.random.fold_in(key, state['step']))
+    augment_key, loss_key = jax.random.split(key)
 
     def loss_of(params: Any) -> tuple[jax.Array, tuple[dict[str, jax.Array], Any]]:
       model = frozen.attached(models.merge(template, params, state['rest']), given)
@@ -94,6 +99,13 @@ def make_program(
       batch = jax.tree.map(sharding.along_batch, objective.augment(batch, augment_key))
       (loss, (parts, rest)), grads = jax.value_and_grad(loss_of, has_aux=True)(state['params'])
     return loss, parts, rest, grads
+
+  of_batch = of_part if stage['accumulate'] == 1 else _accumulated(of_part, stage['accumulate'], mesh)
+
+  def gradients(
+    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any = frozen.arrays
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    return of_batch(state, batch, jax.random.fold_in(key, state['step']), given)
 
   def step(
     state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any
@@ -107,6 +119,8 @@ def make_program(
     params = jax.tree.map(lambda p, u, s, g: p - rates[g] * s * u, state['params'], updates, scales, group)
     fine = jnp.isfinite(loss) & jnp.isfinite(jnp.stack(list(norms.values()))).all()
     new = {'params': params, 'rest': rest, 'opt_state': opt_state}
+    if stage['ema']:
+      new['ema'] = jax.tree.map(lambda e, p: e + (1 - stage['ema']) * (p - e), state['ema'], params)
     kept = jax.tree.map(lambda a, b: jnp.where(fine, a, b), new, {k: state[k] for k in new})
     bad = state['bad_steps'] + jnp.where(fine, 0, 1)
     measured = {'loss': loss, **parts, 'bad_steps': bad}
@@ -142,6 +156,44 @@ def make_program(
     total_steps=total,
     steps_per_epoch=per_epoch,
   )
+
+
+def _check_parts(stage: Mapping[str, Any], objective: Objective, mesh: Mesh) -> None:
+  if stage['accumulate'] > 1 and objective.pairs:
+    raise UserError(
+      f"accumulate is {stage['accumulate']}, and objective '{stage['objective']}' puts pictures of a batch together; expected 1: "
+      'in parts it would be another loss'
+    )
+  if stage['batch_images'] % (mesh.size * stage['accumulate']):
+    raise UserError(
+      f'accumulate is {stage["accumulate"]}; expected a divisor of the {stage["batch_images"] // mesh.size} pictures of '
+      'batch_images that a device gets'
+    )
+
+
+def _accumulated(of_part: Callable[..., Any], n: int, mesh: Mesh) -> Callable[..., Any]:
+  """Returns what computes a batch in n parts, one after the other: the means of all that `of_part` gives of each."""
+
+  def of_batch(
+    state: State, batch: dict[str, jax.Array], key: jax.Array, given: Any
+  ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    with sharding.in_mesh(mesh):
+      batches = jax.tree.map(lambda x: sharding.in_parts(x, n), batch)
+    parts = (batches, jax.random.split(key, n))
+
+    def add(carry: Any, part: Any) -> tuple[Any, None]:
+      rest, sums = carry
+      loss, said, rest, grads = of_part({**state, 'rest': rest}, *part, given)
+      return (rest, jax.tree.map(jnp.add, sums, (loss, said, grads))), None
+
+    loss, said, _, grads = jax.eval_shape(of_part, state, *jax.tree.map(lambda x: x[0], parts), given)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, said, grads))
+    held = jax.lax.with_sharding_constraint(zeros[2], sharding.state_shardings(grads, mesh))
+    (rest, sums), _ = jax.lax.scan(add, (state['rest'], (*zeros[:2], held)), parts)
+    loss, said, grads = jax.tree.map(lambda x: x / n, sums)
+    return loss, said, rest, grads
+
+  return of_batch
 
 
 def _abstract(shapes: Any, shardings: Any) -> Any:
@@ -311,6 +363,7 @@ def initial_state(program: Program, key: jax.Array, given: Fitted | None = None)
     name = '/'.join(str(k.key) for k in path)
     return sharding.put(given.arrays[name], leaf) if name in given.arrays else leaf
 
-  for tree in ('params', 'rest'):
-    state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
+  for tree in ('params', 'rest', 'ema'):
+    if tree in state:
+      state[tree] = jax.tree_util.tree_map_with_path(replace, state[tree])
   return state

@@ -27,6 +27,7 @@ class Trained:
     reading: how its training pictures were read: channels, image_size, interpolation, align, class_names, …
     objective: of the stage.
     template, params, rest: the model, on the devices (models.merge); frozen: the networks that it reads from files.
+    ema: whether params are the moving average.
   """
 
   folder: epath.Path
@@ -39,6 +40,12 @@ class Trained:
   params: Any
   rest: Any
   frozen: step_lib.FrozenNetworks
+  ema: bool = False
+
+  @property
+  def where(self) -> str:
+    """The checkpoint, and whether its average was read."""
+    return f'{self.folder}/{self.step}' + (' (ema)' if self.ema else '')
 
   @property
   def stage(self) -> FrozenConfigDict:
@@ -88,16 +95,17 @@ def _labelled(folder: epath.Path, step: int) -> bool:
   return objectives.find(meta['config'][meta['stage']]['objective']).labelled
 
 
-def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:
+def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) -> Trained:
   """Reads a trained model and puts it on every device.
 
   Args:
     path: as for `locate`.
     mesh: of the devices.
     field: the flag that holds the path, for errors.
+    ema: whether to take the average of the weights.
 
   Raises:
-    UserError: when there is no checkpoint, it is damaged, not of this version's form or has values that are not finite.
+    UserError: when there is no checkpoint, it has no average, is damaged, not of this version's form or has values that are not finite.
   """
   folder, step = locate(path, field)
   where = f'{folder}/{step}'
@@ -111,9 +119,14 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:
   )
   example = nnx.eval_shape(objective.init, jax.random.key(0))
   template, params, rest = models.split(example, objective.trainable)
-  arrays = checkpoint.read_arrays(folder, step, ('params', 'rest'))
+  if ema and not config[name].ema:
+    raise UserError(
+      f'--ema: {where} has no average of the weights (its config.{name}.ema is 0); expected one'
+    )
+  weights = 'ema' if ema else 'params'
+  arrays = checkpoint.read_arrays(folder, step, (weights, 'rest'))
   trees = {}
-  for tree, shapes in (('params', params), ('rest', rest)):
+  for tree, shapes in ((weights, params), ('rest', rest)):
     trees[tree] = {}
     for flat, leaf in checkpoint.flatten(shapes).items():
       array = arrays.get(f'{tree}/{flat}')
@@ -127,4 +140,6 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint') -> Trained:
       trees[tree][flat] = array
   put = {k: jax.device_put(checkpoint.nest(v), sharding.replicated(mesh)) for k, v in trees.items()}
   frozen = step_lib.read_frozen(objective, f'config.{name}', mesh)
-  return Trained(folder, step, config, name, reading, objective, template, put['params'], put['rest'], frozen)
+  return Trained(
+    folder, step, config, name, reading, objective, template, put[weights], put['rest'], frozen, ema
+  )

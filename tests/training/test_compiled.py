@@ -13,13 +13,13 @@ IMAGES = {'masked_autoencoding': 480, 'mimic': 480, 'resnet': 120}
 CLASSES = tuple('abcdefg')
 
 
-def program(name: str, fsdp: int) -> step_lib.Program:
+def program(name: str, fsdp: int, remat: str = 'none', **changes: int) -> step_lib.Program:
   """Returns the program of a ViT with two blocks of width 256 (or a ResNet-18) on eight devices."""
-  model = small.model_section(dim=256, heads=4)
+  model = small.model_section(dim=256, heads=4, remat=remat)
   if name == 'resnet':
     model = small.model_section(preset='resnet18', image_size=32, patch_size=0, dim=0, depth=0, heads=0)
   section = objectives.defaults('mimic' if name == 'resnet' else name).unlock()
-  section.update(batch_images=IMAGES[name], drop_path=0.0 if name == 'resnet' else 0.1)
+  section.update({'batch_images': IMAGES[name], 'drop_path': 0.0 if name == 'resnet' else 0.1, **changes})
   if name == 'masked_autoencoding':
     section.mae.update(decoder_dim=128, decoder_depth=2, decoder_heads=4, mask_ratio=0.5)
   objective = objectives.make(section, model, CLASSES, 'objective')
@@ -85,3 +85,21 @@ def test_without_a_constraint_whole_batches_travel_and_are_seen(taken_out, monke
   made = program('mimic', 8)
   odd = strange(made, IMAGES['mimic'], compiled.summary(made.lower().compile()))
   assert any({480, 960} & set(c['shape']) for c in odd)
+
+
+def test_a_batch_in_parts_needs_a_part_of_the_memory_and_sends_no_activations():
+  images = 4 * IMAGES['masked_autoencoding']
+  whole, parts = (program('masked_autoencoding', 4, batch_images=images, accumulate=n) for n in (1, 4))
+  said, part = (compiled.summary(made.lower().compile()) for made in (whole, parts))
+  assert part['temporaries'] < said['temporaries'] / 2
+  assert not strange(parts, images // 4, part)
+
+
+def test_what_is_computed_anew_needs_less_memory_and_more_arithmetic(found):
+  of = {'none': found('masked_autoencoding', 1)[0]}
+  of |= {remat: program('masked_autoencoding', 1, remat) for remat in ('dots', 'full')}
+  programs = {remat: made.lower().compile() for remat, made in of.items()}
+  memory = {remat: p.memory_analysis().temp_size_in_bytes for remat, p in programs.items()}
+  flops = {remat: p.cost_analysis()['flops'] for remat, p in programs.items()}
+  assert memory['none'] > 1.1 * memory['dots'] > 1.1 * memory['full']
+  assert flops['none'] < flops['dots'] < flops['full']

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 
-from mimic_jax import models, objectives
+from mimic_jax import main, models, objectives
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, feed, files, sharding
 from mimic_jax.runtime.errors import UserError
@@ -265,7 +265,7 @@ def test_a_mesh_that_does_not_cover_the_devices_is_refused(changes, field):
 
 
 def test_what_a_finished_stage_leaves_behind(tmp_path):
-  config = small.run_config(finetune=small.mimic_stage(steps=16, **{'eval.every_epochs': 1.0}))
+  config = small.run_config(finetune=small.mimic_stage(steps=16, ema=0.5, **{'eval.every_epochs': 1.0}))
   result = run(config, tmp_path)
   folder = tmp_path / 'finetune'
   assert json.loads((folder / 'result.json').read_text()) == files.jsonable(result)
@@ -274,6 +274,13 @@ def test_what_a_finished_stage_leaves_behind(tmp_path):
   lines = [x for x in files.read_jsonl(epath.Path(folder) / 'metrics.jsonl') if x['split'] == 'valid']
   assert [x['step'] for x in lines] == [8, 16]
   assert result['best_on_valid']['accuracy'] == max(x['accuracy'] for x in lines)
+  averaged = [x for x in files.read_jsonl(epath.Path(folder) / 'metrics.jsonl') if x['split'] == 'valid_ema']
+  assert [x['step'] for x in averaged] == [8, 16]
+  assert averaged[-1]['loss'] != lines[-1]['loss']
+  for flags, split in (([], 'valid'), (['--ema'], 'valid_ema')):
+    main.main(['evaluate', '--checkpoint', str(tmp_path), '--out', str(tmp_path / split), *flags])
+    again = json.loads((tmp_path / split / 'evaluation' / 'result.json').read_text())['metrics']['valid']
+    assert again['loss'] == pytest.approx(result['metrics'][split]['loss'], rel=1e-5)
   predictions = np.load(folder / 'predictions.npz')
   assert len(set(predictions['id'])) == 24
   assert predictions['logits'].shape == (24, 7)
