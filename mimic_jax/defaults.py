@@ -61,6 +61,7 @@ def base() -> ConfigDict:
   c.log.tensorboard = True
   c.log.progress = True  # the bar on standard error
   c.log.report_every = 60.0  # seconds between rewrites of report.html at the least
+  c.log.compile_cache = 'auto'  # folder that keeps compiled programs for the next start; auto = ~/.cache/mimic_jax/compile, '' = off
   for section in (c.data, c.mesh, c.log):
     section.lock()
   return c

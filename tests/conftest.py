@@ -15,15 +15,17 @@ os.environ['XLA_FLAGS'] = (
   + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 ).strip()
 
+# In the environment, for the processes that tests start: none is to write to the user's own cache.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('MIMIC_TEST_CACHE') or os.path.join(
+  tempfile.gettempdir(), 'mimic_jax_test_cache'
+)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+
 import jax
 import numpy as np
 import pytest
 
-CACHE = pathlib.Path(
-  os.environ.get('MIMIC_TEST_CACHE', pathlib.Path(tempfile.gettempdir()) / 'mimic_jax_test_cache')
-)
-jax.config.update('jax_compilation_cache_dir', str(CACHE))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+CACHE = pathlib.Path(os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 

@@ -23,7 +23,7 @@ from mimic_jax import data, defaults, models, uncertainty
 from mimic_jax.data import selection
 from mimic_jax.report import page
 from mimic_jax.report.drawing import save_drawing
-from mimic_jax.runtime import cli, files, sharding
+from mimic_jax.runtime import cli, compile_cache, files, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, log, results, trained, workdir
 from mimic_jax.training.trained import Trained
@@ -326,6 +326,7 @@ def main(argv: Sequence[str]) -> None:
   mesh = sharding.make_mesh()
   sharding.check_divides('--batch_images', given.batch_images, mesh)
   model = trained.load(given.checkpoint, mesh, ema=given.ema)
+  compile_cache.keep(model.config.log.compile_cache, str(model.folder), log.say)
   section = data_section(model, rest)
   options = Options(
     subsets=tuple(given.subset),

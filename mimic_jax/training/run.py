@@ -8,7 +8,7 @@ from etils import epath
 
 from mimic_jax import config as config_lib
 from mimic_jax.report import page
-from mimic_jax.runtime import checkpoint, distributed, lease, preemption, sharding
+from mimic_jax.runtime import checkpoint, compile_cache, distributed, lease, preemption, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import debugging, loop, workdir
 from mimic_jax.training import stage as stage_lib
@@ -36,6 +36,7 @@ def run(command: config_lib.Command) -> None:
       '--debug_step': command.debug_step,
     }
   )
+  compile_cache.keep(config.log.compile_cache, command.workdir, say)
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   if command.debug_step:

@@ -183,7 +183,12 @@ def free_port() -> int:
 
 
 def start(
-  folder: pathlib.Path, processes: int, devices: int, *flags: str, module: str = 'mimic_jax.main'
+  folder: pathlib.Path,
+  processes: int,
+  devices: int,
+  *flags: str,
+  module: str = 'mimic_jax.main',
+  cache: str = str(CACHE),
 ) -> list[subprocess.Popen]:
   """Starts a run of the fault campaign's config in so many processes with so many devices each."""
   env = {
@@ -191,7 +196,7 @@ def start(
     'XLA_FLAGS': '--xla_backend_optimization_level=0',
     'JAX_PLATFORMS': 'cpu',
     'JAX_NUM_CPU_DEVICES': str(devices),
-    'JAX_COMPILATION_CACHE_DIR': str(CACHE),
+    'JAX_COMPILATION_CACHE_DIR': cache,
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
   command = [sys.executable, '-m', module, '--config', 'tests/faults/config.py']
