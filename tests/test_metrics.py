@@ -1,6 +1,8 @@
 """Scores by their definitions, and the writers through crashes and resumes."""
 
 import json
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -193,6 +195,21 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
   scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
   assert scalars == [(8, 'valid/loss', 0.25)]
   assert [e.step for e in events if e.HasField('session_log')] == [7]
+
+
+def test_nothing_of_a_run_imports_pytorch_and_it_can_still_be_imported(tmp_path):
+  code = (
+    'import sys, importlib.util\n'
+    'from etils import epath\n'
+    'from mimic_jax.training import log, run\n'
+    f'writer = log.TensorBoardWriter(epath.Path({str(tmp_path)!r}))\n'
+    'writer.write({"step": 1, "loss": 0.5}); writer.close()\n'
+    'assert "torch" not in sys.modules\n'
+    'if importlib.util.find_spec("torch"): import torch; torch.zeros(1)\n'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert [v.tag for e in _events(tmp_path) for v in e.summary.value] == ['train/loss']
 
 
 def test_tensorboard_leaves_remote_folders_alone_and_says_so(tmp_path, monkeypatch, caplog):

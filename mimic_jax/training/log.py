@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 from absl import logging
 from etils import epath
 from tqdm import tqdm
@@ -142,6 +141,13 @@ class TensorBoardWriter:
 
   def __init__(self, directory: epath.Path, purge_step: int | None = None):
     """Opens `directory`; TensorBoard hides what an interrupted run wrote there at `purge_step` and after."""
+    # tensorboardX imports PyTorch where it is installed, for types alone: a second, and a second CUDA in a GPU's process.
+    hidden = sys.modules.setdefault('torch', None) is None
+    try:
+      import tensorboardX
+    finally:
+      if hidden:
+        del sys.modules['torch']
     writer = tensorboardX.SummaryWriter(os.fspath(directory), purge_step=purge_step)
     self._writer, self.flush, self.close = writer, writer.flush, writer.close
 
