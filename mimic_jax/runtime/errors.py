@@ -59,3 +59,9 @@ def one_of(field: str, value: str, options: Iterable[str]) -> str:
   if value not in options:
     raise UserError(f"{field} is '{value}'{nearest(value, options)}; expected one of {', '.join(options)}")
   return value
+
+
+def short(e: Exception) -> str:
+  """Returns an exception's first words on one line."""
+  text = ' '.join(f'{type(e).__name__}: {e}'.split())
+  return text if len(text) < 120 else f'{text[:117]}…'

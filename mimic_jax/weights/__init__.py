@@ -21,7 +21,7 @@ from mimic_jax.models import vit
 from mimic_jax.runtime import checkpoint
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.weights import facts as facts_lib
-from mimic_jax.weights import files, layouts
+from mimic_jax.weights import files, layouts, pytorch
 
 OWN = 'mimic_jax checkpoint'
 EXPECTED = (
@@ -138,7 +138,7 @@ def _read_published(contents: files.Contents, field: str) -> Weights:
       'class token and a square of patches'
     )
   unused = [n for n in contents.tensors if n not in used]
-  kind = layout.kind + (', a moving average of the weights' if contents.place in files.EMA_KEYS else '')
+  kind = layout.kind + (', a moving average of the weights' if contents.place in pytorch.EMA_KEYS else '')
   unused += [f"['{key}']" for key, tensors_in in contents.beside.items() if tensors_in]
   return Weights(
     tensors,

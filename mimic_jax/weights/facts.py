@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from mimic_jax.models import vit
-from mimic_jax.weights.files import EMA_KEYS, Contents, shown
+from mimic_jax.weights.files import Contents, shown
+from mimic_jax.weights.pytorch import EMA_KEYS
 
 FROM_PRESET = 'as the preset; the file does not say'
 FROM_CONFIG = 'its config.json says so'

@@ -1,18 +1,17 @@
 """Opens weight files by what is in them, never by their name: PyTorch's (zip and the older pickle) and safetensors.
 
-Nothing in a file is run: PyTorch files are read with weights_only=True. One class is allowed beside tensors,
-argparse.Namespace, which MAE's training checkpoints hold and which is data alone; for NumPy scalars and paths, which stand in
-many, a value is put that holds nothing.
+Nothing in a file is run (pytorch.py).
 """
 
-import argparse
 import dataclasses
+import importlib.util
 import json
+import os
 import pickle
 import re
 import struct
-import warnings
-import zipfile
+import subprocess
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,21 +20,10 @@ import numpy as np
 import safetensors
 from etils import epath
 
-from mimic_jax.runtime.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.errors import UserError, short
+from mimic_jax.weights import pytorch
 
-# where a state dict stands in a PyTorch file, in the order looked for; else the file itself may be one
-STATE_KEYS = ('model', 'state_dict', 'model_state_dict', 'model_state', 'module', 'net')
-# of a moving average of the weights (DeiT's and MAE's forks write it beside 'model'); taken where it is the only state
-# What may stand beside tensors: the arguments of a training, and NumPy's numbers.
-HARMLESS = [
-  argparse.Namespace,
-  (np._core.multiarray.scalar, 'numpy.core.multiarray.scalar'),
-  np._core.multiarray.scalar,
-  np.dtype,
-  *(type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')),
-]
-EMA_KEYS = ('model_ema', 'ema', 'teacher')  # DINO's teacher is its student's moving average
-PYTORCH_ZIP, PYTORCH_PICKLE, SAFETENSORS = 'PyTorch', 'PyTorch before 1.6', 'safetensors'
+SAFETENSORS = 'safetensors'
 MODEL_FILES = ('model.safetensors', 'pytorch_model.bin')
 CONFIG_FILES = ('config.json', 'preprocessor_config.json')
 # what an interrupted or mistaken download leaves under a weight file's name
@@ -43,8 +31,6 @@ MISTAKEN = {
   b'version https://git-lfs': 'a pointer of Git LFS (`git lfs pull` fetches the file itself)',
   b'<': 'a web page or XML (the download was of the page, not of the file)',
 }
-# what people know as something else
-CALLED = {f'numpy.{core}.multiarray._reconstruct': ' (a NumPy array)' for core in ('core', '_core')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,9 +93,9 @@ def _container(path: epath.Path, field: str) -> str | None:
     if head.lstrip().startswith(start):
       raise UserError(f"{field} is '{path}', which is {what}; expected weights")
   if head.startswith(b'PK\x03\x04'):
-    return PYTORCH_ZIP
+    return pytorch.ZIP
   if head[:2] in (b'\x80\x02', b'\x80\x03', b'\x80\x04', b'\x80\x05'):
-    return PYTORCH_PICKLE
+    return pytorch.PICKLE
   # eight bytes of the header's length, then its JSON
   if len(head) > 8 and head[8:9] == b'{' and struct.unpack('<Q', head[:8])[0] < 1 << 27:
     return SAFETENSORS
@@ -159,7 +145,7 @@ def _json(file: epath.Path) -> Any:
     return json.loads(file.read_text())
   except (ValueError, RecursionError) as e:  # ValueError also for what is not UTF-8
     raise UserError(
-      f'{file} is no JSON ({_short(e)}); expected the file that was saved with the weights'
+      f'{file} is no JSON ({short(e)}); expected the file that was saved with the weights'
     ) from e
 
 
@@ -228,11 +214,11 @@ def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> 
           dtypes[name] = tensors[name].dtype.name
     except safetensors.SafetensorError as e:
       raise UserError(
-        f"{field}: '{file}' is truncated or damaged ({_short(e)}); expected a whole safetensors file"
+        f"{field}: '{file}' is truncated or damaged ({short(e)}); expected a whole safetensors file"
       ) from e
     except (AttributeError, TypeError) as e:  # a dtype that NumPy has not
       raise UserError(
-        f"{field}: '{file}': '{name}' is of an unknown type ({_short(e)}); expected floats of 16 to 64 bits"
+        f"{field}: '{file}': '{name}' is of an unknown type ({short(e)}); expected floats of 16 to 64 bits"
       ) from e
   return Contents(path, SAFETENSORS, tensors, dtypes)
 
@@ -244,114 +230,23 @@ def _local(path: epath.Path, field: str) -> str:
 
 
 def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
-  """Reads a PyTorch file with weights_only=True."""
-  try:
-    import torch
-  except ImportError as e:
+  """Has a process of its own read a PyTorch file, so that this one, which may hold a GPU, never imports PyTorch."""
+  if importlib.util.find_spec('torch') is None:
     raise UserError(
       f"{field}: '{path}' is a PyTorch file, and PyTorch is not installed; expected `pip install torch` (its CPU build "
       'will do), or the same weights as safetensors'
-    ) from e
-  local = _local(path, field)
-  try:
-    if container == PYTORCH_ZIP and zipfile.is_zipfile(local):
-      with zipfile.ZipFile(local) as z:
-        if not any(n.endswith('data.pkl') for n in z.namelist()):
-          raise UserError(f"{field} is '{path}', a zip file without PyTorch's data.pkl; expected weights")
-    with warnings.catch_warnings(), torch.serialization.safe_globals(HARMLESS):
-      warnings.simplefilter('ignore')
-      # mapped, so that an optimiser's state, twice as large as the model, is never read
-      loaded = torch.load(local, map_location='cpu', weights_only=True, mmap=container == PYTORCH_ZIP)
-  except (*READ_ERRORS, pickle.UnpicklingError, AttributeError, AssertionError) as e:
-    code = re.search(r'GLOBAL ([\w.]+)', str(e))
-    if code:
-      raise UserError(
-        f"{field}: '{path}' holds more than weights, '{code[1]}'{CALLED.get(code[1], '')}, which was not run or made; expected "
-        "tensors alone (if you trust the file: torch.save(torch.load('FILE', weights_only=False)['model'], 'NEW') saves "
-        "them alone, with the key of its state dict for 'model')"
-      ) from e
-    raise UserError(
-      f"{field}: '{path}' is truncated, damaged or no PyTorch file ({_short(e)}); expected a whole one"
-    ) from e
-  return _from_pytorch(path, container, loaded, torch, field)
-
-
-def _from_pytorch(path: epath.Path, container: str, loaded: Any, torch: Any, field: str) -> Contents:
-  """Finds the state dict in what PyTorch loaded and turns its tensors to NumPy."""
-  if not isinstance(loaded, Mapping):
-    raise UserError(
-      f"{field}: '{path}' holds a {type(loaded).__name__}; expected a state dict, or one under 'model' or 'state_dict'"
     )
-  place = _place(path, loaded, torch, field)
-  if place is None:
-    keys = ', '.join(f"'{k}'" for k in list(loaded)[:6]) or 'nothing'
-    raise UserError(
-      f"{field}: '{path}' holds {keys}; expected a state dict, or one under 'model' or 'state_dict'"
-    )
-  state = loaded[place] if place else loaded
-  tensors, dtypes = {}, {}
-  for name, value in state.items():
-    if not isinstance(value, torch.Tensor):
-      continue
-    dtypes[str(name)] = str(value.dtype).removeprefix('torch.')
-    if value.layout is not torch.strided or value.is_quantized:
-      raise UserError(
-        f"{field}: '{path}': '{name}' is sparse or quantised; expected a dense tensor of floats"
-      )
-    if value.is_meta:
-      raise UserError(
-        f"{field}: '{path}': '{name}' has a shape and no values (it was saved on PyTorch's meta device); expected a dense "
-        'tensor of floats'
-      )
-    value = value.detach()
+  command = [sys.executable, '-P', pytorch.__file__, _local(path, field), container, field]
+  paths = os.pathsep.join(os.path.abspath(p) for p in sys.path)
+  with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': paths}) as reader:
     try:
-      tensors[str(name)] = (value.float() if value.dtype.is_floating_point else value).numpy()
-    except (RuntimeError, TypeError) as e:  # a dtype or a view that NumPy has not
+      error, found = pickle.load(reader.stdout)
+    except (EOFError, pickle.UnpicklingError):
+      code = reader.wait()
       raise UserError(
-        f"{field}: '{path}': '{name}' can't be had as numbers ({_short(e)}); expected a dense tensor of floats"
-      ) from e
-  args = loaded.get('args') if place else None
-  return Contents(
-    path,
-    container,
-    tensors,
-    dtypes,
-    place,
-    {str(k): _holds_tensors(v, torch) for k, v in loaded.items() if k != place} if place else {},
-    vars(args) if isinstance(args, argparse.Namespace) else {},
-  )
-
-
-def _place(path: epath.Path, loaded: Mapping[str, Any], torch: Any, field: str) -> str | None:
-  """Returns the key of the state dict, '' where the file itself is one, None where there is none."""
-
-  def is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, torch.Tensor) and v.ndim for v in value.values())
-
-  states = [k for k, v in loaded.items() if is_state(v)]
-  if (place := next((k for k in STATE_KEYS if k in states), None)) is not None:
-    return place
-  if {'student', 'teacher'} <= set(states):  # DINO
-    return 'teacher'
-  if any(k in states for k in EMA_KEYS):
-    if len(states) > 1:
-      names = ', '.join(f"'{k}'" for k in states)
-      raise UserError(
-        f"{field}: '{path}' holds the states {names}; expected one, or one under 'model' or 'state_dict'"
-      )
-    return states[0]
-  return '' if is_state(loaded) else None
-
-
-def _holds_tensors(value: Any, torch: Any) -> bool:
-  if isinstance(value, Mapping):
-    return any(_holds_tensors(v, torch) for v in value.values())
-  if isinstance(value, list | tuple):
-    return any(_holds_tensors(v, torch) for v in value)
-  return isinstance(value, torch.Tensor)
-
-
-def _short(e: Exception) -> str:
-  """Returns an exception's first words on one line."""
-  text = ' '.join(f'{type(e).__name__}: {e}'.split())
-  return text if len(text) < 120 else f'{text[:117]}…'
+        f"{field}: '{path}': PyTorch ended with code {code} as it read this file; expected one that works here, and memory "
+        'for all tensors'
+      ) from None
+  if error:
+    raise UserError(error)
+  return Contents(path, container, **found)

@@ -1,11 +1,13 @@
 """Published weights against PyTorch and a tensor-by-tensor reading of the same files; what is wrong with a file is one line."""
 
 import argparse
+import ast
 import datetime
 import json
 import os
 import re
 import struct
+import subprocess
 import sys
 
 import jax
@@ -26,7 +28,7 @@ from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step
-from mimic_jax.weights import layouts
+from mimic_jax.weights import files, layouts
 from tests import small
 
 # of the weights in these tests: 16 patches of 8 × 8, 2 blocks
@@ -601,6 +603,33 @@ def test_without_torch_a_pth_asks_for_it_by_name(rng, tmp_path, monkeypatch):
       UserError, match=r'config.init: .*PyTorch is not installed; expected `pip install torch`'
     ):
       weights.read(str(tmp_path / name), 'config.init')
+
+
+def test_a_pth_is_read_without_pytorch_in_this_process(rng, tmp_path):
+  torch = pytest.importorskip('torch')
+  state = timm_encoder(rng)
+  args = argparse.Namespace(norm_pix_loss=True, model='mae_vit', device=torch.device('cpu'), drop=None)
+  path = save_pth(tmp_path / 'w', state, beside={'args': args})
+  code = (
+    'import sys\n'
+    'from mimic_jax import weights\n'
+    f'read = weights.read({path!r}, "x")\n'
+    'assert "torch" not in sys.modules\n'
+    'assert read.facts["norm_pix"] is True\n'
+    'print(repr(read.tensors["encoder/cls_token"].tobytes()))'
+  )
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '')
+  assert ast.literal_eval(done.stdout) == state['cls_token'].tobytes()
+
+
+def test_a_pytorch_that_ends_as_it_reads_is_one_line(rng, tmp_path, monkeypatch):
+  path = save_pth(tmp_path / 'w', timm_encoder(rng))
+  (tmp_path / 'killed.py').write_text(
+    'import os\nprint("\\x80", end="", flush=True)\nos.kill(os.getpid(), 9)'
+  )
+  monkeypatch.setattr(files.pytorch, '__file__', str(tmp_path / 'killed.py'))
+  refused(path, r'PyTorch ended with code -9 as it read this file')
 
 
 def test_distributed_and_compiled_models_saved_as_themselves_are_read(rng, tmp_path):
