@@ -5,6 +5,7 @@ mimic train --config CONFIG [--workdir FOLDER] [--config.field=value …]
 
 from collections.abc import Sequence
 
+import mimic_jax
 from mimic_jax import config as config_lib
 from mimic_jax.runtime import cli
 
@@ -18,7 +19,7 @@ def main(argv: Sequence[str]) -> None:
 
   def start(_: Sequence[str]) -> None:
     with distributed.watching_peers():
-      run.run(command)
+      run.run(command, mimic_jax.BEGAN)
 
   cli.run(
     start,

@@ -13,6 +13,7 @@ from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
 from mimic_jax.training import evaluation, results, workdir
 from mimic_jax.training import log as log_lib
 from mimic_jax.training import stage as stage_lib
+from mimic_jax.training import start as start_lib
 from mimic_jax.training import step as step_lib
 
 
@@ -22,12 +23,17 @@ def due(step: int, every_epochs: float, steps_per_epoch: float) -> bool:
   return interval > 0 and int(step / interval) > int((step - 1) / interval)
 
 
-def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def run_stage(
+  run: stage_lib.Stage,
+  still_ours: Callable[[], None] = lambda: None,
+  clock: start_lib.Clock | None = None,
+) -> dict[str, Any]:
   """Runs one stage from its latest checkpoint, or its beginning, to its end.
 
   Args:
     run: the stage.
     still_ours: is called at every step; raises lease.Lost when another program writes to the run's folder.
+    clock: of this start; record.json gets its parts.
 
   Returns:
     What result.json holds; {} in a process that writes nothing.
@@ -36,6 +42,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
     UserError: for bad pictures, weights that do not fit, or too many steps with non-finite gradients.
     Preempted: when told to stop; a checkpoint holds all that was done.
   """
+  clock = clock or start_lib.Clock()
   with distributed.together():
     run.prepare()
   preemption.look()
@@ -43,6 +50,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
     fingerprint = source_lib.fingerprint(run.records['train'])
     distributed.check_same({f'the fingerprint of config.{name}.data': fingerprint})
+    clock.lap('data')
     newest = checkpoints.restore_newest(run.program.abstract, log_lib.say)
     if newest is None:
       state, origin = run.initial_state()
@@ -61,6 +69,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
       with distributed.together():
         stage_lib.check_same_data(run, meta['data'], fingerprint)
         stage_lib.check_same_random(meta)
+    clock.lap('restore')
     meta['reading'] = files.jsonable(run.reading())
     log = log_lib.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     log_lib.say(log_lib.introduction(run, meta, step))
@@ -68,7 +77,7 @@ def run_stage(run: stage_lib.Stage, still_ours: Callable[[], None] = lambda: Non
     b = run.stage['batch_images']
     smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=full'
     with log, sharding.enough_memory(f'stage {name}', smaller):
-      state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours)
+      state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours, clock)
       found = run.measure(state)
       for name, measured in found.items():
         split = next(s for s in run.splits if s.name == name.removesuffix('_ema'))
@@ -97,6 +106,7 @@ def _loop(
   checkpoints: checkpoint.Checkpoints,
   log: log_lib.Log,
   still_ours: Callable[[], None],
+  clock: start_lib.Clock,
 ) -> tuple[step_lib.State, dict[str, Any]]:
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
@@ -112,6 +122,12 @@ def _loop(
       return
     step, measured = done
     log.add(step, measured)
+    if step == start + 1:
+      clock.lap('compile')
+      if distributed.is_main():
+        workdir.update_record(
+          run.run_folder, start={run.name: {k: round(v, 2) for k, v in clock.parts.items()}}
+        )
     meta['seconds'] = before + time.monotonic() - began
     log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
     if check:
@@ -133,9 +149,13 @@ def _loop(
   try:
     if unmeasured:
       measure(start)
+      clock.lap('evaluate')
     for step in range(start + 1, total + 1):
       still_ours()
-      state, measured = program.step(state, next(stream), run.step_key)
+      batch = next(stream)
+      if step == start + 1:
+        clock.lap('data')
+      state, measured = program.step(state, batch, run.step_key)
       last = step == total
       saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
       measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last

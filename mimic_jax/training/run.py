@@ -12,20 +12,24 @@ from mimic_jax.runtime import checkpoint, compile_cache, distributed, lease, pre
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import debugging, loop, workdir
 from mimic_jax.training import stage as stage_lib
+from mimic_jax.training import start as start_lib
 from mimic_jax.training.log import say
 
 
-def run(command: config_lib.Command) -> None:
+def run(command: config_lib.Command, began: float | None = None) -> None:
   """Runs the config's stages in order; a stage that has a result is not run again.
 
   Args:
     command: what the command line asked for.
+    began: the time.monotonic() when this program did, for the record; now without one.
 
   Raises:
     UserError: for anything the user can mend.
     Preempted: when told to stop; the same command goes on.
   """
   config = command.config
+  clock = start_lib.Clock(began)
+  clock.lap('import')
   if not command.debug_step:
     preemption.note()
   distributed.initialize(**command.processes)
@@ -59,7 +63,8 @@ def run(command: config_lib.Command) -> None:
     while stages:
       preemption.look()
       # popped, so that its pictures and weights are let go before the next
-      loop.run_stage(stages.pop(0), folder.check)
+      loop.run_stage(stages.pop(0), folder.check, clock)
+      clock = start_lib.Clock()
     distributed.agree(lambda: str(page.write(folder.path)))  # so that no process leaves before it is written
     say(f'report: {folder.path / "report.html"}')
 

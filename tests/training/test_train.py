@@ -54,6 +54,20 @@ def final_arrays(folder, name: str, step: int) -> dict[str, np.ndarray]:
   return checkpoint.read_arrays(epath.Path(folder) / name / checkpoint.FOLDER, step, prefixes)
 
 
+def test_the_record_says_where_the_time_to_the_first_step_went_at_each_start(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(steps=2))
+  run(config, tmp_path)
+  first = files.read_json(epath.Path(tmp_path) / 'record.json')['start']
+  assert list(first['finetune']) == ['data', 'compile', 'restore']
+  (tmp_path / 'finetune' / 'result.json').unlink()
+  shutil.rmtree(tmp_path / 'finetune' / 'checkpoints' / '2')
+  config.log.every = 2
+  run(config, tmp_path)
+  again = files.read_json(epath.Path(tmp_path) / 'record.json')['start']
+  assert list(again) == ['finetune']
+  assert again != first
+
+
 @pytest.mark.parametrize('name', STAGES)
 def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_parameters(
   name, tmp_path, monkeypatch
