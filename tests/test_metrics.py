@@ -1,8 +1,10 @@
 """Scores by their definitions, and the writers through crashes and resumes."""
 
+import io
 import json
 import subprocess
 import sys
+import time
 
 import ml_dtypes
 import numpy as np
@@ -195,6 +197,57 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
   scalars = [(e.step, v.tag, v.simple_value) for e in events for v in e.summary.value]
   assert scalars == [(8, 'valid/loss', 0.25)]
   assert [e.step for e in events if e.HasField('session_log')] == [7]
+
+
+class Terminal(io.StringIO):
+  def isatty(self):
+    return True
+
+
+def progress_log(tmp_path, **options) -> log.Log:
+  given = {'every': 1, 'progress': True, 'tensorboard': False, **options}
+  return log.Log(epath.Path(tmp_path / 'run'), 40, given, 'pretrain', 50, [])
+
+
+def test_the_bar_counts_from_the_first_finished_step_and_says_what_goes_on_beside_steps(
+  tmp_path, monkeypatch
+):
+  terminal = Terminal()
+  monkeypatch.setattr(sys, 'stderr', terminal)
+  with progress_log(tmp_path) as bar:
+    time.sleep(1.0)
+    assert terminal.getvalue().split('\r')[-1].startswith('pretrain, compiling:  80%')
+    bar.add(41, {'loss': 1.0})
+    time.sleep(0.1)
+    bar.add(42, {'loss': 1.0})
+    told = bar._bar.format_dict
+    assert (told['initial'], told['n']) == (41, 42)
+    assert 0.1 <= told['elapsed'] < 0.9
+    for what in ('evaluating', 'writing the report'):
+      bar.doing(what)
+      assert terminal.getvalue().split('\r')[-1].startswith(f'pretrain, {what}:')
+    bar.doing('')
+    assert terminal.getvalue().split('\r')[-1].startswith('pretrain:')
+  assert terminal.getvalue().split('\r')[-1].startswith('pretrain:  84%')
+
+
+def test_lines_say_what_is_left_by_the_steps_after_the_first_in_seconds_below_two_minutes(
+  tmp_path, monkeypatch, capsys
+):
+  now = [0.0]
+  monkeypatch.setattr(log.time, 'monotonic', lambda: now[0])
+  monkeypatch.setattr(log, 'SECONDS_BETWEEN_LINES', 0.0)
+  with progress_log(tmp_path) as lines:
+    for step, at in ((41, 1000.0), (42, 1009.0), (43, 1600.0)):  # a thousand seconds of compiling
+      now[0] = at
+      lines.add(step, {'loss': 1.0})
+      lines.train_line(step, 1.0, 8, at)
+  assert capsys.readouterr().err.splitlines() == [
+    'pretrain: compiling',
+    'pretrain: step 41 of 50, loss 1.0000',
+    'pretrain: step 42 of 50, loss 1.0000, 1 img/s, 72 s left',
+    'pretrain: step 43 of 50, loss 1.0000, 0 img/s, 35 min left',
+  ]
 
 
 def test_nothing_of_a_run_imports_pytorch_and_it_can_still_be_imported(tmp_path):

@@ -50,6 +50,7 @@ class Log:
     self._main = distributed.is_main()
     self.pending = list(pending)  # figures since the last line; a checkpoint carries them
     self._start, self._began, self._done = step, None, step
+    self._first: tuple[float, int] | None = None  # when the first step of this start was finished, and which
     self._bar_wanted = options['progress'] and self._main
     self._bar, self._said = None, time.monotonic()
     self._writers: list[Any] = []
@@ -66,27 +67,39 @@ class Log:
 
   def __enter__(self) -> 'Log':
     if self._bar_wanted and sys.stderr.isatty():
-      self._bar = tqdm(
-        total=self._total,
-        initial=self._start,
-        desc=self._stage,
-        unit='step',
-        file=sys.stderr,
-        mininterval=1.0,
-      )
+      self._bar = self._bar_from(self._start)
+      self.doing('')
+    elif self._bar_wanted and self._start < self._total:
+      say(f'{self._stage}: compiling')
     return self
+
+  def _bar_from(self, step: int) -> tqdm:
+    return tqdm(
+      total=self._total, initial=step, desc=self._stage, unit='step', file=sys.stderr, mininterval=1.0
+    )
 
   def __exit__(self, *_: Any) -> None:
     if self._bar is not None:
+      self._bar.set_description(self._stage)
       self._bar.close()
     for writer in self._writers:
       writer.close()
 
+  def doing(self, what: str) -> None:
+    """Has the bar say what goes on instead of a step; '' = steps again."""
+    what = what or ('compiling' if self._first is None else '')
+    if self._bar is not None:
+      self._bar.set_description(f'{self._stage}, {what}' if what else self._stage)
+
   def add(self, step: int, measured: dict[str, jax.Array]) -> None:
     """Takes the figures of a step that has finished."""
     self.pending.append({k: float(v) for k, v in jax.device_get(measured).items()})
-    if self._began is None:  # the first step compiles: the rate is of those after it
-      self._began, self._done = time.monotonic(), step
+    if self._first is None:  # the first step compiles: rates are of those after it
+      self._first = self._began, self._done = time.monotonic(), step
+      if self._bar is not None:
+        self._bar.leave = False
+        self._bar.close()
+        self._bar = self._bar_from(step)
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
@@ -108,10 +121,17 @@ class Log:
       self._bar.set_postfix_str(f'loss {mean["loss"]:.4f}{rate}')
     elif self._bar_wanted and now - self._said >= SECONDS_BETWEEN_LINES:
       self._said = now
-      left = (self._total - step) * (seconds / step)
       say(
-        f'{self._stage}: step {step} of {self._total}, loss {mean["loss"]:.4f}{rate}, {left / 60:.0f} min left'
+        f'{self._stage}: step {step} of {self._total}, loss {mean["loss"]:.4f}{rate}{self._left(step, now)}'
       )
+
+  def _left(self, step: int, now: float) -> str:
+    """Returns how long the steps that are left take, by those since the first of this start; '' when there is none yet."""
+    began, first = self._first
+    if step == first:
+      return ''
+    seconds = (self._total - step) * (now - began) / (step - first)
+    return f', {seconds:.0f} s left' if seconds < 120 else f', {seconds / 60:.0f} min left'
 
   def evaluated(self, step: int, epoch: float, found: Mapping[str, evaluation.Measured]) -> None:
     """Writes a line per split."""

@@ -76,17 +76,22 @@ def run_stage(
     distributed.agree(lambda: _say_what_is_read(run, meta['reading']))
     b = run.stage['batch_images']
     smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=full'
-    with log, sharding.enough_memory(f'stage {name}', smaller):
-      state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours, clock)
-      found = run.measure(state)
-      for name, measured in found.items():
-        split = next(s for s in run.splits if s.name == name.removesuffix('_ema'))
-        evaluation.add_intervals(measured, split, run.class_names)
-      total = run.program.total_steps
-      log.evaluated(total, total / run.program.steps_per_epoch, found)
-    still_ours()
-    checkpoints.wait()  # a stage with a result counts as done: its last checkpoint must be whole by then
-    return results.finish(run, state, meta, found)
+    with log:
+      with sharding.enough_memory(f'stage {name}', smaller):
+        state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours, clock)
+        log.doing('evaluating')
+        found = run.measure(state)
+        for split_name, measured in found.items():
+          split = next(s for s in run.splits if s.name == split_name.removesuffix('_ema'))
+          evaluation.add_intervals(measured, split, run.class_names)
+        total = run.program.total_steps
+        log.evaluated(total, total / run.program.steps_per_epoch, found)
+      log.flush()
+      still_ours()
+      log.doing('saving')
+      checkpoints.wait()  # a stage with a result counts as done: its last checkpoint must be whole by then
+      log.doing('writing the report')
+      return results.finish(run, state, meta, found)
 
 
 def _say_what_is_read(run: stage_lib.Stage, reading: Mapping[str, Any]) -> None:
@@ -141,9 +146,12 @@ def _loop(
 
   def measure(step: int) -> None:
     nonlocal unmeasured
+    log.doing('evaluating')
     log.evaluated(step, step / program.steps_per_epoch, run.measure(state))
     unmeasured = False
+    log.doing('writing the report')
     results.show(run, state, every=run.config['log']['report_every'])
+    log.doing('')
     log.restart_clock(step)
 
   try:
