@@ -90,7 +90,7 @@ def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> r
     **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat')},
     'drop_path': drop_path,
   }.items():
-    if value not in (0, 'none'):
+    if value not in (0, 'none', 'dots'):  # the last is the default
       field = name if name == 'drop_path' else f'model.{name}'
       expected = 'none' if name == 'remat' else '0'
       raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected {expected}')

@@ -5,7 +5,7 @@ execution with equal results. Shapes: B images, L patches, N = 1 + L tokens, D w
 Architecture and initialisation are MAE's (arXiv 2111.06377; method.md §1).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,11 +28,21 @@ PRESETS = {
 }
 POS_EMBEDS = ('sincos2d', 'sincos2d_moco')
 ATTENTIONS = ('auto', 'xla', 'cudnn')
-# What the backward pass computes anew of each block: nothing, everything, or all but its products with weights.
+
+
+def _products(primitive: Any, *args: Any, **params: Any) -> bool:
+  """Returns whether an operation is a product of matrices, or cuDNN's attention, which is made of them."""
+  attention = primitive.name.startswith('dot_product_attention')
+  return attention or jax.checkpoint_policies.dots_saveable(primitive, *args, **params)
+
+
+# What is kept of each block for the backward pass, which computes the rest anew. Norms, softmax and GELU are cheaper to compute
+# than to write and read: 'dots' is the fastest.
 REMATS = {
-  'none': None,
+  'none': jax.checkpoint_policies.everything_saveable,
+  'dots': _products,
+  'weight_dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
 
@@ -48,7 +58,7 @@ class Config(NamedTuple):
   pos_embed: str = 'sincos2d'
   dtype: str = 'bfloat16'  # of the arithmetic; parameters, LayerNorm and softmax are float32
   scan: bool = True
-  remat: str = 'none'
+  remat: str = 'dots'
   attention: str = 'auto'
   drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
   layer_norm_eps: float = EPSILON

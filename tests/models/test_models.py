@@ -227,7 +227,12 @@ def test_scan_unroll_and_remat_give_the_same_tokens_and_gradients(rng):
   model = encoder(rng, config)
   images, key = pictures(rng, B=4), jax.random.key(int(rng.integers(2**31)))
   tokens, gradients = value_and_gradients(model, images, key)
-  for other in ({'scan': False}, {'remat': 'full'}, {'remat': 'dots'}, {'scan': False, 'remat': 'full'}):
+  for other in (
+    {'scan': False},
+    {'remat': 'none'},
+    {'remat': 'weight_dots'},
+    {'scan': False, 'remat': 'full'},
+  ):
     tokens2, gradients2 = value_and_gradients(with_config(model, config._replace(**other)), images, key)
     close(tokens2, tokens, 1e-6)
     jax.tree.map(lambda a, b: close(a, b, 5e-6), gradients2, gradients)
@@ -457,7 +462,7 @@ def test_fields_that_are_not_zero_override_the_preset():
     section(preset='vit_s16', image_size=48, patch_size=8, dim=160, heads=5, dtype='float32', scan=False), 0.1
   )
   assert config == vit.Config(
-    48, 8, 160, 12, 5, 4.0, 'sincos2d', 'float32', scan=False, remat='none', attention='auto', drop_path=0.1
+    48, 8, 160, 12, 5, 4.0, 'sincos2d', 'float32', scan=False, remat='dots', attention='auto', drop_path=0.1
   )
   assert config.grid == 6
 
