@@ -24,8 +24,8 @@ RESUMABLE = re.compile(
   r'^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
 
-# Flags that say which process of several this is.
-PROCESS_FLAGS = ('coordinator_address', 'num_processes', 'process_id')
+# Flags that say which process of several this is, and for how long it waits for the others.
+PROCESS_FLAGS = ('coordinator_address', 'num_processes', 'process_id', 'connect_seconds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,6 +353,9 @@ def parse(argv: Sequence[str]) -> Command:
     'num_processes', 0, 'Of this run; 1 = this one alone.', flag_values=values, lower_bound=0
   )
   flags.DEFINE_integer('process_id', -1, 'Of this process, from 0.', flag_values=values, lower_bound=-1)
+  flags.DEFINE_integer(
+    'connect_seconds', 300, 'To wait for the other processes.', flag_values=values, lower_bound=1
+  )
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values, short_name='h')
   rest = _parsed(values, argv)
   if values.help:
@@ -410,7 +413,8 @@ def _check_flag(name: str) -> None:
 def _usage() -> str:
   return (
     'usage: mimic train --config CONFIG [--workdir FOLDER] [--config.field=value …]\n'
-    '         [--debug_step [STAGE:]N] [--coordinator_address HOST:PORT --num_processes N --process_id I]\n\n'
+    '         [--debug_step [STAGE:]N] [--coordinator_address HOST:PORT --num_processes N --process_id I]\n'
+    '         [--connect_seconds 300]\n\n'
     f'CONFIG is a file or one of: {", ".join(config_names())}; NAME:VARIANT picks a variant.\n'
     'FOLDER holds the run (default runs/<config name>); the same command on it resumes.\n'
     'mimic train --config CONFIG --help prints what CONFIG is, its words and its fields.\n'

@@ -9,7 +9,9 @@ import contextlib
 import json
 import os
 import re
+import socket
 import sys
+import threading
 import time
 import traceback
 import urllib.error
@@ -29,6 +31,8 @@ HEARTBEAT_SECONDS = 60
 
 T = TypeVar('T')
 
+_connecting: list[threading.Thread] = []  # what connects this process to the others
+
 # How gloo, NCCL and JAX's coordination service say that a process they talk to has ended.
 _PEER_GONE = re.compile(
   r'[Gg]loo|[Cc]onnection (closed|reset|refused)|[Bb]roken pipe|NCCL|[Cc]oordination ?[Ss]ervice|UNAVAILABLE|'
@@ -47,7 +51,14 @@ _METADATA = 'http://metadata.google.internal/computeMetadata/v1/instance/attribu
 _PORTS = (61440, 4096)  # the first of the ports that a job's number picks one of, and how many
 
 
-def initialize(coordinator_address: str = '', num_processes: int = 0, process_id: int = -1) -> None:
+def initialize(
+  coordinator_address: str = '',
+  num_processes: int = 0,
+  process_id: int = -1,
+  *,
+  connect_seconds: int,
+  look: Callable[[], None] = lambda: None,
+) -> None:
   """Connects this process to the others of its run where there are any; must come before anything asks for devices.
 
   Several processes are found by the three values, a Slurm step of several tasks, Open MPI, or a TPU slice of several hosts.
@@ -56,6 +67,8 @@ def initialize(coordinator_address: str = '', num_processes: int = 0, process_id
     coordinator_address: 'host:port' of process 0; '' = from the cluster.
     num_processes: of the run; 0 = from the cluster, 1 = this one alone, whatever the cluster says.
     process_id: 0 ≤ i < num_processes; −1 = from the cluster.
+    connect_seconds: for which the others are waited for.
+    look: is called again and again meanwhile; what it raises ends the wait.
 
   Raises:
     UserError: when the values do not make sense together, or the others can't be reached.
@@ -66,14 +79,43 @@ def initialize(coordinator_address: str = '', num_processes: int = 0, process_id
   if found is None:
     return
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  try:
-    jax.distributed.initialize(**found, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
-  except (RuntimeError, ValueError, OSError) as e:
-    where = found.get('coordinator_address', "the slice's first host")
+  failed: list[Exception] = []
+
+  def connect() -> None:
+    try:
+      # A little longer than we wait: JAX ends the process with SIGABRT and a stack of C++ when its own time is over.
+      jax.distributed.initialize(
+        **found, heartbeat_timeout_seconds=HEARTBEAT_SECONDS, initialization_timeout=connect_seconds + 60
+      )
+    except Exception as e:
+      failed.append(e)
+
+  # In a thread, since nothing else ends the wait, a signal neither.
+  thread = threading.Thread(target=connect, daemon=True)
+  _connecting.append(thread)
+  thread.start()
+  until = time.monotonic() + connect_seconds
+  while thread.is_alive() and time.monotonic() < until:
+    thread.join(0.2)
+    if thread.is_alive():
+      look()
+  if thread.is_alive() or failed:
+    where = found.get('coordinator_address', '')
+    why = ' '.join(str(failed[0]).split())[:200] if failed else _why_alone(where)
     raise UserError(
-      f'the processes of this run did not find each other at {where} ({" ".join(str(e).split())[:200]}); expected '
-      f'{found.get("num_processes", "all")} of them to be started within five minutes'
-    ) from e
+      f'the processes of this run did not find each other at {where or "the first host of the slice"} ({why}); expected '
+      f'{found.get("num_processes", "all")} of them to be started within {connect_seconds} seconds (--connect_seconds)'
+    ) from (failed[0] if failed else None)
+
+
+def _why_alone(where: str) -> str:
+  """Returns whether it is the coordinator that is missing or other processes."""
+  host, _, port = where.rpartition(':')
+  try:
+    with socket.create_connection((host.strip('[]'), int(port)), timeout=2):
+      return 'somebody answers there, but not all have come'
+  except (OSError, ValueError) as e:
+    return f'nobody answers there: {e}' if where else 'not all have come'
 
 
 def cluster(
@@ -327,6 +369,9 @@ def end(code: int, said: str, error: BaseException) -> NoReturn:
 
   They may be waiting for it then, and JAX would have it wait for them.
   """
+  if any(thread.is_alive() for thread in _connecting):  # only leaving at once ends it
+    print(said, file=sys.stderr)
+    _leave(code)
   if not several():
     cli.end(code, said)
   if isinstance(error, AgreedError | Preempted):

@@ -32,7 +32,7 @@ def run(command: config_lib.Command, began: float | None = None) -> None:
   clock.lap('import')
   if not command.debug_step:
     preemption.note()
-  distributed.initialize(**command.processes)
+  distributed.initialize(**command.processes, look=preemption.look)
   distributed.check_same(
     {
       **{f'config.{k}': v for k, v in config_lib.fields(workdir.as_dict(config))},

@@ -1,9 +1,11 @@
 """Several processes: how they are found, what they agree on, and that a run does not depend on how many carry it."""
 
+import contextlib
 import io
 import json
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -224,6 +226,54 @@ def end(folder: pathlib.Path, started: list[subprocess.Popen], code: int = 0) ->
   said = [pathlib.Path(f'{folder}.{i}.log').read_text() for i in range(len(started))]
   assert [p.returncode for p in started] == [code] * len(started), '\n\n'.join(said)
   return said
+
+
+# found by use, 65
+@pytest.mark.parametrize(
+  ('flags', 'stop', 'code', 'said'),
+  [
+    (
+      ('0', '127.0.0.1', '2', '2'),
+      None,
+      2,
+      'somebody answers there, but not all have come); expected 2 of them',
+    ),
+    (('0', '127.0.0.1', '5', '2'), None, 2, 'but not all have come); expected 5 of them'),
+    (
+      ('1', '127.0.0.1', '2', '2'),
+      None,
+      2,
+      'nobody answers there: [Errno 111] Connection refused); expected 2',
+    ),
+    (('3', 'nowhere.invalid', '4', '1'), None, 2, 'nobody answers there: '),
+    (('0', 'nowhere.invalid', '4', '1'), None, 2, 'nobody answers there: '),
+    (('0', '127.0.0.1', '2', '200'), signal.SIGTERM, 75, 'mimic: told to stop'),
+    (('0', '127.0.0.1', '3', '200'), signal.SIGINT, 75, 'mimic: told to stop'),
+  ],
+)
+def test_a_process_whose_others_do_not_come_says_so_in_a_line(flags, stop, code, said, tmp_path):
+  i, host, processes, seconds = flags
+  port = free_port()
+  where = f'{host}:{port}'
+  command = [sys.executable, '-m', 'mimic_jax', 'train', '--config=quickstart', f'--workdir={tmp_path}/run']
+  command += [f'--coordinator_address={where}', f'--num_processes={processes}', f'--process_id={i}']
+  command += [f'--connect_seconds={seconds}']
+  began = time.monotonic()
+  p = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  if stop:
+    while p.poll() is None:  # until it waits
+      with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=1):
+        break
+      time.sleep(0.2)
+    p.send_signal(stop)
+  out, err = p.communicate(timeout=120)
+  assert p.returncode == code, out + err
+  assert time.monotonic() - began < 60
+  (line,) = [x for x in err.splitlines() if 'proxy' not in x]
+  assert said in line
+  if code == 2:
+    assert line.startswith(f'mimic: error: the processes of this run did not find each other at {where} (')
+    assert f'within {seconds} seconds (--connect_seconds)' in line
 
 
 def losses(folder: pathlib.Path, stage: str) -> list[float]:
