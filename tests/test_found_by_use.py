@@ -5,8 +5,11 @@ The numbers are those of the list in which they were reported.
 
 import concurrent.futures
 import io
+import json
 import os
 import pathlib
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -24,16 +27,18 @@ from safetensors.numpy import save_file
 
 from mimic_jax import augment, data, models, objectives, uncertainty, weights
 from mimic_jax import config as config_lib
+from mimic_jax.commands import align
 from mimic_jax.data import classes, selection
 from mimic_jax.data import source as sources
 from mimic_jax.data.sets import folder
 from mimic_jax.data.sets import tfds as tfds_set
 from mimic_jax.runtime import preemption, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import log, workdir
 from mimic_jax.training import stage as stage_lib
-from mimic_jax.training import workdir
 from tests import small
 from tests.data.test_pipeline import Numbers, evaluate, take, train
+from tests.weights.test_weights import hugging_face, timm_encoder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -322,6 +327,33 @@ def test_rafdb_follows_links_as_folders_do(tmp_path):
   assert list(s.record()['class_counts'].values()) == [1] * 7
 
 
+# 37: the originals of RAF-DB without the aligned ones: the command that is named makes what is read
+@pytest.mark.parametrize('name', ['list_patition_label.txt', 'list_partition_label.txt'])
+@pytest.mark.parametrize('below', ['', "its 'own' place/basic"])
+def test_rafdbs_originals_alone_have_a_way(name, below, tmp_path, monkeypatch):
+  root = tmp_path / below
+  for split in ('train', 'test'):
+    for k in range(1, 8):
+      picture(root / 'Image' / 'original' / f'{split}_{k:05}.jpg', (30, 20))
+  (root / 'EmoLabel').mkdir()
+  lines = [f'{split}_{k:05}.jpg {k}' for split in ('train', 'test') for k in range(1, 8)]
+  (root / 'EmoLabel' / name).write_text('\n'.join(lines))
+  with pytest.raises(UserError, match=r'the originals are there: `mimic align .*` makes aligned ones') as e:
+    data.build('rafdb', str(root), 'train', {})
+  monkeypatch.setitem(align.DETECTORS, 'mtcnn', lambda: lambda image: [])
+  monkeypatch.setitem(align.NAMES, 'mtcnn', lambda: 'blind')
+  command = shlex.split(str(e.value).split('`')[1])
+  align.main([*command[2:], '--size=32', '--workers=0'])
+  for split in ('train', 'test'):
+    s = data.build('rafdb', str(root), split, {})
+    assert [(s.id(k), s.label(k)) for k in range(7)] == [(f'{split}_{k + 1:05}', k) for k in range(7)]
+    assert s[0]['image'].shape == (32, 32, 3)
+    record = s.record()
+    assert record['align']['align'] == 'five_point(arcface)'
+    assert 'of_release' not in record['align']
+    assert not any('name' in w for w in record['warnings'])
+
+
 # 23, 24: sets a folder or two below, and a test split by another name
 @pytest.mark.parametrize('inside', ['basic', 'RAF-DB/basic', 'DATASET', 'a/b'])
 def test_a_set_below_the_folder_that_was_given_is_named(inside, tmp_path):
@@ -437,6 +469,45 @@ def test_an_epsilon_that_a_file_states_must_be_the_models(tmp_path):
   model = small.model_section(layer_norm_eps=1e-12)
   encoder = models.encoder_config(model).create(nnx.Rngs(0))
   assert encoder.norm.epsilon == encoder.blocks.norm1.epsilon == 1e-12
+
+
+# 54: pixels that weights were made for
+@pytest.mark.parametrize(
+  'said',
+  [
+    {'mean': (0.5, 0.5, 0.5), 'std': (0.5, 0.5, 0.5)},
+    {'mean': (0.0, 0.0, 0.0)},
+    {'std': (0.25, 0.5, 1.0)},
+    {'mean': (0.48145466, 0.4578275, 0.40821073), 'std': (0.26862954, 0.26130258, 0.27577711)},
+    {},
+  ],
+)
+def test_training_says_for_which_pixels_its_first_weights_were_made(said, tmp_path, rng):
+  state = hugging_face(timm_encoder(rng, dim=16, grid=2))
+  save_file(state, tmp_path / 'model.safetensors')
+  (tmp_path / 'preprocessor_config.json').write_text(
+    json.dumps({f'image_{key}': value for key, value in said.items()})
+  )
+  changes = {}
+  for notes in (len(said), 0):
+    section = small.mimic_stage(**changes)
+    config = FrozenConfigDict(small.run_config(finetune=section))
+    stage = stage_lib.Stage(
+      config, 'finetune', workdir.epath.Path(tmp_path / 'run'), sharding.make_mesh(), str(tmp_path)
+    )
+    stage.prepare()
+    account = stage.initial_state()[1]
+    told = [
+      line
+      for line in log.introduction(stage, {'origin': account}, 0).splitlines()
+      if 'its config says' in line
+    ]
+    assert len(told) == notes
+    for line, (key, value) in zip(told, said.items()):
+      assert f'its config says {key} {value}, here it is' in line
+      name, typed = re.search(r"'--config\.finetune\.(\S+)=\((\S+)\)' makes them so", line).groups()
+      changes[name] = tuple(map(float, typed.split(',')))
+  assert changes == {f'augment.{key}': value for key, value in said.items()}
 
 
 # 7: a corrupt first record; 9: what is made once

@@ -141,7 +141,7 @@ class Stage:
       if tuple(value) != own:
         flag = f'--config.{self.name}.augment.{key}={tuple(value)}'.replace(' ', '')
         account['notes'].append(
-          f'its config says {key} {tuple(value)}, here it is {own} ({flag} makes them so)'
+          f"its config says {key} {tuple(value)}, here it is {own} ('{flag}' makes them so)"
         )
     return step_lib.initial_state(self.program, self.init_key, given), account
 

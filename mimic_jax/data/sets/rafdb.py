@@ -2,7 +2,8 @@
 
 Two layouts are read:
   official   EmoLabel/list_patition_label.txt (spelled so in the release; 'partition' is read, too) with lines
-             'train_00001.jpg 5', and Image/aligned/train_00001_aligned.jpg, 100×100
+             'train_00001.jpg 5', and Image/aligned/train_00001_aligned.jpg, 100×100, or what `mimic align` made there of
+             Image/original
   folders    train/<class>/ and test/<class>/ with pictures; a class is its number 1..7 or its name ('happy' as 'happiness')
 
 A picture's id is 'train_00001' in both, and pictures come in the order of their ids in both, so that a run doesn't depend
@@ -11,6 +12,7 @@ on the layout. There is no validation split.
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -83,7 +85,8 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   """
   split = _split(split)
   layout = _layout(root)
-  _, align = alignment.choose(options, root, 'rafdb')
+  own = layout == 'official' and _aligned_here(root)
+  _, align = alignment.choose(options, os.path.join(root, ALIGNED) if own else root, 'rafdb')
   rows = _read_official(root, split) if layout == 'official' else _read_folders(root, split)
   if not rows.ids:
     raise UserError(f"no picture of split '{split}' in '{root}': '{rows.label_file}' names none")
@@ -115,6 +118,11 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     options.get('max_pixels', 50_000_000),
     image_shape=_one_size(there, options.get('threads', 8)),
   )
+
+
+def _aligned_here(root: str) -> bool:
+  """Returns whether `mimic align` made the aligned pictures; they have the names of the originals then."""
+  return os.path.isfile(os.path.join(root, ALIGNED, alignment.FILE))
 
 
 def _described(split: str, rows: Rows) -> dict[str, Any]:
@@ -155,7 +163,8 @@ def _layout(root: str) -> str:
   if lists or aligned:
     also = f' ({"the list" if lists else ALIGNED} is there alone)'
     if lists and os.path.isdir(os.path.join(root, 'Image', 'original')):
-      also = f" (the originals are there: `mimic align '{root}/Image/original' '{root}/{ALIGNED}'` makes aligned ones)"
+      folders = ' '.join(shlex.quote(os.path.join(root, name)) for name in ('Image/original', ALIGNED))
+      also = f' (the originals are there: `mimic align {folders}` makes aligned ones)'
   elif below := files_lib.find_below(
     root, lambda place: any(os.path.isfile(os.path.join(place, n)) for n in LISTS)
   ):
@@ -174,6 +183,7 @@ def _read_official(root: str, split: str) -> Rows:
       lines = f.read().rstrip().splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: is not a readable list ({e})') from None
+  suffix = '' if _aligned_here(root) else '_aligned'
   ids, paths, labels, places = [], [], [], []
   for number, line in enumerate(lines, 1):
     place, words = f'{path}:{number}', line.split()
@@ -184,7 +194,7 @@ def _read_official(root: str, split: str) -> Rows:
       raise UserError(f"{place}: the class is '{words[1][:20]}'; expected 1..7")
     if found[2] == split:
       ids.append(found[1])
-      paths.append(f'{ALIGNED}/{found[1]}_aligned.jpg')
+      paths.append(f'{ALIGNED}/{found[1]}{suffix}.jpg')
       labels.append(int(words[1]) - 1)
       places.append(place)
   return _by_id(Rows(ids, paths, labels, places, name, []))
