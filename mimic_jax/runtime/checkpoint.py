@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from mimic_jax.runtime import checksum, distributed, files
-from mimic_jax.runtime.errors import UserError
+from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
 
 FOLDER = 'checkpoints'
 DAMAGED = 'damaged_checkpoints'  # beside FOLDER: what could not be restored and was passed over
@@ -108,6 +108,7 @@ class Checkpoints:
   def __init__(self, stage_folder: epath.Path, keep: int | None = None, *, read_only: bool = False):
     self.folder = epath.Path(stage_folder).resolve() / FOLDER
     self._orbax = _manager(self.folder, keep=keep, read_only=read_only)
+    self._unread: int | None = None  # the newest that was written here and not read back
 
   def steps(self) -> list[int]:
     """Returns the steps of the checkpoints there are, rising; not all need be whole."""
@@ -144,6 +145,7 @@ class Checkpoints:
     args = ocp.args.Composite(state=ocp.args.PyTreeSave(nest(flat)), meta=ocp.args.JsonSave(meta))
     with self._writing():
       self._orbax.save(step, args=args, force=True)
+    self._unread = step
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -153,6 +155,7 @@ class Checkpoints:
     except Exception as e:  # of any kind: TensorStore's are ValueErrors
       if distributed.is_peer_gone(e):
         raise
+      self._unread = None
       if distributed.is_main():
         for half in self.folder.glob(f'*{_HALF}*'):  # it may be what fills the disk
           half.rmtree(missing_ok=True)
@@ -180,7 +183,9 @@ class Checkpoints:
     damaged: list[tuple[int, Damaged]] = []
     for step in distributed.agree(lambda: sorted(self._orbax.all_steps(), reverse=True)):
       try:
-        self._verify(step)
+        if distributed.several():
+          # Reading together, a process that finds its part damaged would leave the others waiting for it.
+          self._verify(step)
         state, meta = self.restore(step, like)
       except Damaged as e:
         damaged.append((step, e))
@@ -212,19 +217,15 @@ class Checkpoints:
     return epath.Path(place)
 
   def _verify(self, step: int) -> None:
-    """Looks in several processes at a checkpoint's files before they read it together: each at a share of the arrays.
-
-    Reading together, a process that finds its part damaged would leave the others waiting for it.
+    """Looks at a checkpoint's files, of several processes each at a share of the arrays.
 
     Raises:
       Damaged: in every process, when any of them finds it so.
     """
-    if not distributed.several():
-      return
     damage = ''
     with distributed.together():
       try:
-        read_arrays(self.folder, step, lambda i, _: i % jax.process_count() == jax.process_index())
+        read_arrays(self.folder, step, lambda i, _: i % jax.process_count() == distributed.index())
       except Damaged as e:
         damage = str(e)
     said = [x for x in distributed.gather(damage) if x]
@@ -268,6 +269,25 @@ class Checkpoints:
     with self._writing():
       self._orbax.wait_until_finished()
 
+  def confirm(self) -> None:
+    """Waits for writes under way and reads the newest back: what is called saved is there, with the values that were written.
+
+    Raises:
+      UserError: in every process, when it is not; as `save` does, too.
+    """
+    self.wait()
+    if self._unread is None:
+      return
+    step, self._unread = self._unread, None
+    try:
+      self._verify(step)
+    except Damaged as e:
+      before = ', '.join(str(s) for s in _steps(self.folder) if s < step) or 'none'
+      raise AgreedError(
+        f'{e}, though it was written only now. Those before it: {before}; the same command goes on from the newest '
+        'that is whole'
+      ) from e
+
   def close(self) -> None:
     """Waits for writes under way and lets go of the folder; raises UserError as `save` does."""
     self.wait()
@@ -278,7 +298,10 @@ class Checkpoints:
 def opened(
   stage_folder: epath.Path, keep: int | None = None, *, read_only: bool = False
 ) -> Iterator[Checkpoints]:
-  """Opens a stage's checkpoints and closes them whatever happens, so that a write under way is finished."""
+  """Opens a stage's checkpoints and closes them whatever happens, so that a write under way is finished.
+
+  Where all processes leave together, which says that what was done is saved, the newest is read back first.
+  """
   checkpoints = Checkpoints(stage_folder, keep, read_only=read_only)
   try:
     yield checkpoints
@@ -286,7 +309,11 @@ def opened(
     if distributed.alike(
       e
     ):  # else the other processes, with which this one would wait, don't know that it ends
-      checkpoints.close()
+      try:
+        if isinstance(e, Preempted | AgreedError):
+          checkpoints.confirm()
+      finally:
+        checkpoints.close()
     raise
   checkpoints.close()
 

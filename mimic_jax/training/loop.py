@@ -89,7 +89,7 @@ def run_stage(
       log.flush()
       still_ours()
       log.doing('saving')
-      checkpoints.wait()  # a stage with a result counts as done: its last checkpoint must be whole by then
+      checkpoints.confirm()  # a stage with a result counts as done: its last checkpoint must be whole by then
       log.doing('writing the report')
       return results.finish(run, state, meta, found)
 

@@ -1,6 +1,8 @@
 """Checkpoints: what is restored is what was written, or it is said that it is not."""
 
+import pathlib
 import shutil
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,7 @@ import pytest
 from etils import epath
 
 from mimic_jax.runtime import checkpoint, sharding
-from mimic_jax.runtime.errors import UserError
+from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
 
 FLIPS = 24
 
@@ -156,3 +158,63 @@ def test_a_checkpoint_that_can_not_be_written_is_one_line_and_the_one_before_is_
   checkpoints.close()
   with checkpoint.opened(folder, 2) as again:
     assert again.restore_newest(like, print)[0] == 5
+
+
+def _tear(folder: pathlib.Path, how: str) -> None:
+  largest = max((folder / 'state').rglob('d/*'), key=lambda p: p.stat().st_size)
+  raw = bytearray(largest.read_bytes())
+  if how == 'flipped':
+    raw[len(raw) // 2] ^= 4
+    largest.write_bytes(bytes(raw))
+  elif how == 'truncated':
+    largest.write_bytes(bytes(raw[: len(raw) // 2]))
+  elif how == 'empty':
+    largest.write_bytes(b'')
+  elif how == 'no manifest':
+    for manifest in (folder / 'state').rglob('manifest.ocdbt'):
+      manifest.unlink()
+  else:
+    shutil.rmtree(folder / 'meta')
+
+
+def _written(folder, state, *steps: int, ends: Exception | None, finished: Callable[[], None] = lambda: None):
+  """Writes checkpoints as a run does that ends so; `finished` is called when the last is on disk."""
+  with checkpoint.opened(epath.Path(folder), 2) as checkpoints:
+    for step in steps:
+      checkpoints.save(step, jax.tree.map(jnp.asarray, state), {'config': {}})
+    wait = checkpoints._orbax.wait_until_finished
+    checkpoints._orbax.wait_until_finished = lambda: (wait(), finished())
+    if ends:
+      raise ends
+    checkpoints.confirm()
+
+
+# found by use, 50
+@pytest.mark.parametrize('how', ['flipped', 'truncated', 'empty', 'no manifest', 'no meta'])
+@pytest.mark.parametrize('ends', [Preempted('all is saved'), AgreedError('bad numbers'), None])
+def test_what_is_called_saved_has_been_read_back(how, ends, saved, tmp_path):
+  _, state, like = saved
+  _written(tmp_path, state, 5, ends=None)
+  torn = []
+
+  def tear():
+    if not torn:
+      torn.append(_tear(tmp_path / checkpoint.FOLDER / '6', how))
+
+  told = r'/6 is damaged .* though it was written only now\. Those before it: 5;'
+  with pytest.raises(UserError, match=told) as e:
+    _written(tmp_path, state, 6, ends=ends, finished=tear)
+  assert torn
+  assert '\n' not in str(e.value)
+  with checkpoint.opened(epath.Path(tmp_path), 2) as again:
+    assert again.restore_newest(like, print)[0] == 5
+
+
+def test_a_checkpoint_is_read_back_once_and_only_by_who_wrote_it(saved, tmp_path, monkeypatch):
+  read = []
+  monkeypatch.setattr(checkpoint, 'read_arrays', lambda folder, step, wanted: read.append(step))
+  for steps in ((5,), (5, 6), ()):
+    with pytest.raises(Preempted):
+      _written(tmp_path, saved[1], *steps, ends=Preempted('all is saved'))
+    _written(tmp_path, saved[1], *steps, ends=None)
+  assert read == [5, 6]
