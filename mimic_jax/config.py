@@ -21,7 +21,7 @@ from mimic_jax.runtime.errors import UserError, nearest, one_of
 # data are that holds by their fingerprint, which is compared.
 RESUMABLE = re.compile(
   r'^(mesh|log)\.|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|on_bad_image|root)$|^data\.|'
-  r'^model\.(scan|remat|attention)$|\.max_bad_steps$'
+  r'\.eval\.root$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
 
 # Flags that say which process of several this is, and for how long it waits for the others.

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -34,7 +35,7 @@ from mimic_jax.data.sets import folder
 from mimic_jax.data.sets import tfds as tfds_set
 from mimic_jax.runtime import preemption, sharding
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import log, workdir
+from mimic_jax.training import log, loop, results, workdir
 from mimic_jax.training import stage as stage_lib
 from tests import small
 from tests.data.test_pipeline import Numbers, evaluate, take, train
@@ -110,13 +111,58 @@ def test_the_default_folder_has_no_comma_and_a_tilde_is_the_home_folder(monkeypa
 # 61, 62: what changes nothing that is computed may change when a run is resumed
 @pytest.mark.parametrize(
   'flag',
-  ['data.on_bad_image=skip', 'data.root=/elsewhere', 'data.threads=3', 'data.prefetch=9', 'data.cache=False'],
+  [
+    'data.on_bad_image=skip',
+    'data.root=/elsewhere',
+    'eval.root=/elsewhere',
+    'data.threads=3',
+    'data.prefetch=9',
+    'data.cache=False',
+  ],
 )
 def test_a_run_is_resumed_whatever_does_not_change_what_it_computes(flag):
   old = workdir.as_dict(parse().config)
   assert config_lib.differences(old, workdir.as_dict(parse(f'--config.finetune.{flag}').config)) == []
   changed = workdir.as_dict(parse('--config.finetune.data.split=valid').config)
   assert config_lib.differences(old, changed) == ['finetune.data.split: train → valid']
+
+
+# 62: the pictures that a run is measured on are those it began with, wherever they are
+@pytest.mark.parametrize('field', ['data', 'eval'])
+def test_a_run_goes_on_with_the_same_pictures_to_be_measured_on_and_no_others(field, tmp_path, monkeypatch):
+  for name in ('show', '_draw'):
+    monkeypatch.setattr(results, name, lambda *_, **__: None)
+  monkeypatch.setattr(results.page, 'write', lambda *_, **__: None)
+  for split, n in (('train', 16), ('valid', 6), ('test', 4)):
+    for k in range(n):
+      picture(tmp_path / 'here' / split / f'c{k % 2}' / f'{k:02}.png', (16, 16))
+
+  def run(place):
+    changes = {'data.source': 'folder', 'data.root': str(tmp_path / 'here'), 'eval.splits': 'valid,test'}
+    changes |= {'steps': 1, f'{field}.root': str(tmp_path / place)}
+    config = FrozenConfigDict(small.run_config(finetune=small.mimic_stage(**changes)))
+    folder = workdir.open_run(str(tmp_path / 'run'), config)[0]
+    stage = stage_lib.Stage(config, 'finetune', folder, sharding.make_mesh())
+    workdir.begin(folder, config)
+    loop.run_stage(stage)
+
+  run('here')
+  for place, change in {
+    'gone': lambda base: (base / 'test/c1/03.png').unlink(),
+    'more': lambda base: shutil.copy(base / 'valid/c0/00.png', base / 'valid/c0/06.png'),
+    'moved': lambda base: (base / 'test/c1/03.png').rename(base / 'test/c0/03.png'),
+    'renamed': lambda base: (base / 'valid/c1/05.png').rename(base / 'valid/c1/07.png'),
+  }.items():
+    (tmp_path / 'run/finetune/result.json').unlink(missing_ok=True)
+    shutil.copytree(tmp_path / 'here', tmp_path / place)
+    run(place)
+    assert (tmp_path / 'run/finetune/result.json').exists()
+    (tmp_path / 'run/finetune/result.json').unlink()
+    change(tmp_path / place)
+    split = 'test' if place in ('gone', 'moved') else 'valid'
+    told = rf"config.finetune.{field}.root '{tmp_path}/{place}' no longer holds the '{split}' that this run is measured on"
+    with pytest.raises(UserError, match=told):
+      run(place)
 
 
 # 26, 50: a workdir of another config; one that orbax can't read

@@ -49,7 +49,13 @@ def run_stage(
   config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
     fingerprint = source_lib.fingerprint(run.records['train'])
-    distributed.check_same({f'the fingerprint of config.{name}.data': fingerprint})
+    measured = {s.name: source_lib.fingerprint(run.records[s.name]) for s in run.splits}
+    distributed.check_same(
+      {
+        f'the fingerprint of config.{name}.data': fingerprint,
+        **{f"the fingerprint of config.{name}.eval's '{k}'": v for k, v in measured.items()},
+      }
+    )
     clock.lap('data')
     newest = checkpoints.restore_newest(run.program.abstract, log_lib.say)
     if newest is None:
@@ -58,6 +64,7 @@ def run_stage(
         'stage': name,
         'config': workdir.as_dict(config),
         'data': fingerprint,
+        'measured': measured,
         'random': stage_lib.random_numbers(),
         'origin': origin,
         'seconds': 0.0,
@@ -68,6 +75,8 @@ def run_stage(
       step, state, meta = newest
       with distributed.together():
         stage_lib.check_same_data(run, meta['data'], fingerprint)
+        for split, now in measured.items():
+          stage_lib.check_same_data(run, meta.get('measured', {}).get(split, now), now, split)
         stage_lib.check_same_random(meta)
     clock.lap('restore')
     meta['reading'] = files.jsonable(run.reading())
@@ -81,9 +90,9 @@ def run_stage(
         state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours, clock)
         log.doing('evaluating')
         found = run.measure(state)
-        for split_name, measured in found.items():
+        for split_name, figures in found.items():
           split = next(s for s in run.splits if s.name == split_name.removesuffix('_ema'))
-          evaluation.add_intervals(measured, split, run.class_names)
+          evaluation.add_intervals(figures, split, run.class_names)
         total = run.program.total_steps
         log.evaluated(total, total / run.program.steps_per_epoch, found)
       log.flush()

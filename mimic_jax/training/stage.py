@@ -210,12 +210,14 @@ class Stage:
     return self.objective.draw(frozen.attached(model, frozen.arrays), self.sample, self.draw_key)
 
 
-def check_same_data(run: Stage, old: str, new: str) -> None:
-  """Raises UserError unless two fingerprints of a stage's training data are one."""
+def check_same_data(run: Stage, old: str, new: str, split: str = '') -> None:
+  """Raises UserError unless two fingerprints of a stage's training data are one, or of a split that it is measured on."""
   if old != new:
+    field = 'eval.root' if split and run.stage['eval']['root'] else 'data.root'
+    section, _, key = field.partition('.')
+    what = f"the '{split}' that this run is measured on" if split else 'the data this run began with'
     raise UserError(
-      f"config.{run.name}.data.root '{run.stage['data']['root']}' no longer holds the data this run began with "
-      f'(fingerprint {new}; expected {old})'
+      f"config.{run.name}.{field} '{run.stage[section][key]}' no longer holds {what} (fingerprint {new}; expected {old})"
     )
 
 
