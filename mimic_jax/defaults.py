@@ -78,6 +78,8 @@ def encoder() -> ConfigDict:
   m.heads = 0
   m.mlp_ratio = 4.0
   m.layer_norm_eps = 1e-6  # Hugging Face's ViTMAE configs say 1e-12
+  m.registers = 0  # tokens beside the class token's that are no output; DINOv2 has 4 or none
+  m.layer_scale = 0.0  # what the factors of a block's two branches begin with; 0 = none, DINOv2 has some
   m.stem = 'auto'  # resnet: 7x7 (as published) | 3x3 (of stride 1) | auto (3x3 below 96 pixels)
   m.pos_embed = 'sincos2d'  # sincos2d (MAE: first half is the column) | sincos2d_moco (the row)
   m.dtype = 'bfloat16'  # of the arithmetic: bfloat16 | float32; parameters are float32 always

@@ -125,6 +125,7 @@ def _own_model(f: Mapping[str, Any]) -> ConfigDict:
   model.update({k: f[k] for k in ('dim', 'depth', 'patch_size', 'image_size')}, heads=heads)
   model.mlp_ratio = f['mlp_hidden'] / f['dim']
   model.layer_norm_eps = f.get('layer_norm_eps', vit.EPSILON)
+  model.update({k: f[k] for k in facts.EXTRAS if k in f})
   return model
 
 

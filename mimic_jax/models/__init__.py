@@ -34,7 +34,12 @@ CHOICES = {
   'model.attention': vit.ATTENTIONS,
   'model.remat': tuple(vit.REMATS),
 }
-RANGES = {'model.image_size': (1, float('inf')), 'model.layer_norm_eps': (1e-15, 1e-2)}
+RANGES = {
+  'model.image_size': (1, float('inf')),
+  'model.layer_norm_eps': (1e-15, 1e-2),
+  'model.registers': (0, 1024),
+  'model.layer_scale': (0, 100),
+}
 
 
 def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderConfig:
@@ -82,12 +87,14 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
     layer_norm_eps=model['layer_norm_eps'],
+    registers=model['registers'],
+    layer_scale=model['layer_scale'],
   )
 
 
 def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> resnet.Config:
   for name, value in {
-    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat')},
+    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat', 'registers', 'layer_scale')},
     'drop_path': drop_path,
   }.items():
     if value not in (0, 'none', 'dots'):  # the last is the default

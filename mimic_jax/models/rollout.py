@@ -32,7 +32,7 @@ def attention_rollout(encoder: vit.Encoder, images: jax.Array, pool: str) -> jax
     pool: 'cls', the class token's row; 'gap', the mean of the patch tokens' rows (the class token is not pooled there).
 
   Returns:
-    float32 [B, grid, grid], row by row as the patches; a map adds up to 1 less the class token's own share.
+    float32 [B, grid, grid], row by row as the patches; a map adds up to 1 less the share of the class token and registers.
 
   Raises:
     ValueError: on another pool.
@@ -55,5 +55,6 @@ def attention_rollout(encoder: vit.Encoder, images: jax.Array, pool: str) -> jax
 
   start = jnp.broadcast_to(identity, (B, N, N))
   (_, rollout), _ = jax.lax.scan(body, (x, start), stack)
-  rows = rollout[:, 0] if pool == 'cls' else rollout[:, 1:].mean(axis=1)
-  return rows[:, 1:].reshape(B, encoder.config.grid, encoder.config.grid)
+  patches = 1 + encoder.config.registers  # the first of them
+  rows = rollout[:, 0] if pool == 'cls' else rollout[:, patches:].mean(axis=1)
+  return rows[:, patches:].reshape(B, encoder.config.grid, encoder.config.grid)

@@ -15,7 +15,7 @@ from flax import nnx
 from mimic_jax.runtime import sharding
 
 EPSILON = 1e-6  # of every LayerNorm, as MAE and timm have it
-TOKENS = ('cls_token', 'mask_token')
+TOKENS = ('cls_token', 'mask_token', 'register_tokens')
 TOKEN_STD = 0.02  # of them at the start
 
 # name: (patch side, width, blocks, heads). MAE's sizes; Ti is DeiT's.
@@ -62,6 +62,10 @@ class Config(NamedTuple):
   attention: str = 'auto'
   drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
   layer_norm_eps: float = EPSILON
+  registers: int = 0  # tokens that take part in attention and are no output (arXiv 2309.16588)
+  layer_scale: float = (
+    0.0  # what each branch's factor per channel begins with (arXiv 2103.17239); 0 = there are none
+  )
 
   @property
   def grid(self) -> int:
@@ -77,7 +81,7 @@ class Config(NamedTuple):
     """Returns a parameter's layer (method.md §1): tokens and embedding 0, block i i + 1 along the stacked axis, the rest last."""
     if path[0] == 'blocks':
       return range(1, self.depth + 1)
-    return 0 if path[0] in ('cls_token', 'pos_embed', 'patch_embed') else self.layers
+    return 0 if path[0] in ('cls_token', 'register_tokens', 'pos_embed', 'patch_embed') else self.layers
 
   def decays(self, path: tuple[str, ...], ndim: int, tokens: bool) -> bool:
     """Returns whether a parameter gets weight decay: matrices do, biases, norms and positions don't, tokens if asked to.
@@ -120,11 +124,11 @@ def sincos_2d(dim: int, grid_h: int, grid_w: int, kind: str = 'sincos2d') -> np.
   return np.concatenate([np.zeros((1, dim)), table]).astype(np.float32)
 
 
-def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
+def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int], antialias: bool = False) -> jax.Array:
   """Resizes the patch rows of pos_embed [1, 1 + s·s, D] to [1, 1 + h·w, D] with `grid` = (h, w); the class row stays.
 
-  Bicubic without antialiasing, as torch.nn.functional.interpolate(mode='bicubic', align_corners=False) does it, so that
-  converted weights agree.
+  Bicubic, as torch.nn.functional.interpolate(mode='bicubic', align_corners=False) does it, so that converted weights agree.
+  DINOv2 with registers has it with antialiasing.
   """
   side = round((pos_embed.shape[1] - 1) ** 0.5)
   if grid == (side, side):
@@ -132,7 +136,7 @@ def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
   table = pos_embed[:, 1:].reshape(1, side, side, -1)
   shape = (1, *grid, table.shape[-1])
   # PyTorch's cubic has a = −0.75; 'cubic' would have −0.5
-  resized = jax.image.resize(table, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=False)
+  resized = jax.image.resize(table, shape, jax.image.ResizeMethod.CUBIC_PYTORCH, antialias=antialias)
   return jnp.concatenate([pos_embed[:, :1], resized.reshape(1, grid[0] * grid[1], -1)], axis=1)
 
 
@@ -198,21 +202,27 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-  """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x))."""
+  """One pre-norm transformer block: x + attention(LN(x)), then x + MLP(LN(x)); layer scale multiplies the two branches."""
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
     self.norm1 = layer_norm(config, config.dtype, rngs)
     self.attn = Attention(config, rngs)
     self.norm2 = layer_norm(config, config.dtype, rngs)
     self.mlp = Mlp(config, rngs)
+    start = jnp.full(config.dim, config.layer_scale)
+    self.ls1, self.ls2 = (nnx.Param(start), nnx.Param(start)) if config.layer_scale else (None, None)
 
   def __call__(self, x: jax.Array, path_scale: jax.Array | None = None) -> jax.Array:
     """Maps tokens [B, N, D] to [B, N, D]; `path_scale` [2, B] multiplies the two residual branches (drop-path)."""
-    x = x + _scaled(self.attn(self.norm1(x)), path_scale, 0)
-    return x + _scaled(self.mlp(self.norm2(x)), path_scale, 1)
+    x = x + _scaled(self.attn(self.norm1(x)), self.ls1, path_scale, 0)
+    return x + _scaled(self.mlp(self.norm2(x)), self.ls2, path_scale, 1)
 
 
-def _scaled(branch: jax.Array, path_scale: jax.Array | None, i: int) -> jax.Array:
+def _scaled(
+  branch: jax.Array, layer_scale: nnx.Param | None, path_scale: jax.Array | None, i: int
+) -> jax.Array:
+  if layer_scale is not None:
+    branch = branch * layer_scale[...][None, None].astype(branch.dtype)
   return branch if path_scale is None else branch * path_scale[i][:, None, None].astype(branch.dtype)
 
 
@@ -266,7 +276,8 @@ def _unstack(tree: tuple, depth: int) -> list[tuple]:
 class Encoder(nnx.Module):
   """The ViT encoder of MAE: tokens of an image's patches and a class token.
 
-  Parameters: patch_embed (Linear over p·p·3 values), cls_token [1, 1, D], pos_embed [1, 1 + L, D], blocks [depth, ...], norm.
+  Parameters: patch_embed (Linear over p·p·3 values), cls_token [1, 1, D], pos_embed [1, 1 + L, D], blocks [depth, ...], norm;
+  register_tokens [1, R, D] where the config has some.
   """
 
   def __init__(self, config: Config, rngs: nnx.Rngs):
@@ -278,6 +289,8 @@ class Encoder(nnx.Module):
     self.pos_embed = nnx.Param(jnp.asarray(table[None]))
     self.blocks = stacked_blocks(config, rngs)
     self.norm = layer_norm(config, config.dtype, rngs)
+    if config.registers:
+      self.register_tokens = nnx.Param(TOKEN_STD * jax.random.normal(rngs.params(), (1, config.registers, D)))
 
   def __call__(
     self,
@@ -297,9 +310,11 @@ class Encoder(nnx.Module):
       norm: whether the final LayerNorm is applied (global average pooling does without it and has its own).
 
     Returns:
-      Tokens [B, 1 + L (or K), D] in the compute dtype; token 0 is the class token.
+      Tokens [B, 1 + L (or K), D] in the compute dtype; token 0 is the class token, registers are left out.
     """
     x = run_blocks(self.blocks, self.embed(images, keep), self.config, key)
+    if R := self.config.registers:
+      x = jnp.concatenate([x[:, :1], x[:, 1 + R :]], axis=1)
     return self.norm(x) if norm else x
 
   def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
@@ -309,7 +324,7 @@ class Encoder(nnx.Module):
     return sharding.along_batch(pooled)
 
   def embed(self, images: jax.Array, keep: jax.Array | None = None) -> jax.Array:
-    """Returns what the first block sees of images: tokens [B, 1 + L (or K), D]; the arguments are those of the call."""
+    """Returns what the first block sees of images: tokens [B, 1 + R + L (or K), D]; the arguments are those of the call."""
     config = self.config
     patches = patchify(images.astype(config.dtype), config.patch_size)
     pos_embed = self.pos_embed[...]
@@ -320,4 +335,6 @@ class Encoder(nnx.Module):
       pos_patch = jnp.take(pos_patch[0], keep, axis=0, mode='clip')
     x = self.patch_embed(patches) + pos_patch.astype(config.dtype)
     cls = (self.cls_token[...] + pos_cls).astype(config.dtype)
-    return jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], *cls.shape[1:])), x], axis=1)
+    # registers have no position
+    first = [cls, self.register_tokens[...].astype(config.dtype)] if config.registers else [cls]
+    return jnp.concatenate([*(jnp.broadcast_to(t, (x.shape[0], *t.shape[1:])) for t in first), x], axis=1)

@@ -124,7 +124,9 @@ class Objective(base.Objective):
         f'mae.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
       )
     sizes = {name: mae[f'decoder_{name}'] for name in ('dim', 'depth', 'heads')}
-    self.decoder_config = self.config._replace(**sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0)
+    self.decoder_config = self.config._replace(
+      **sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0, layer_scale=0.0
+    )
     self._pictures = jax.jit(self._reconstruct, static_argnums=0)
 
   @classmethod

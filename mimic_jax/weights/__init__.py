@@ -225,11 +225,12 @@ def fit(
       f'{where} says layer_norm_eps {stated:g}; expected the {layer_norm_eps:g} of config.model '
       f'(--config.model.layer_norm_eps={stated:g} makes them so)'
     )
+  source = {name: _taken_from(rule, name)[1] for name in target}
+  _check_extras(weights, set(source.values()), where)
   columns = None
   if any(_taken_from(rule, n)[0] == 'needed' for n in _under(classifier, target)):
     columns = _columns(weights, class_names, where, account['notes'])
   fitted: dict[str, np.ndarray] = {}
-  source = {name: _taken_from(rule, name)[1] for name in target}
   for wish, names in _groups(target, rule):
     taken: dict[str, np.ndarray] = {}
     try:
@@ -291,7 +292,8 @@ def _candidate(
   tables = name.endswith('pos_embed') and facts_lib.is_square(array.shape) and facts_lib.is_square(shape)
   if tables and array.shape != shape and array.shape[-1] == shape[-1]:
     side = round((shape[1] - 1) ** 0.5)
-    return np.asarray(vit.resize_pos_embed(array, (side, side)), np.float32)
+    antialias = 'encoder/register_tokens' in weights.tensors
+    return np.asarray(vit.resize_pos_embed(array, (side, side), antialias), np.float32)
   if array.shape != shape:
     raise _Misfit(
       f'is of another architecture, {facts_lib.architecture(weights.facts)}: {spelled} has shape {array.shape}; expected '
@@ -326,6 +328,17 @@ def _columns(weights: Weights, class_names: Sequence[str], where: str, notes: li
       'of this data, or init_head=False to start the classifier anew'
     )
   return columns
+
+
+def _check_extras(weights: Weights, wanted: set[str], where: str) -> None:
+  """Raises UserError for what changes what a ViT's encoder computes, where the model has no place for it."""
+  for name in ('encoder/register_tokens', 'encoder/blocks/ls1', 'encoder/blocks/ls2'):
+    there = name in weights.tensors or name in weights.broken
+    if there and name not in wanted and 'encoder/cls_token' in wanted:
+      raise UserError(
+        f"{where} is of another architecture, {facts_lib.architecture(weights.facts)}: it has '{weights.spelled(name)[0]}', "
+        f'which the model has not; expected the same in both ({facts_lib.flags(weights.facts)} makes a model of its sizes)'
+      )
 
 
 def _check_heads(weights: Weights, heads: int, where: str, notes: list[str]) -> None:

@@ -14,6 +14,9 @@ FROM_PRESET = 'as the preset; the file does not say'
 FROM_CONFIG = 'its config.json says so'
 # MoCo v3's ViT-S has twice the heads of everybody else's; its heads are 32 wide there
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16}
+DINOV2_HEADS = {384: 6, 768: 12, 1024: 16}
+
+EXTRAS = ('registers', 'layer_scale')  # what a ViT may have beyond its sizes
 
 
 def is_square(shape: tuple[int, ...]) -> bool:
@@ -49,6 +52,10 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found['grid'] = round((positions.shape[1] - 1) ** 0.5)
     found['image_size'] = found['grid'] * found.get('patch_size', 0)
     found['pos_embed'] = _positions(positions, found['grid'])
+  if registers := shape.get('encoder/register_tokens'):
+    found['registers'] = registers[1]
+  if 'encoder/blocks/ls1' in shape:
+    found['layer_scale'] = 1.0  # what a fresh one would begin with hardly matters
   if kernel := shape.get('classifier/fc/kernel'):
     found['classes'] = kernel[-1]
   if (blocks := shape.get('decoder/blocks/mlp/fc1/kernel')) and len(blocks) == 3:
@@ -138,6 +145,8 @@ def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) ->
     found['heads_from'] = FROM_CONFIG
   elif kind == 'MoCo v3' and found.get('dim') in MOCO_HEADS:
     found['heads'], found['heads_from'] = MOCO_HEADS[found['dim']], "MoCo v3's ViTs have so many"
+  elif kind == 'DINOv2' and found.get('dim') in DINOV2_HEADS:
+    found['heads'], found['heads_from'] = DINOV2_HEADS[found['dim']], "DINOv2's ViTs have so many"
   elif found['preset']:
     found['heads'], found['heads_from'] = vit.PRESETS[found['preset']][3], FROM_PRESET
   if (norm_pix := _truth(args.get('norm_pix_loss'))) is not None:
@@ -165,13 +174,17 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
 
 def flags(found: Mapping[str, Any]) -> str:
   """Returns the flags that make a model of the file's sizes, to be copied."""
-  sizes = {k: found[k] for k in ('image_size', 'patch_size', 'dim', 'depth', 'heads') if found.get(k)}
+  sizes = {
+    k: found[k] for k in ('image_size', 'patch_size', 'dim', 'depth', 'heads', *EXTRAS) if found.get(k)
+  }
   if preset := found.get('preset'):
-    sizes = {'preset': preset} | {k: v for k, v in sizes.items() if k == 'image_size'}
+    sizes = {'preset': preset} | {k: v for k, v in sizes.items() if k in ('image_size', *EXTRAS)}
   return ' '.join(f'--config.model.{k}={v}' for k, v in sizes.items()) or 'config.model must say so'
 
 
 def architecture(found: Mapping[str, Any]) -> str:
   """Returns the architecture in words: 'vit_l16: dim 1024, depth 24, …'."""
-  parts = [f'{k} {found[k]}' for k in ('dim', 'depth', 'heads', 'patch_size', 'image_size') if found.get(k)]
+  parts = [
+    f'{k} {found[k]}' for k in ('dim', 'depth', 'heads', 'patch_size', 'image_size', *EXTRAS) if found.get(k)
+  ]
   return (f'{found["preset"]}: ' if found.get('preset') else '') + (', '.join(parts) or 'of no known size')

@@ -31,13 +31,11 @@ HF_BLOCK = {
   'mlp/fc1': ('intermediate.dense',),
   'mlp/fc2': ('output.dense',),
 }
-# transformers 5 in memory
-HF_MEMORY_BLOCK = {
-  **HF_BLOCK,
-  'attn/qkv': tuple(f'attention.{x}_proj' for x in 'qkv'),
-  'attn/proj': ('attention.o_proj',),
-  'mlp/fc1': ('mlp.fc1',),
-  'mlp/fc2': ('mlp.fc2',),
+# what some files have instead, by a part of their names: transformers 5 in memory, DINOv2
+HF_OTHER = {
+  '.q_proj.': {'attn/qkv': tuple(f'attention.{x}_proj' for x in 'qkv'), 'attn/proj': ('attention.o_proj',)},
+  '.fc1.': {'mlp/fc1': ('mlp.fc1',), 'mlp/fc2': ('mlp.fc2',)},
+  '.norm1.': {'norm1': ('norm1',), 'norm2': ('norm2',)},
 }
 # names by which an encoder is recognised, whatever stands before them; a few may be missing
 TIMM_ANCHORS = (
@@ -59,7 +57,7 @@ HF_ANCHORS = (
 RESNET_ANCHORS = ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.bn2.weight')
 LEAST_ANCHORS = 2
 # What changes what the encoder computes and ours has not: such a file can't be had by leaving it unused.
-FOREIGN = ('dist_token', 'distillation_token', 'reg_token', 'register_tokens', 'norm_pre', 'rel_pos_bias')
+FOREIGN = ('dist_token', 'distillation_token', 'reg_token', 'norm_pre', 'rel_pos_bias')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +142,11 @@ def _timm(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool
   norm = f'norm.{taps[-1]}' if taps else 'norm'
   names: Names = {
     'encoder/cls_token': (f'{prefix}cls_token',),
+    'encoder/register_tokens': (f'{prefix}register_tokens',),
     'encoder/pos_embed': (f'{prefix}pos_embed',),
     **_pair('encoder/patch_embed', f'{prefix}patch_embed.proj'),
     **_stack('encoder/blocks', f'{prefix}blocks.', TIMM_BLOCK),
+    **{f'encoder/blocks/ls{i}': (f'{prefix}blocks.*.ls{i}.gamma',) for i in (1, 2)},
     **_pair('encoder/norm', f'{prefix}{norm}'),
     **_pair('fc_norm', f'{prefix}fc_norm'),
     **_pair('classifier/fc', f'{prefix}head'),
@@ -158,7 +158,10 @@ def _timm(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool
     **_pair('decoder/pred', f'{prefix}decoder_pred'),
   }
   stacks = (f'{prefix}blocks.', f'{prefix}decoder_blocks.')
-  return Layout(_timm_kind(tensors, prefix, place, args, bool(taps)), names, stacks, prefix)
+  kind = _timm_kind(tensors, prefix, place, args, bool(taps))
+  if kind == 'DINOv2':  # its mask token is the encoder's, of the masked pictures it was trained on
+    del names['decoder/mask_token']
+  return Layout(kind, names, stacks, prefix)
 
 
 def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool, taps: bool) -> str:
@@ -167,6 +170,10 @@ def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args:
     return 'MoCo v3'
   if taps:
     return 'LocalMIM'
+  if (
+    f'{prefix}blocks.0.ls1.gamma' in tensors and f'{prefix}mask_token' in tensors and not has['decoder_embed']
+  ):
+    return 'DINOv2'
   if has['decoder_embed']:
     return 'MAE training checkpoint' if args else 'MAE pre-training, with decoder'
   if args:
@@ -187,17 +194,21 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
 
   def stack(ours: str, roots: tuple[str, ...]) -> tuple[Names, str]:
     root = next((r for r in roots if any(n.startswith(f'{r}0.') for n in tensors)), roots[0])
-    memory = any(n.startswith(root) and re.search(r'\.(q_proj|o_proj|fc1)\.', n) for n in tensors)
-    return _stack(ours, root, HF_MEMORY_BLOCK if memory else HF_BLOCK), root
+    block = dict(HF_BLOCK)
+    for part, names in HF_OTHER.items():
+      block |= names if any(n.startswith(root) and part in n for n in tensors) else {}
+    return _stack(ours, root, block), root
 
   blocks, root = stack('encoder/blocks', (f'{prefix}encoder.layer.', f'{prefix}layers.'))
   decoder_roots = (f'{outer}decoder.decoder_layers.', f'{outer}decoder.decoder_encoder.layer.')
   decoder_blocks, decoder_root = stack('decoder/blocks', decoder_roots)
   names: Names = {
     'encoder/cls_token': (f'{prefix}embeddings.cls_token',),
+    'encoder/register_tokens': (f'{prefix}embeddings.register_tokens',),
     'encoder/pos_embed': (f'{prefix}embeddings.position_embeddings',),
     **_pair('encoder/patch_embed', f'{prefix}embeddings.patch_embeddings.projection'),
     **blocks,
+    **{f'encoder/blocks/ls{i}': (f'{root}*.layer_scale{i}.lambda1',) for i in (1, 2)},
     **_pair('encoder/norm', f'{prefix}layernorm'),
     **_pair('classifier/fc', f'{outer}classifier'),
     'decoder/mask_token': (f'{outer}decoder.mask_token',),
@@ -208,7 +219,8 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
     **_pair('decoder/pred', f'{outer}decoder.decoder_pred'),
   }
   mae = any(n.startswith(f'{outer}decoder.decoder_') for n in tensors)
-  kind = 'Hugging Face ViTMAE' if mae else 'Hugging Face ViT'
+  scaled = f'{root}0.layer_scale1.lambda1' in tensors
+  kind = 'Hugging Face ' + ('ViTMAE' if mae else 'DINOv2' if scaled else 'ViT')
   return Layout(kind, names, (root, decoder_root), prefix)
 
 
@@ -233,8 +245,8 @@ def _resnet(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bo
 OTHERS = {
   'visual.transformer.resblocks': 'CLIP',
   'vision_model.encoder.layers': 'CLIP or SigLIP as Hugging Face writes it',
-  '.ls1.gamma': 'DINOv2',
-  'layer_scale1.lambda1': 'DINOv2 as Hugging Face writes it',
+  '.mlp.w12': "DINOv2's largest, whose MLPs are SwiGLU,",
+  '.mlp.weights_in': "DINOv2's largest, whose MLPs are SwiGLU,",
   'relative_position_bias': 'BEiT',
   'rel_pos_bias': 'BEiT',
   '.gamma_1': 'BEiT or CaiT',

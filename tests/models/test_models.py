@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mimic_jax import defaults, models
+from mimic_jax import defaults, models, objectives
 from mimic_jax.models import decoder, heads, vit
 from mimic_jax.runtime import checkpoint, checksum, errors
+from mimic_jax.training import optim
 from tests import small
 
 SMALL = vit.Config(image_size=24, patch_size=8, dim=24, depth=2, heads=3, dtype='float32')
@@ -222,8 +223,9 @@ def test_encoder_of_kept_patches_sees_them_alone_in_their_order(rng):
   assert model(images, keep=keep).shape == (2, 5, 24)
 
 
-def test_scan_unroll_and_remat_give_the_same_tokens_and_gradients(rng):
-  config = SMALL._replace(drop_path=0.4)
+@pytest.mark.parametrize('extras', [{}, {'registers': 2, 'layer_scale': 0.3}])
+def test_scan_unroll_and_remat_give_the_same_tokens_and_gradients(rng, extras):
+  config = SMALL._replace(drop_path=0.4, **extras)
   model = encoder(rng, config)
   images, key = pictures(rng, B=4), jax.random.key(int(rng.integers(2**31)))
   tokens, gradients = value_and_gradients(model, images, key)
@@ -236,6 +238,59 @@ def test_scan_unroll_and_remat_give_the_same_tokens_and_gradients(rng):
     tokens2, gradients2 = value_and_gradients(with_config(model, config._replace(**other)), images, key)
     close(tokens2, tokens, 1e-6)
     jax.tree.map(lambda a, b: close(a, b, 5e-6), gradients2, gradients)
+
+
+def test_registers_and_layer_scale_are_parameters_of_their_own_and_off_there_are_none():
+  made = {}
+  for extras in ({}, {'registers': 2}, {'layer_scale': 1e-5}):
+    config = SMALL._replace(**extras)
+    _, params, _ = models.split(vit.Encoder(config, nnx.Rngs(0)), everything)
+    made[tuple(extras)] = checkpoint.flatten(params)
+  plain = made[()]
+  assert not any('register' in name or 'ls' in name.split('/')[1:] for name in plain)
+  for extra, names in (
+    (('registers',), {'register_tokens'}),
+    (('layer_scale',), {'blocks/ls1', 'blocks/ls2'}),
+  ):
+    assert set(made[extra]) - set(plain) == names
+    for name, value in plain.items():
+      np.testing.assert_array_equal(made[extra][name], value)
+  scale = made[('layer_scale',)]['blocks/ls2']
+  np.testing.assert_array_equal(scale, np.full((SMALL.depth, SMALL.dim), 1e-5, np.float32))
+  params = {
+    'register_tokens': jnp.ones((1, 2, 4)),
+    'blocks': {'ls1': scale, 'mlp': {'kernel': jnp.ones((2, 4, 4))}},
+  }
+  assert optim.decays(params, True) == {
+    'register_tokens': True,
+    'blocks': {'ls1': False, 'mlp': {'kernel': True}},
+  }
+  assert not optim.decays(params, False)['register_tokens']
+  assert SMALL.layer_id(('register_tokens',)) == SMALL.layer_id(('cls_token',)) == 0
+  assert SMALL.layer_id(('blocks', 'ls1')) == range(1, 3)
+
+
+@pytest.mark.parametrize('kind', [small.mae_stage, small.mimic_stage])
+def test_every_objective_trains_an_encoder_with_registers_and_layer_scale(rng, kind):
+  stage, model = kind(), small.model_section(registers=3, layer_scale=0.5)
+  objective = objectives.make(stage, model, ('a', 'b') if kind is small.mimic_stage else (), 'objective')
+  template, params, rest = models.split(objective.init(jax.random.key(0)), objective.trainable)
+  flat = checkpoint.flatten({'params': params, 'rest': rest})
+  assert not [name for name in flat if 'decoder' in name and 'ls' in name]
+
+  def loss(params, pictures):
+    batch = {'image': pictures, 'label': jnp.arange(8) % 2}
+    model = models.merge(template, params, rest)
+    return objective.loss(
+      model, objective.augment(batch, jax.random.key(1)), jax.random.key(2), jnp.int32(0), 10
+    )[0]
+
+  pictures = jnp.asarray(rng.integers(0, 256, (8, 16, 16, 3), np.uint8))
+  gradients = checkpoint.flatten(jax.jit(jax.grad(loss))(params, pictures))
+  for name in ('register_tokens', 'blocks/ls1', 'blocks/ls2'):
+    g = np.asarray(gradients[f'encoder/{name}'])
+    assert np.isfinite(g).all()
+    assert np.abs(g).max() > 0
 
 
 def test_bfloat16_is_close_to_float32_with_float32_parameters(rng):

@@ -114,6 +114,8 @@ def test_sizes_and_layers_are_the_published_ones():
   ('fields', 'said'),
   [
     ({'patch_size': 8}, 'model.patch_size is 8, and a resnet18 has none; expected 0'),
+    ({'registers': 4}, 'model.registers is 4, and a resnet18 has none; expected 0'),
+    ({'layer_scale': 1.0}, 'model.layer_scale is 1.0, and a resnet18 has none; expected 0'),
     ({'heads': 2}, 'model.heads is 2, and a resnet18 has none'),
     ({'image_size': 16}, 'model.image_size is 16; expected at least 32'),
     ({'stem': '5x5'}, "model.stem is '5x5'"),

@@ -52,6 +52,9 @@ def by_hand(model, image, pool):
       cut = image[row * side : (row + 1) * side, column * side : (column + 1) * side]
       patches.append(cut.reshape(-1) @ p['patch_embed']['kernel'] + p['patch_embed']['bias'])
   x = np.concatenate([p['cls_token'][0], np.array(patches)]) + p['pos_embed'][0]
+  if c.registers:
+    x = np.concatenate([x[:1], p['register_tokens'][0], x[1:]])
+  ls1, ls2 = (p['blocks'].get(name, np.ones((c.depth, c.dim))) for name in ('ls1', 'ls2'))
   n, d = len(x), c.dim // c.heads
   total = np.eye(n)
   for block in range(c.depth):
@@ -65,19 +68,22 @@ def by_hand(model, image, pool):
       a = s / s.sum(1, keepdims=True)
       mean += a / c.heads
       out.append(a @ v)
-    x = x + np.concatenate(out, 1) @ b['attn']['proj']['kernel'] + b['attn']['proj']['bias']
+    x = x + (np.concatenate(out, 1) @ b['attn']['proj']['kernel'] + b['attn']['proj']['bias']) * ls1[block]
     y = norm(x, b['norm2']['scale'], b['norm2']['bias'])
     h = y @ b['mlp']['fc1']['kernel'] + b['mlp']['fc1']['bias']
     h = 0.5 * h * (1 + erf(h / np.sqrt(2)))
-    x = x + h @ b['mlp']['fc2']['kernel'] + b['mlp']['fc2']['bias']
+    x = x + (h @ b['mlp']['fc2']['kernel'] + b['mlp']['fc2']['bias']) * ls2[block]
     total = (0.5 * mean + 0.5 * np.eye(n)) @ total
-  row = total[0] if pool == 'cls' else np.mean(total[1:], axis=0)
-  return row[1:].reshape(c.grid, c.grid)
+  row = total[0] if pool == 'cls' else np.mean(total[1 + c.registers :], axis=0)
+  return row[1 + c.registers :].reshape(c.grid, c.grid)
 
 
 @pytest.mark.parametrize('pool', ['cls', 'gap'])
-def test_rollout_is_the_papers_product_over_blocks(rng, pool):
-  model, images = encoder(rng), photos(rng)
+@pytest.mark.parametrize(
+  'extras', [{}, {'registers': 3}, {'layer_scale': 0.5}, {'registers': 1, 'layer_scale': 1.0}]
+)
+def test_rollout_is_the_papers_product_over_blocks(rng, pool, extras):
+  model, images = encoder(rng, CONFIG._replace(**extras)), photos(rng)
   want = np.stack([by_hand(model, image, pool) for image in images])
   got = run(model, images, pool)
   assert got.shape == (2, 3, 3)

@@ -365,6 +365,133 @@ def test_logits_equal_transformers_vit_for_image_classification(rng, transformer
   np.testing.assert_allclose(found, logits[:, [NAMES.index(n) for n in order]], atol=1e-5)
 
 
+def dinov2(transformers, rng, registers, **changes):
+  """A DINOv2 of transformers with random weights."""
+  import torch
+
+  kind = 'Dinov2WithRegisters' if registers else 'Dinov2'
+  config = {**vit_config(), 'mlp_ratio': HIDDEN // DIM, **changes}
+  config |= {'num_register_tokens': registers} if registers else {}
+  reference = getattr(transformers, f'{kind}Model')(getattr(transformers, f'{kind}Config')(**config)).eval()
+  randomise(torch, rng, reference)
+  with torch.no_grad():
+    for name, parameter in reference.named_parameters():
+      if 'lambda1' in name:
+        parameter.add_(0.7)
+  return reference
+
+
+def as_published_by_dinov2(reference):
+  """The state dict under the names of facebookresearch/dinov2."""
+  state = {k: v.numpy() for k, v in reference.state_dict().items()}
+  for i in range(DEPTH):
+    for kind in ('weight', 'bias'):
+      at = f'encoder.layer.{i}.attention.'
+      state[f'{at}qkv.{kind}'] = np.concatenate([state.pop(f'{at}{x}_proj.{kind}') for x in 'qkv'])
+  for old, new in (
+    ('embeddings.patch_embeddings.projection', 'patch_embed.proj'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.', ''),
+    ('encoder.layer', 'blocks'),
+    ('attention.o_proj', 'attn.proj'),
+    ('attention.qkv', 'attn.qkv'),
+    ('layer_scale1.lambda1', 'ls1.gamma'),
+    ('layer_scale2.lambda1', 'ls2.gamma'),
+    ('layernorm.', 'norm.'),
+  ):
+    state = {k.replace(old, new): v for k, v in state.items()}
+  return state
+
+
+# found by use, 28
+@pytest.mark.parametrize('spelling', ['file', 'memory', 'original', 'original.pth'])
+@pytest.mark.parametrize(('registers', 'grid'), [(0, GRID), (4, GRID), (1, GRID), (0, 7), (4, 3), (0, 3)])
+def test_features_equal_transformers_dinov2_in_every_spelling(
+  rng, transformers, tmp_path, spelling, registers, grid
+):
+  import torch
+
+  reference = dinov2(transformers, rng, registers)
+  state = {k: v.numpy() for k, v in reference.state_dict().items()}
+  if spelling == 'file':
+    reference.save_pretrained(tmp_path)
+    path = str(tmp_path)
+  elif spelling == 'memory':
+    path = save_safetensors(tmp_path / 'x', state)
+  elif spelling == 'original':
+    path = save_safetensors(tmp_path / 'x', as_published_by_dinov2(reference))
+  else:
+    path = save_pth(tmp_path / 'x', as_published_by_dinov2(reference), place='')
+  model_fields = model_section(image_size=PATCH * grid, registers=registers, layer_scale=1.0)
+  model, account = start(path, mimic_objective(model_fields, **{'head.pool': 'cls'}))
+  assert [name.rsplit('.', 1)[-1] for name in account['unused']] == ['mask_token']
+  assert not [name for name in account['fresh'] if name.startswith('encoder')]
+  assert not account['notes']
+  images = rng.normal(size=(3, PATCH * grid, PATCH * grid, 3)).astype(np.float32)
+  with torch.no_grad():
+    pixels = torch.from_numpy(images.transpose(0, 3, 1, 2)).double()
+    expected = reference.double()(pixels).last_hidden_state.numpy()
+  expected = np.delete(expected, range(1, 1 + registers), axis=1)
+  encoder = model.encoder
+  assert relative(encoder(jnp.asarray(images)), expected) <= 1e-5
+  cls = encoder.features(jnp.asarray(images), pool='cls')
+  assert relative(cls, expected[:, 0]) <= 1e-5
+  raw = encoder(jnp.asarray(images), norm=False)
+  assert relative(encoder.features(jnp.asarray(images)), raw[:, 1:].mean(axis=1)) <= 1e-5
+
+
+@pytest.mark.parametrize(
+  ('registers', 'fields', 'lacks'),
+  [
+    (0, {}, "it has '{}blocks.*.ls1.gamma', which the model has not"),
+    (4, {}, "it has '{}register_tokens', which the model has not"),
+    (4, {'layer_scale': 1.0}, "it has '{}register_tokens', which the model has not"),
+    (4, {'registers': 4}, "it has '{}blocks.*.ls1.gamma', which the model has not"),
+    (
+      4,
+      {'registers': 2, 'layer_scale': 1.0},
+      "'{}register_tokens' has shape (1, 4, 24); expected (1, 2, 24)",
+    ),
+    (
+      0,
+      {'registers': 1, 'layer_scale': 1.0},
+      "has no '{}register_tokens'; expected it for our encoder/register_tokens",
+    ),
+  ],
+)
+def test_layer_scale_and_registers_are_never_left_out_and_the_flags_that_fit_are_said(
+  rng, transformers, tmp_path, capsys, registers, fields, lacks
+):
+  state = as_published_by_dinov2(dinov2(transformers, rng, registers))
+  path = save_safetensors(tmp_path / 'w', state)
+  with pytest.raises(UserError, match=re.escape(lacks.format(''))) as e:
+    fit(path, mimic_objective(model_section(**fields)))
+  assert '\n' not in str(e.value)
+  flags = f'--config.model.registers={registers} ' * bool(registers) + '--config.model.layer_scale=1.0'
+  if 'has no' not in lacks:
+    assert f'--config.model.depth={DEPTH} {flags} makes a model of its sizes' in str(e.value)
+  command.main(['inspect', path])
+  told = ' '.join(capsys.readouterr().out.split())
+  assert 'what DINOv2' in told
+  assert ('registers 4, ' * bool(registers) + 'layer_scale 1.0') in told
+  assert 'can not' not in told
+  assert 'not used 1: mask_token' in told
+
+
+@pytest.mark.parametrize('name', ['mlp.w12.weight', 'mlp.weights_in.bias'])
+def test_the_largest_dinov2_is_refused_by_name(rng, transformers, tmp_path, name):
+  reference = dinov2(transformers, rng, 0)
+  state = {k: v.numpy() for k, v in reference.state_dict().items()}
+  root = 'encoder.layer.'
+  if 'w12' in name:
+    state, root = as_published_by_dinov2(reference), 'blocks.'
+  save_safetensors(tmp_path / 'w', {**state, f'{root}1.{name}': np.zeros(3, np.float32)})
+  refused(
+    tmp_path / 'w',
+    rf"another architecture: it has '{root}1.{name}', as DINOv2's largest, whose MLPs are SwiGLU",
+  )
+
+
 def torch_vit(torch, state, images, pool):
   """A ViT of MAE's fine-tuning in plain PyTorch, float64: features and logits."""
   t = {k: torch.from_numpy(v).double() for k, v in state.items()}
@@ -831,7 +958,7 @@ def test_weights_of_something_else_are_refused_with_some_of_their_names(tmp_path
 
 
 @pytest.mark.parametrize(
-  'extra', ['dist_token', 'blocks.0.ls1.gamma', 'blocks.1.attn.q_norm.weight', 'norm_pre.weight', 'reg_token']
+  'extra', ['dist_token', 'blocks.0.gamma_1', 'blocks.1.attn.q_norm.weight', 'norm_pre.weight', 'reg_token']
 )
 def test_a_vit_of_another_kind_is_refused_by_what_it_has_beyond_ours(rng, tmp_path, extra):
   state = {**timm_encoder(rng), extra: np.zeros((1, 1, DIM), np.float32)}
