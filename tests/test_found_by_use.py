@@ -33,13 +33,13 @@ from mimic_jax.data import classes, selection
 from mimic_jax.data import source as sources
 from mimic_jax.data.sets import folder
 from mimic_jax.data.sets import tfds as tfds_set
-from mimic_jax.runtime import preemption, sharding
+from mimic_jax.runtime import checkpoint, preemption, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, loop, results, workdir
 from mimic_jax.training import stage as stage_lib
 from tests import small
 from tests.data.test_pipeline import Numbers, evaluate, take, train
-from tests.weights.test_weights import hugging_face, timm_encoder
+from tests.weights.test_weights import hugging_face, timm_blocks, timm_encoder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -663,9 +663,69 @@ def test_an_encoder_of_another_kind_is_refused_by_its_name(name, who, tmp_path):
 
 
 @pytest.mark.parametrize(
+  ('kind', 'sizes', 'config'),
+  [
+    ('timm', {'dim': 192, 'depth': 12, 'patch': 16, 'grid': 14}, {}),
+    ('timm', {'dim': 24, 'depth': 3, 'patch': 4, 'grid': 5}, {}),
+    ('timm', {'dim': 40, 'depth': 1, 'patch': 8, 'grid': 3, 'hidden': 100}, {}),
+    ('hugging_face', {'dim': 40, 'depth': 2, 'patch': 8, 'grid': 2}, {'num_attention_heads': 5}),
+    ('hugging_face', {'dim': 192, 'depth': 12, 'patch': 16, 'grid': 2}, {'num_attention_heads': 6}),
+    (
+      'hugging_face',
+      {'dim': 24, 'depth': 2, 'patch': 8, 'grid': 2},
+      {'layer_norm_eps': 1e-12, 'num_attention_heads': 1},
+    ),
+    ('moco', {'dim': 384, 'depth': 12, 'patch': 16, 'grid': 3}, {}),
+    ('dinov2', {'dim': 384, 'depth': 2, 'patch': 14, 'grid': 3}, {}),
+    ('dinov2', {'dim': 24, 'depth': 2, 'patch': 14, 'grid': 3}, {}),
+    ('registers', {'dim': 24, 'depth': 2, 'patch': 14, 'grid': 2}, {}),
+  ],
+)
+def test_the_flags_that_a_refusal_names_make_a_model_that_fits(kind, sizes, config, tmp_path, rng):
+  sizes = dict(sizes)
+  hidden = sizes.pop('hidden', 0)
+  state = timm_encoder(rng, **sizes)
+  if hidden:
+    state |= timm_blocks(rng, 'blocks.', sizes['dim'], sizes['depth'], hidden)
+  if kind in ('dinov2', 'registers'):
+    ones = np.ones(sizes['dim'], np.float32)
+    state |= {f'blocks.{i}.ls{k}.gamma': ones for i in range(sizes['depth']) for k in (1, 2)}
+    state |= {'mask_token': ones[None]} | (
+      {'register_tokens': np.ones((1, 4, sizes['dim']), np.float32)} if kind == 'registers' else {}
+    )
+  if kind == 'hugging_face':
+    state = hugging_face(state)
+  if kind == 'moco':
+    state = {f'module.base_encoder.{k}': v for k, v in state.items()}
+  save_file(state, tmp_path / 'model.safetensors')
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  read = weights.read(str(tmp_path), 'config.init')
+
+  def take(*flags):
+    command = config_lib.parse(['main', '--config=finetune_folder', '--config.model.scan=True', *flags])
+    objective = objectives.make(command.config.finetune, command.config.model, ('a', 'b'), 'objective')
+    _, params, rest = models.split(nnx.eval_shape(objective.init, jax.random.key(0)), objective.trainable)
+    target = {**checkpoint.flatten(params), **checkpoint.flatten(rest)}
+    c = objective.config
+    return weights.fit(
+      read, target, objective.initial, 'config.init', heads=c.heads, layer_norm_eps=c.layer_norm_eps
+    )
+
+  with pytest.raises(UserError, match='makes') as e:
+    take('--config.model.preset=vit_b16')
+  flags = re.search(r'\((--config[^()]*) makes a model of its sizes\)', str(e.value))[1].split()
+  if not any('heads' in flag for flag in flags):  # no tensor shows them
+    flags.append(f'--config.model.heads={sizes["dim"] // 8}')
+  account = take(*flags)[1]
+  assert not [name for name in account['fresh'] if name.startswith('encoder/')]
+  assert account['resized'] == []
+  assert not [note for note in account['notes'] if 'heads' in note]
+
+
+@pytest.mark.parametrize(
   ('facts', 'flags'),
   [
-    ({'preset': 'vit_l16', 'dim': 1024, 'depth': 24, 'image_size': 224}, '--config.model.preset=vit_l16 --config.model.image_size=224'),
+    ({'preset': 'vit_l16', 'dim': 1024, 'depth': 24, 'image_size': 224}, '--config.model.preset=vit_l16 --config.model.image_size=224 --config.model.dim=1024 --config.model.depth=24'),
     ({'dim': 48, 'depth': 3, 'patch_size': 4, 'image_size': 32}, '--config.model.image_size=32 --config.model.patch_size=4 --config.model.dim=48 --config.model.depth=3'),
   ],
 )  # fmt: skip

@@ -218,6 +218,8 @@ def fit(
     'unused': list(weights.unused),
     'notes': list(weights.facts.get('ignored', ())),
   }
+  source = {name: _taken_from(rule, name)[1] for name in target}
+  _check_extras(weights, set(source.values()), where)
   _check_heads(weights, heads, where, account['notes'])
   stated = weights.facts.get('layer_norm_eps', layer_norm_eps)
   if layer_norm_eps and not math.isclose(stated, layer_norm_eps):
@@ -225,8 +227,6 @@ def fit(
       f'{where} says layer_norm_eps {stated:g}; expected the {layer_norm_eps:g} of config.model '
       f'(--config.model.layer_norm_eps={stated:g} makes them so)'
     )
-  source = {name: _taken_from(rule, name)[1] for name in target}
-  _check_extras(weights, set(source.values()), where)
   columns = None
   if any(_taken_from(rule, n)[0] == 'needed' for n in _under(classifier, target)):
     columns = _columns(weights, class_names, where, account['notes'])
@@ -347,7 +347,8 @@ def _check_heads(weights: Weights, heads: int, where: str, notes: list[str]) -> 
     return
   if sure != facts_lib.FROM_PRESET:
     raise UserError(
-      f'{where} has {have} attention heads ({sure}); expected the {heads} of config.model (model.heads={have} makes them so)'
+      f'{where} has {have} attention heads ({sure}); expected the {heads} of config.model ({facts_lib.flags(weights.facts)} makes '
+      'a model of its sizes)'
     )
   notes.append(
     f'{weights.facts["preset"]} has {have} attention heads, config.model {heads}; no tensor shows which is right'

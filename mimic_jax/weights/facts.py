@@ -177,8 +177,12 @@ def flags(found: Mapping[str, Any]) -> str:
   sizes = {
     k: found[k] for k in ('image_size', 'patch_size', 'dim', 'depth', 'heads', *EXTRAS) if found.get(k)
   }
+  if found.get('mlp_hidden') and found['mlp_hidden'] != 4 * found['dim']:
+    sizes['mlp_ratio'] = found['mlp_hidden'] / found['dim']
+  if (epsilon := found.get('layer_norm_eps', vit.EPSILON)) != vit.EPSILON:
+    sizes['layer_norm_eps'] = epsilon
   if preset := found.get('preset'):
-    sizes = {'preset': preset} | {k: v for k, v in sizes.items() if k in ('image_size', *EXTRAS)}
+    sizes = {'preset': preset, **sizes}  # both, since a config may state some of a preset's sizes itself
   return ' '.join(f'--config.model.{k}={v}' for k, v in sizes.items()) or 'config.model must say so'
 
 
