@@ -63,7 +63,7 @@ def find_config(given: str) -> tuple[pathlib.Path, str]:
   Raises:
     UserError: when there is no such file.
   """
-  name, _, variant = given.partition(':')
+  name, _, variant = os.path.expanduser(given).partition(':')
   path = pathlib.Path(name)
   if path.is_file():
     return path.resolve(), variant

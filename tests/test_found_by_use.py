@@ -3,6 +3,7 @@
 The numbers are those of the list in which they were reported.
 """
 
+import argparse
 import concurrent.futures
 import io
 import json
@@ -29,17 +30,17 @@ from safetensors.numpy import save_file
 from mimic_jax import augment, data, models, objectives, uncertainty, weights
 from mimic_jax import config as config_lib
 from mimic_jax.commands import align
-from mimic_jax.data import classes, selection
+from mimic_jax.data import classes, files, selection
 from mimic_jax.data import source as sources
 from mimic_jax.data.sets import folder
 from mimic_jax.data.sets import tfds as tfds_set
-from mimic_jax.runtime import checkpoint, preemption, sharding
+from mimic_jax.runtime import checkpoint, cli, preemption, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, loop, results, workdir
 from mimic_jax.training import stage as stage_lib
 from tests import small
 from tests.data.test_pipeline import Numbers, evaluate, take, train
-from tests.weights.test_weights import hugging_face, timm_blocks, timm_encoder
+from tests.weights.test_weights import hugging_face, mae_decoder, timm_blocks, timm_encoder
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -106,6 +107,24 @@ def test_the_default_folder_has_no_comma_and_a_tilde_is_the_home_folder(monkeypa
   assert command.config.init == command.config.finetune.init == '/home/someone/w.pth'
   assert command.config.finetune.data.root == '/home/someone/faces'
   assert parse('--workdir=gs://b/~x').workdir == 'gs://b/~x'
+
+
+@pytest.mark.parametrize(
+  'flag', ['--raw=~/a b', '--out=~', '--name=~/c,d', '--splits=x', '--raw=/a~/b', '--out=a=~/b']
+)
+def test_the_home_folder_is_known_behind_an_equals_sign(flag, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/someone')
+  name, _, value = flag.partition('=')
+  parser = cli.Parser('x', 'y')
+  parser.add_argument(name)
+  parsed = getattr(parser.parse_args([flag]), name[2:])
+  assert parsed == (value.replace('~', '/home/someone', 1) if value.startswith('~') else value)
+
+
+def test_a_config_is_found_in_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'mine.py').write_text((ROOT / 'configs' / 'quickstart.py').read_text())
+  assert config_lib.find_config('~/mine.py:x') == (tmp_path / 'mine.py', 'x')
 
 
 # 61, 62: what changes nothing that is computed may change when a run is resumed
@@ -334,6 +353,107 @@ def test_one_class_is_refused_with_its_name(layout, tmp_path):
     objectives.make(stage, small.model_section(), found.class_names, 'objective')
 
 
+# 14, 22, 52: a root without a known split is no training split when it holds other ones
+@pytest.mark.parametrize(
+  ('names', 'like'),
+  [
+    ('train_set val_set', True),
+    ('fold1 fold2 fold3', True),
+    ('Train_aligned Test_aligned', True),
+    ('train-images test-images', True),
+    ('my_training my_validation my_testing', True),
+    ('train2017 val2017', True),
+    ('cat train_station', False),
+    ('trained untrained', False),
+    ('contest protest', False),
+    ('value valley', False),
+  ],
+)
+def test_folders_named_like_splits_are_no_classes(names, like, tmp_path):
+  names = names.split()
+  for name in names:
+    for k in range(2):
+      picture(tmp_path / name / f'c{k}' / 'a.png')
+  if like:
+    with pytest.raises(
+      UserError, match=rf'holds {", ".join(sorted(names))}, named like splits and not like classes'
+    ):
+      folder.build(str(tmp_path), 'train', {})
+  else:
+    assert folder.build(str(tmp_path), 'train', {}).class_names == tuple(sorted(names))
+
+
+# 39, 51, 53: what aligns a folder walks through it as the sources do
+def test_align_walks_as_the_sources_do(tmp_path, monkeypatch):
+  monkeypatch.setitem(align.DETECTORS, 'mtcnn', lambda: lambda image: [])
+  monkeypatch.setitem(align.NAMES, 'mtcnn', lambda: 'blind')
+  picture(tmp_path / 'far' / 'deep' / 'b.png', (20, 20))
+  picture(tmp_path / 'src' / 'cat' / 'a.png', (20, 20))
+  os.symlink(tmp_path / 'far', tmp_path / 'src' / 'dog')
+  picture(tmp_path / 'src' / 'runs' / 'x' / 'pictures' / 'mixed.png', (20, 20))
+  picture(tmp_path / 'src' / '.cache' / 'c.png', (20, 20))
+  for file in ('config.json', 'record.json'):
+    (tmp_path / 'src' / 'runs' / 'x' / file).write_text('{}')
+  arguments = [str(tmp_path / 'src'), str(tmp_path / 'dst'), '--size=16', '--workers=0']
+  align.main(arguments)
+  assert files.pictures(str(tmp_path / 'dst')) == ['cat/a.png', 'dog/deep/b.png']
+  for target in ('.', '..', '../..'):
+    link = tmp_path / 'src' / 'cat' / 'loop'
+    os.symlink(os.path.join(link.parent, target), link)
+    with pytest.raises(UserError, match=r"'[^']*loop[^']*' is a link back to") as e:
+      align.main([arguments[0], str(tmp_path / 'other'), *arguments[2:]])
+    assert len(str(e.value)) < 500
+    link.unlink()
+
+
+@pytest.mark.parametrize('where', ['folder', 'files', 'a folder above'])
+@pytest.mark.parametrize('source', ['folder', 'rafdb', 'rafdb official', 'ferplus', 'affectnet'])
+def test_every_source_follows_links(source, where, tmp_path):
+  far = tmp_path / 'far'
+  for k in range(8):
+    picture(
+      far
+      / 'pictures'
+      / {'rafdb official': f'train_{k:05}_aligned.jpg', 'ferplus': f'fer{k:07}.png'}.get(source, f'{k}.jpg'),
+      (48, 48),
+    )
+  place = {
+    'folder': 'train/a',
+    'rafdb': 'train/1',
+    'rafdb official': 'Image/aligned',
+    'ferplus': 'FER2013Train',
+    'affectnet': 'train_set/images',
+  }[source]
+  root = tmp_path / 'root'
+  (root / place).parent.mkdir(parents=True)
+  if source == 'rafdb official':
+    (root / 'EmoLabel').mkdir()
+    (root / 'EmoLabel/list_patition_label.txt').write_text(
+      '\n'.join(f'train_{k:05}.jpg {k % 7 + 1}' for k in range(8))
+    )
+  if source == 'ferplus':
+    votes = ','.join(['10'] + ['0'] * 9)
+    (far / 'pictures' / 'label.csv').write_text(
+      '\n'.join(f'fer{k:07}.png,"(0, 0, 48, 48)",{votes}' for k in range(8))
+    )
+  if source == 'affectnet':
+    (root / 'train_set/annotations').mkdir()
+    for k in range(8):
+      np.save(root / 'train_set/annotations' / f'{k}_exp.npy', str(k % 7))
+  if where == 'files':
+    (root / place).mkdir()
+    for path in (far / 'pictures').iterdir():
+      os.symlink(path, root / place / path.name)
+  else:
+    os.symlink(far / 'pictures', root / place)
+  if where == 'a folder above':
+    os.symlink(root, tmp_path / 'link')
+    root = tmp_path / 'link'
+  s = data.build(source.split()[0], str(root), 'train', {})
+  assert len(s) == 8
+  assert s[0]['image'].shape == (48, 48, 3)
+
+
 # 51: run folders are no data; 53, 39: links are followed, loops are not; 56: endings that are no picture's are said
 def test_what_is_walked_through(tmp_path):
   for name in ('cat/a.png', 'dog/b.jfif', 'dog/deep/c.png'):
@@ -556,6 +676,30 @@ def test_training_says_for_which_pixels_its_first_weights_were_made(said, tmp_pa
   assert changes == {f'augment.{key}': value for key, value in said.items()}
 
 
+# 54 and its kind: what a file says of its training is said when it is trained further
+@pytest.mark.parametrize(
+  ('args', 'own', 'told'), [(True, True, 0), (False, True, 1), (True, False, 1), (None, False, 0)]
+)
+@pytest.mark.parametrize('whole', [True, False])
+def test_training_says_for_which_targets_a_decoder_was_made(args, own, told, whole, tmp_path, rng):
+  torch = pytest.importorskip('torch')
+  state = timm_encoder(rng, dim=16, grid=2) | (mae_decoder(rng, dim=16, grid=2) if whole else {})
+  held = {'model': {k: torch.from_numpy(v) for k, v in state.items()}}
+  if args is not None:
+    held['args'] = argparse.Namespace(norm_pix_loss=args)
+  torch.save(held, tmp_path / 'w.pth')
+  config = FrozenConfigDict(small.run_config(pretrain=small.mae_stage(**{'mae.norm_pix': own})))
+  stage = stage_lib.Stage(
+    config, 'pretrain', workdir.epath.Path(tmp_path / 'run'), sharding.make_mesh(), str(tmp_path / 'w.pth')
+  )
+  stage.prepare()
+  notes = stage.initial_state()[1]['notes']
+  assert (
+    len([note for note in notes if f'trained with norm_pix {args}, here mae.norm_pix is {own}' in note])
+    == told * whole
+  )
+
+
 # 7: a corrupt first record; 9: what is made once
 def test_labels_of_rows_that_were_not_read_ask_nothing_of_the_source():
   class Corrupt(Numbers):
@@ -610,7 +754,9 @@ def test_the_revision_is_read_of_a_checkout_whoever_owns_it(monkeypatch):
     lambda args, **_: asked.append(args) or subprocess.CompletedProcess(args, 0, 'x', ''),
   )
   workdir.environment()
-  assert all('safe.directory=*' in args for args in asked)
+  of_git = [args for args in asked if args[0] == 'git']  # platform asks for more the first time
+  assert of_git
+  assert all('safe.directory=*' in args for args in of_git)
 
 
 # 70: pictures of AffectNet by another ending, deeper, or in class folders

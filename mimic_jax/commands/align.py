@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, mtcnn
 from mimic_jax.data.faces.mtcnn import Face
@@ -312,19 +313,16 @@ def _check(job: Job, workers: int) -> None:
 def _tree(src: str) -> tuple[list[str], list[str], int]:
   """Returns the pictures and the label files below a folder, relative to it and sorted, and how many other files."""
   pictures, labels, others = [], [], 0
-  for base, folders, files in os.walk(src, followlinks=True):
-    folders[:] = sorted(f for f in folders if not f.startswith('.'))
-    for file in files:
-      name = os.path.relpath(os.path.join(base, file), src).replace(os.sep, '/')
-      ending = os.path.splitext(file)[1].lower()
-      if file.startswith('.') or name == alignment.FILE:
-        continue
-      if ending in ENDINGS:
-        pictures.append(name)
-      elif ending in LABEL_FILES:
-        labels.append(name)
-      else:
-        others += 1
+  for name in files_lib.walk(src):
+    ending = os.path.splitext(name)[1].lower()
+    if name == alignment.FILE:
+      continue
+    if ending in ENDINGS:
+      pictures.append(name)
+    elif ending in LABEL_FILES:
+      labels.append(name)
+    else:
+      others += 1
   return sorted(pictures), sorted(labels), others
 
 

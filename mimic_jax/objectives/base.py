@@ -201,6 +201,11 @@ class Objective(abc.ABC):
     """
     return 'needed' if path[0] == 'encoder' else 'fresh'
 
+  def notes(self, facts: Mapping[str, Any]) -> list[str]:
+    """Returns what is to be said of initial weights by what is known of them (weights/facts.py); by default nothing."""
+    del facts
+    return []
+
   def frozen(self) -> Mapping[str, Frozen]:
     """Returns the networks read from files; `loss` and `evaluate` find each as an attribute of the model, by its name."""
     return {}

@@ -151,6 +151,15 @@ class Objective(base.Objective):
     """The encoder is needed; a decoder is taken where there is one of this size."""
     return 'needed' if path[0] == 'encoder' else 'if_whole'
 
+  def notes(self, facts: Mapping[str, Any]) -> list[str]:
+    """Says where a decoder was trained on other targets."""
+    if 'decoder_dim' not in facts or facts.get('norm_pix', self.norm_pix) == self.norm_pix:
+      return []
+    return [
+      f'its decoder was trained with norm_pix {facts["norm_pix"]}, here mae.norm_pix is {self.norm_pix}: its predictions begin '
+      'far from the targets'
+    ]
+
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """One random crop per image, flip, normalisation.
 

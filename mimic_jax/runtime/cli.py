@@ -6,7 +6,7 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from mimic_jax.runtime.errors import Ended, UserError
 
@@ -22,8 +22,18 @@ class Parser(argparse.ArgumentParser):
       formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
+  def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    """As argparse's, but a ~ behind a '=', which no shell puts the home folder for, is the home folder."""
+    args = sys.argv[1:] if args is None else args
+    return super().parse_known_args([_at_home(a) for a in args], namespace)
+
   def error(self, message: str) -> NoReturn:
     raise UserError(f'{message}; {self.prog} --help says what there is')
+
+
+def _at_home(argument: str) -> str:
+  flag, equals, value = argument.partition('=')
+  return f'{flag}={os.path.expanduser(value)}' if equals and flag.startswith('-') else argument
 
 
 def installed(*packages: str) -> dict[str, str]:

@@ -349,6 +349,7 @@ def fitted(program: Program, init: str, field: str) -> Fitted:
   """
   read = weights.read(init, field)
   arrays, account = fit(read, program.objective, program.abstract['params'], program.abstract['rest'], field)
+  account['notes'] += program.objective.notes(read.facts)
   stated = {k: read.facts[k] for k in ('mean', 'std') if k in read.facts}
   return Fitted(arrays, {'origin': read.origin, 'kind': read.kind, **account, 'pixels': stated})
 

@@ -8,6 +8,7 @@ Files are known by their ending, in either case; hidden files and folders are pa
 """
 
 import os
+import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,10 @@ SPLITS = {
   'valid': ('valid', 'val', 'validation'),
   'test': ('test', 'testing'),
 }
+# a folder's name that is like a split's, as 'train_set' and 'fold1' are
+_LIKE_A_SPLIT = re.compile(
+  r'(^|[^a-z])(train|training|val|valid|validation|test|testing|dev|eval|fold)(?![a-z])'
+)
 
 
 def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
@@ -102,6 +107,11 @@ def _split_folder(root: str, split: str) -> str:
   known = {name for names in SPLITS.values() for name in names}
   splits = [name for name in here if name.lower() in known]
   if split in SPLITS['train'] and not splits:
+    if len(here) > 1 and all(_LIKE_A_SPLIT.search(name.lower()) for name in here):
+      raise UserError(
+        f"'{root}' holds {', '.join(here[:5])}, named like splits and not like classes; expected train, valid and test "
+        '(a link by that name will do), or class folders'
+      )
     return root
   what = f'it holds {", ".join(splits or here[:5])}' + (', …' if not splits and len(here) > 5 else '')
   way = (
