@@ -775,6 +775,67 @@ def test_affectnets_pictures_are_found_by_their_number(how, tmp_path):
   assert not any('not read' in w for w in s.record()['warnings'])
 
 
+# 60, 69, 70 and their kind: RAF-DB and FERPlus as they are passed around
+@pytest.mark.parametrize(
+  ('line', 'file'),
+  [
+    ('{id}.jpg {c}', '{id}_aligned.jpg'),
+    ('{id}_aligned.jpg {c}', '{id}_aligned.jpg'),
+    ('{id}.jpg,{c}', '{id}_aligned.JPG'),
+    ('{id}_aligned.png,  {c}', '{id}_aligned.png'),
+    ('{id}.jpg\t{c}', '{id}.jpg'),
+    ('{id}.jpg {c}\r', '{id}.jpeg'),
+  ],
+)
+def test_rafdbs_list_and_pictures_are_known_by_their_numbers(line, file, tmp_path):
+  (tmp_path / 'EmoLabel').mkdir()
+  ids = [(f'{split}_{k:05}', k) for split in ('train', 'test') for k in range(1, 8)]
+  (tmp_path / 'EmoLabel' / 'list_patition_label.txt').write_bytes(
+    '\n'.join(line.format(id=i, c=c) for i, c in ids).encode()
+  )
+  for i, _ in ids:
+    picture(tmp_path / 'Image' / 'aligned' / file.format(id=i), (30, 30))
+  for split in ('train', 'test'):
+    s = data.build('rafdb', str(tmp_path), split, {})
+    assert [(s.id(k), s.label(k)) for k in range(7)] == [(f'{split}_{k + 1:05}', k) for k in range(7)]
+    assert s[3]['image'].shape == (30, 30, 3)
+    assert not any('name' in w for w in s.record()['warnings'])
+
+
+def test_of_two_pictures_of_a_number_the_aligned_one_is_taken_and_the_other_is_said(tmp_path):
+  (tmp_path / 'EmoLabel').mkdir()
+  (tmp_path / 'EmoLabel' / 'list_patition_label.txt').write_text(
+    '\n'.join(f'train_{k:05}.jpg {k}' for k in range(1, 8))
+  )
+  for k in range(1, 8):
+    picture(tmp_path / 'Image' / 'aligned' / f'train_{k:05}_aligned.jpg', (30, 30))
+    picture(tmp_path / 'Image' / 'aligned' / f'train_{k:05}.jpg', (40, 40))
+  s = data.build('rafdb', str(tmp_path), 'train', {})
+  assert s[0]['image'].shape == (30, 30, 3)
+  assert any('train_00001.jpg' in w for w in s.record()['warnings'])
+
+
+@pytest.mark.parametrize('how', ['plain', 'header', 'blanks', 'floats', 'all'])
+def test_ferplus_votes_are_read_as_tables_are_saved_again(how, tmp_path):
+  rows = (
+    ['Image name,box,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF']
+    if how in ('header', 'all')
+    else []
+  )
+  for k in range(8):
+    picture(tmp_path / 'FER2013Train' / f'fer{k:07}.png', (48, 48))
+    votes = ['10' if j == k else '0' for j in range(10)]
+    votes = [f'{v}.0' for v in votes] if how in ('floats', 'all') else votes
+    rows.append(
+      (', ' if how in ('blanks', 'all') else ',').join([f'fer{k:07}.png', '"(0, 0, 48, 48)"', *votes])
+    )
+  (tmp_path / 'FER2013Train' / 'label.csv').write_text('\n'.join(rows))
+  s = data.build('ferplus', str(tmp_path), 'train', {})
+  assert [
+    (s.id(k)[-4:], int(np.argmax(s.label(k)) if np.ndim(s.label(k)) else s.label(k))) for k in range(8)
+  ] == [(s.id(k)[-4:], k) for k in range(8)]
+
+
 # 69: a table that pandas wrote again
 @pytest.mark.parametrize('extra', [('', '7'), ('Unnamed: 0', '12'), ('more', 'x')])
 def test_a_table_with_a_column_more_is_read(extra, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ The release's two label files differ in some rows, so a record names the one its
 
 import csv
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -294,7 +295,7 @@ def _table(path: str) -> list[tuple[int, list[str]]]:
   """Returns the (line number, fields) of a csv's rows; blank lines at the end are left out."""
   try:
     with open(path, newline='', encoding='utf-8-sig') as f:
-      reader = csv.reader(f)
+      reader = csv.reader(f, skipinitialspace=True)
       rows = [(reader.line_num, row) for row in reader]
   except (OSError, UnicodeDecodeError, csv.Error) as e:
     raise UserError(f'{path}: is not a readable csv file ({e})') from None
@@ -311,9 +312,9 @@ def _votes(fields: list[str], place: str) -> list[int]:
     raise UserError(f'{place}: {len(fields)} vote columns; expected {len(COLUMNS)} ({", ".join(COLUMNS)})')
   for column, text in zip(COLUMNS, fields):
     text = text.strip()
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not re.fullmatch(r'[0-9]{1,9}(\.0+)?', text):  # pandas makes 10.0 of 10
       raise UserError(f"{place}: the votes for {column} are '{text}'; expected a whole number from 0")
-  return [int(text) for text in fields]
+  return [int(float(text)) for text in fields]
 
 
 def _read_official(root: str, parts: list[str]) -> Rows:
@@ -323,6 +324,8 @@ def _read_official(root: str, parts: list[str]) -> Rows:
     path = os.path.join(root, name)
     for line, row in _table(path):
       place = f'{path}:{line}'
+      if line == 1 and COLUMNS[0] in [cell.strip().lower() for cell in row]:
+        continue  # the names of the columns
       if len(row) != 2 + len(COLUMNS):
         raise UserError(
           f'{place}: {len(row)} columns; expected {2 + len(COLUMNS)}: picture, box, ten vote counts'

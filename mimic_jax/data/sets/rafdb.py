@@ -43,7 +43,7 @@ EXPECTED = {
 # model's size. Above this side in pixels crops made by the reader are the smaller load.
 MOST_WHOLE = 256
 
-_LISTED = re.compile(r'((train|test)_\d+)\.jpg')
+_LISTED = re.compile(r'((train|test)_\d+)(?:_aligned)?\.(?:jpg|png)')
 _NAMED = re.compile(r'((train|test)_\d+)(_aligned)?')
 
 
@@ -121,7 +121,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
 
 
 def _aligned_here(root: str) -> bool:
-  """Returns whether `mimic align` made the aligned pictures; they have the names of the originals then."""
+  """Returns whether `mimic align` made the aligned pictures, not their authors."""
   return os.path.isfile(os.path.join(root, ALIGNED, alignment.FILE))
 
 
@@ -183,10 +183,10 @@ def _read_official(root: str, split: str) -> Rows:
       lines = f.read().rstrip().splitlines()
   except (OSError, UnicodeDecodeError) as e:
     raise UserError(f'{path}: is not a readable list ({e})') from None
-  suffix = '' if _aligned_here(root) else '_aligned'
+  files = _by_number(os.path.join(root, ALIGNED))
   ids, paths, labels, places = [], [], [], []
   for number, line in enumerate(lines, 1):
-    place, words = f'{path}:{number}', line.split()
+    place, words = f'{path}:{number}', re.split(r'[,\s]+', line.strip())
     found = _LISTED.fullmatch(words[0]) if len(words) == 2 else None
     if found is None:
       raise UserError(f"{place}: the line is '{line.strip()[:60]}'; expected one like 'train_00001.jpg 5'")
@@ -194,10 +194,22 @@ def _read_official(root: str, split: str) -> Rows:
       raise UserError(f"{place}: the class is '{words[1][:20]}'; expected 1..7")
     if found[2] == split:
       ids.append(found[1])
-      paths.append(f'{ALIGNED}/{found[1]}{suffix}.jpg')
+      paths.append(f'{ALIGNED}/{files.get(found[1], f"{found[1]}_aligned.jpg")}')
       labels.append(int(words[1]) - 1)
       places.append(place)
   return _by_id(Rows(ids, paths, labels, places, name, []))
+
+
+def _by_number(folder: str) -> dict[str, str]:
+  """Returns the pictures of a folder by their ids: copies have other endings, or not the release's '_aligned'."""
+  names = [name for name in files_lib.listed(folder)[1] if is_picture(name)]
+  found = {}
+  for name in sorted(
+    names, key=lambda name: ('_aligned' in name, name.endswith('.jpg'))
+  ):  # the release's own last
+    if named := _NAMED.fullmatch(os.path.splitext(name)[0]):
+      found[named[1]] = name
+  return found
 
 
 def _read_folders(root: str, split: str) -> Rows:
