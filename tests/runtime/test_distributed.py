@@ -321,6 +321,26 @@ def test_two_processes_have_the_fifty_losses_of_one_and_pass_over_a_damaged_chec
   assert losses(two, 'finetune') == before
 
 
+# found by use, 50
+@pytest.mark.processes
+def test_two_processes_do_not_call_saved_what_was_torn(tmp_path):
+  flags = [
+    '--config.stages=pretrain',
+    '--config.pretrain.steps=12',
+    '--config.pretrain.checkpoint.every_epochs=1',
+  ]
+  folder = tmp_path / 'run'
+  said = end(folder, start(folder, 2, 1, *flags, module='tests.runtime.torn'), code=2)
+  errors = [line for text in said for line in text.splitlines() if 'error' in line]
+  assert len(errors) == 1
+  assert 'checkpoints/12 is damaged' in errors[0]
+  assert 'though it was written only now. Those before it: 8;' in errors[0]
+  assert not (folder / 'pretrain' / 'result.json').exists()
+  said = end(folder, start(folder, 2, 1, *flags))
+  assert 'the run goes on from step 8' in said[0]
+  assert (folder / 'pretrain' / 'result.json').exists()
+
+
 @pytest.mark.processes
 def test_what_one_process_can_not_read_stops_all_of_them_and_is_named_once(tmp_path):
   rng = np.random.default_rng(0)
