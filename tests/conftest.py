@@ -13,6 +13,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = (
   os.environ.get('XLA_FLAGS', '')
   + ' --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  # On a busy machine one of eight devices may come late; XLA would end the process after 40 seconds.
+  + ' --xla_cpu_collective_call_terminate_timeout_seconds=600'
 ).strip()
 
 # In the environment, for the processes that tests start: none is to write to the user's own cache.
@@ -20,6 +22,7 @@ os.environ['JAX_COMPILATION_CACHE_DIR'] = os.environ.get('MIMIC_TEST_CACHE') or 
   tempfile.gettempdir(), 'mimic_jax_test_cache'
 )
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+os.environ['XDG_CACHE_HOME'] = os.path.join(os.environ['JAX_COMPILATION_CACHE_DIR'], 'user')
 
 import jax
 import numpy as np

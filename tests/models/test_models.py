@@ -12,7 +12,6 @@ from flax import nnx
 from mimic_jax import defaults, models, objectives
 from mimic_jax.models import decoder, heads, vit
 from mimic_jax.runtime import checkpoint, checksum, errors
-from mimic_jax.training import optim
 from tests import small
 
 SMALL = vit.Config(image_size=24, patch_size=8, dim=24, depth=2, heads=3, dtype='float32')
