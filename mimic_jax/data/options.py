@@ -44,6 +44,7 @@ def defaults() -> ConfigDict:
   d.on_bad_image = 'error'  # error | skip: the deterministic next picture takes its place, skips are counted
   d.max_pixels = 50_000_000  # a picture with more is refused as bad (a decompression bomb)
   d.cache = False  # decode everything once into memory: for small sets
+  d.resident = False  # the training pictures lie on the devices, all on each: for sets of one size that fit
   d.threads = 8  # reader threads
   d.workers = 0  # reader processes; 0 = threads only
   d.worker_restarts = 3  # reader processes that may die and are replaced before a stage stops

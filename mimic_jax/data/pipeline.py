@@ -107,6 +107,7 @@ def train_batches(
   more_crops: Mapping[str, tuple[int, int]] | None = None,
   targets: Sequence[str] = (),
   group: int = 1,
+  resident: bool = False,
   share: Share = ALONE,
 ) -> Batches:
   """Returns this process's endless batches from step `start_step` on.
@@ -134,6 +135,7 @@ def train_batches(
     targets: what the source offers that is to be in the batch.
     group: G, pictures of one group (Source.group): the one whose turn it is, then others of its group, drawn anew each
       time without replacement (with, where there are fewer). With more than one every array is [b, G, …].
+    resident: whether the pictures are elsewhere, all of them, and batches go without (feed.on_devices takes them by index).
     share: what this process reads of each batch.
 
   Returns:
@@ -166,6 +168,7 @@ def train_batches(
     more_crops=tuple((name, *crops) for name, crops in (more_crops or {}).items()),
     targets=tuple(targets),
     group=group,
+    resident=resident,
   )
   if one_of('data.sampler', sampler, sampling.SAMPLERS) == 'balanced':
     order = grain.MapDataset.range(n).repeat().map_with_index(sampling.balanced(source, seed))
@@ -220,6 +223,24 @@ def eval_batches(
   shares = grain.MapDataset.range(steps).map(functools.partial(_share_of, parts, share))
   dataset = shares.map(reader).map(_with_mask).to_iter_dataset(grain.ReadOptions(readers.THREADS, prefetch))
   return Batches(iter(dataset), on_bad_image, replaced=False, count=len(source))
+
+
+def whole(source: Source, threads: int) -> np.ndarray:
+  """Returns all pictures of a source whose pictures have one size, uint8 [n, H, W, 3].
+
+  Raises:
+    UserError: for the first that can't be read.
+  """
+  found = np.empty((len(source), *source.image_shape), np.uint8)
+
+  def read(i: int) -> None:
+    found[i] = patiently(lambda: source[i])['image']
+
+  try:
+    _in_threads(read, len(source), threads)
+  except BadImage as e:
+    raise UserError(f'{e}; expected pictures that can be read, or data.resident=False') from e
+  return found
 
 
 def _rows(source: Source, batch_images: int, share: Share, on_bad_image: str, threads: int) -> int:
@@ -306,6 +327,7 @@ class _Reader:
   more_crops: tuple[tuple[str, int, int], ...] = ()
   targets: tuple[str, ...] = ()
   group: int = 1
+  resident: bool = False
   # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't. So not
   # what the system failed to bring, however often it was tried: a run that is resumed would read it.
   bad: dict[int, tuple[str, str]] = dataclasses.field(default_factory=dict)
@@ -322,12 +344,17 @@ class _Reader:
     shape = self.source.image_shape or (
       (self.views, self.size, self.size, 3) if self.views else (self.size, self.size, 3)
     )
-    images = {'image': np.zeros((len(rows), *shape), np.uint8)}
+    images = {} if self.resident else {'image': np.zeros((len(rows), *shape), np.uint8)}
     for name, views, size in () if self.source.image_shape else self.more_crops:
       images[name] = np.zeros((len(rows), views, size, size, 3), np.uint8)
-    read = _in_threads(
-      lambda r: self._fill({k: v[r] for k, v in images.items()}, *map(int, rows[r])), len(rows), self.threads
-    )
+    if self.resident:
+      read = [(int(i), {}) for i in rows[:, 1]]
+    else:
+      read = _in_threads(
+        lambda r: self._fill({k: v[r] for k, v in images.items()}, *map(int, rows[r])),
+        len(rows),
+        self.threads,
+      )
     index = np.array([i for i, _ in read], np.int32)
     found = {k: why for _, tried in read for k, why in tried.items()}
     bad = sorted(found)

@@ -27,7 +27,7 @@ class _Sent(NamedTuple):
 
 
 def on_devices(
-  batches: Iterator[dict[str, np.ndarray]], steps: int, mesh: Mesh
+  batches: Iterator[dict[str, np.ndarray]], steps: int, mesh: Mesh, pictures: jax.Array | None = None
 ) -> Iterator[dict[str, jax.Array]]:
   """Yields batches on the devices; reads one ahead, and none beyond the last.
 
@@ -35,11 +35,13 @@ def on_devices(
     batches: this process's rows of each.
     steps: how many to yield, the same in every process.
     mesh: of the devices.
+    pictures: uint8 [n, H, W, 3] of all, on every device; where given, a batch takes its own by 'index'.
 
   Raises:
     UserError: when its turn comes, for a batch that could not be made, in every process of the run alike: those that
       could make their part must not begin a step that the others can't take part in.
   """
+  taken = jax.jit(lambda every, index: every[index], out_shardings=sharding.over_batch(mesh))
   count = _sum_over(mesh) if distributed.several() else None
   waiting: _Sent | None = None
   for _ in range(steps):
@@ -47,6 +49,8 @@ def on_devices(
     if error is None:
       try:
         batch = sharding.to_devices(next(batches), mesh)
+        if pictures is not None:
+          batch['image'] = taken(pictures, batch['index'])
       except UserError as e:
         error = e
     # Sent off before the step in front of it, so that reading it later waits for no more than that step's beginning.

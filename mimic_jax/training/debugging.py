@@ -114,7 +114,7 @@ def _stage(config: Mapping[str, Any], name: str, folder: epath.Path, mesh: Mesh)
   changed = ConfigDict(config.to_dict())
   changed[name].eval.splits = ''
   changed[name].eval.without_duplicates = False
-  changed[name].data.update({'cache': False, 'workers': 0})
+  changed[name].data.update({'cache': False, 'resident': False, 'workers': 0})
   init = stage_lib.first_weights(config, name, folder)
   stage = stage_lib.Stage(FrozenConfigDict(changed), name, folder, mesh, init)
   stage.prepare()

@@ -125,7 +125,7 @@ def _loop(
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
-  stream = feed.on_devices(batches, total - start, run.mesh)
+  stream = feed.on_devices(batches, total - start, run.mesh, run.pictures)
   before, began = meta['seconds'], time.monotonic()
   skipped = meta.get('skipped', {})
   unmeasured = meta.pop('unmeasured', False)  # the evaluation that is due at this step has not been made

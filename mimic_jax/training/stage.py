@@ -62,6 +62,11 @@ class Stage:
       getattr(self.source, 'why_unlabelled', ''),
     )
     self._check_offers(self.source, f'config.{name}.data.source', d['source'])
+    if d['resident'] and self.source.image_shape is None:
+      raise UserError(
+        f"config.{name}.data.resident is True, and the pictures of '{d['source']}' have many sizes; expected a set of one "
+        'size, or False'
+      )
     with self._fields_as_typed():
       self.splits = self._splits({**d, 'cache': False})
     for split in self.splits:
@@ -69,6 +74,7 @@ class Stage:
     frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
     self.program = step_lib.make_program(self.stage, self.objective, len(self.source), mesh, frozen)
     self.init = init
+    self.pictures: jax.Array | None = None  # where they lie on the devices
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
     self._fitted: step_lib.Fitted | None = None
     if init and not checkpoint.find(self.folder) and folder not in epath.Path(init).parents:
@@ -110,8 +116,10 @@ class Stage:
     d = self.stage['data']
     if self.stage['eval']['without_duplicates']:
       evaluation.find_duplicates(self.splits, data.whole(d['source'], d['root'], d['split'], d))
+    if d['resident']:
+      self.pictures = self._on_devices()
     if d['cache']:
-      self.source = data.build(d['source'], d['root'], d['split'], d)
+      self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': not d['resident']})
       for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
@@ -124,6 +132,13 @@ class Stage:
     self.sample = evaluation.sample_batch(
       shown, self.image_size, self.stage['augment']['interpolation'], list(self.objective.targets)
     )
+
+  def _on_devices(self) -> jax.Array:
+    """Returns the training pictures, uint8 [n, H, W, 3], on every device; raises UserError where one can't be read."""
+    with sharding.enough_memory(f'config.{self.name}.data.resident', 'set, or data.resident=False'):
+      whole = pipeline.whole(self.source, self.stage['data']['threads'])
+      like = jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding.replicated(self.mesh))
+      return jax.block_until_ready(sharding.put(whole, like))
 
   def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
     classes = self.class_names if self.objective.labelled else ()
@@ -175,6 +190,7 @@ class Stage:
       more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
       targets=list(self.objective.targets),
       group=self.objective.pictures,
+      resident=d['resident'],
       scale=a['scale'],
       ratio=a['ratio'],
       interpolation=a['interpolation'],

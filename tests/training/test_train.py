@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
+from PIL import Image
 
 from mimic_jax import main, models, objectives
+from mimic_jax.data import pipeline
+from mimic_jax.data.bad_image import BadImage
+from mimic_jax.data.sets import synthetic_faces
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, feed, files, sharding
 from mimic_jax.runtime.errors import UserError
@@ -123,6 +127,54 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, t
   assert whole.keys() == halves.keys()
   for key, value in whole.items():
     assert value.tobytes() == halves[key].tobytes(), key
+
+
+@pytest.mark.parametrize('name', STAGES)
+def test_pictures_that_lie_on_the_devices_give_the_same_bits(name, tmp_path):
+  held = small.run_config(**{name: STAGES[name](**{'data.resident': True})})
+  stage = stage_lib.Stage(FrozenConfigDict(held), name, epath.Path(tmp_path), sharding.make_mesh())
+  stage.prepare()
+  batches = stage.batches(0)
+  assert 'image' not in next(batches)
+  batch = next(feed.on_devices(batches, 1, stage.mesh, stage.pictures))
+  assert len(batch['image'].sharding.device_set) == 8
+  for picture, i in zip(np.asarray(batch['image']), np.asarray(batch['index'])):
+    np.testing.assert_array_equal(picture, stage.source[int(i)]['image'])
+  batches.close()
+  run(held, tmp_path / 'held')
+  run(small.run_config(**{name: STAGES[name]()}), tmp_path / 'read')
+  assert losses(tmp_path / 'held', name) == losses(tmp_path / 'read', name)
+
+
+def test_pictures_of_many_sizes_or_a_bad_one_can_not_lie_on_the_devices(tmp_path):
+  for k, side in enumerate((16, 16, 24)):
+    (tmp_path / 'train' / 'ab'[k % 2]).mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (side, side)).save(tmp_path / 'train' / 'ab'[k % 2] / f'{k}.png')
+  changes = {'data.resident': True, 'data.source': 'folder', 'data.root': str(tmp_path), 'eval.splits': ''}
+  config = small.run_config(finetune=small.mimic_stage(**changes))
+  with pytest.raises(UserError, match=r"data.resident is True, and the pictures of 'folder' have many sizes"):
+    run(config, tmp_path / 'run')
+  source = synthetic_faces.build('', 'train', small.mimic_stage().data)
+  bad = BadImage('a.png', 'is empty')
+  with pytest.raises(
+    UserError, match=r'a.png: is empty; expected pictures that can be read, or data.resident'
+  ):
+    pipeline.whole(Broken(source, {3: bad}), threads=2)
+
+
+class Broken:
+  """A source of which some pictures can't be read."""
+
+  def __init__(self, source, bad):
+    self.source, self.bad, self.image_shape = source, bad, source.image_shape
+
+  def __len__(self):
+    return len(self.source)
+
+  def __getitem__(self, i):
+    if i in self.bad:
+      raise self.bad[i]
+    return self.source[i]
 
 
 def test_the_second_stage_starts_from_the_firsts_encoder_and_leaves_the_decoder(tmp_path):
