@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import models
+from mimic_jax.models import flops
 from mimic_jax.report.drawing import Drawing
 
 Batch = dict[str, jax.Array]
@@ -118,6 +119,14 @@ class Objective(abc.ABC):
   def targets(self) -> dict[str, Target]:
     """What a source must offer beside the label."""
     return {name: what for name, what in self.inputs().items() if isinstance(what, Target)}
+
+  def flops_per_image(self) -> float:
+    """Returns the operations that an item of a batch takes in a step, forward and backward (models/flops.py).
+
+    By default those of the encoder on every crop; what is frozen, or not differentiated, is counted once.
+    """
+    crops = sum(what.views for what in self.inputs().values() if isinstance(what, Crops))
+    return flops.TRAINING * self.pictures * crops * flops.encoder(self.config)
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:

@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import augment, defaults, losses, models
-from mimic_jax.models import decoder, vit
+from mimic_jax.models import decoder, flops, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing
@@ -138,6 +138,12 @@ class Objective(base.Objective):
       s.mae.decoder_dim, s.mae.decoder_depth = facts['decoder_dim'], facts['decoder_depth']
       s.mae.decoder_heads = models.largest_divisor(s.mae.decoder_dim, s.mae.decoder_heads)
     return [('MAE pre-training', s)]
+
+  def flops_per_image(self) -> float:
+    """Returns those of the encoder on the kept patches and of the decoder on all."""
+    kept = kept_patches(self.config.grid**2, self.mask_ratio)
+    forward = flops.encoder(self.config, kept) + flops.decoder(self.config.dim, self.decoder_config, kept)
+    return flops.TRAINING * forward
 
   def init(self, key: jax.Array) -> MaskedAutoencoder:
     """Returns a fresh model."""

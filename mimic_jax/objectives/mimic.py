@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import augment, defaults, losses, mixing, models
-from mimic_jax.models import heads, rollout, vit
+from mimic_jax.models import flops, heads, rollout, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing, in_rows, overlay
@@ -191,6 +191,20 @@ class Objective(base.Objective):
   def inputs(self) -> dict[str, base.Crops]:
     """Two crops of a picture."""
     return {'image': base.Crops(self.views)}
+
+  def flops_per_image(self) -> float:
+    """Returns those of its crops, mixed and where it needs them clean; of the heads; and of the products z · z."""
+    forms, dim, head = (2 if self._needs_clean else 1), self.config.dim, self.stage['head']
+    on_clean = self._needs_clean and self.stage['ce']['on'] != 'mixed'
+    forward = forms * flops.encoder(self.config)
+    forward += (2 if on_clean else 1) * flops.linear(1, dim, len(self.class_names))
+    if self.weight > 0:
+      out = dim if head['projection'] == 'none' else head['projection_dim']
+      layers = {'dense': [dim, out], 'linear': [out], 'none': []}[head['projection']]
+      forward += forms * sum(flops.linear(1, dim, width) for width in layers)
+      against = 2 if forms == 2 and self.contrast['candidates'] == 'all' else 1
+      forward += flops.linear(1, out, against * self.views * self.stage['batch_images'])
+    return flops.TRAINING * self.views * forward
 
   def init(self, key: jax.Array) -> Model:
     """Returns a fresh model."""

@@ -1,0 +1,59 @@
+"""The analytic count of operations: against published counts, and against XLA's count of the step that is compiled."""
+
+import jax
+import pytest
+
+from mimic_jax import objectives
+from mimic_jax.models import flops, resnet, vit
+from mimic_jax.runtime import sharding
+from mimic_jax.training import step as step_lib
+from tests import small
+
+
+@pytest.mark.parametrize(
+  ('config', 'multiply_adds'),
+  [
+    (vit.Config(), 17.5e9),  # DeiT (arXiv 2012.12877, table 5 and timm): ViT-B/16 at 224
+    (vit.Config(dim=1024, depth=24, heads=16), 61.6e9),  # timm: ViT-L/16
+    (resnet.Config(224, *resnet.PRESETS['resnet50'], '7x7', 'float32'), 4.09e9),  # torchvision
+    (resnet.Config(224, *resnet.PRESETS['resnet18'], '7x7', 'float32'), 1.81e9),
+  ],
+)
+def test_the_count_is_the_published_one(config, multiply_adds):
+  assert flops.encoder(config) == pytest.approx(2 * multiply_adds, rel=0.01)
+
+
+def test_mae_at_224_takes_what_the_kept_patches_and_the_decoder_take():
+  """By hand: 49 patches and the class token through ViT-B, 197 tokens through 8 blocks of 512."""
+  config = small.model_section(preset='vit_b16', image_size=224, patch_size=0, dim=0, depth=0, heads=0)
+  found = objectives.make(objectives.defaults('masked_autoencoding'), config, (), 'objective')
+  encoder = 49 * 768 * 768 + 12 * (50 * 12 * 768**2 + 2 * 50**2 * 768)
+  decoder = 50 * 768 * 512 + 8 * (197 * 12 * 512**2 + 2 * 197**2 * 512) + 196 * 512 * 768
+  assert found.flops_per_image() == 3 * 2 * (encoder + decoder)
+
+
+WIDE = {'image_size': 64, 'patch_size': 8, 'dim': 256, 'depth': 2, 'heads': 4}
+RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'depth': 0, 'heads': 0}
+
+
+@pytest.mark.parametrize(
+  ('stage', 'changes', 'model'),
+  [
+    (small.mae_stage, {'mae.decoder_dim': 128, 'mae.decoder_heads': 4}, WIDE),
+    (small.mimic_stage, {'drop_path': 0.0}, WIDE),
+    (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
+    (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
+  ],
+  ids=['mae', 'mimic', 'mimic_with_clean', 'resnet'],
+)
+def test_xla_counts_the_same_within_4_percent(stage, changes, model):
+  """XLA counts what is not a product, too, and not the gradient of the pixels; blocks are unrolled, as it counts a loop's body once."""
+  stage = stage(**changes)
+  model = small.model_section(**model, scan=False, attention='xla')
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  objective = objectives.make(stage, model, tuple('abcdefg'), 'objective')
+  program = step_lib.make_program(stage, objective, 64, mesh)
+  batch = step_lib.batch_shapes(objective, stage.batch_images, mesh)
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  counted = jax.jit(program.gradients).lower(program.abstract, batch, key).cost_analysis()['flops']
+  assert stage.batch_images * objective.flops_per_image() == pytest.approx(counted, rel=0.04)
