@@ -103,6 +103,7 @@ def _stage(run: Run, stage: Stage, final: bool) -> str:
   about += [f'{step:,} of {total:,} steps' if total else state]
   parts = [
     f'<h2 id="{_anchor(stage)}">{esc(stage.name)}</h2><p class="quiet">{esc(" · ".join(about))}</p>',
+    f'<p class="small quiet">{esc(fast)}</p>' if (fast := tables.speed(stage)) else '',
     _plots(stage, {**FIGURES, **run.record.get('figures', {}).get(stage.name, {})}),
     *(_picture(picture) for picture in stage.pictures),
   ]

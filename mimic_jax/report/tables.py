@@ -109,6 +109,24 @@ def seconds(stage: Stage) -> float | None:
   return took if is_number(took) else None
 
 
+def speed(stage: Stage) -> str:
+  """Returns how fast a stage trained, as far as its result says: '93 pictures/s · 0.012 model TFLOP/s · MFU …', or ''."""
+  held = stage.result
+  if not is_number(held.get('model_tflops_per_second')):
+    return ''
+  parts = [
+    f'{number(held.get("images_per_second"))} pictures/s',
+    f'{held["model_tflops_per_second"]:.4g} model TFLOP/s',
+  ]
+  if is_number(held.get('mfu')):
+    parts.append(f'MFU {percent(held["mfu"], 1)}')
+  if is_number(held.get('input_wait')):
+    parts.append(f'waiting for input {percent(held["input_wait"], 1)} of the time')
+  if is_number(held.get('peak_memory_bytes')):
+    parts.append(f'at most {held["peak_memory_bytes"] / 2**30:.1f} GiB on a device')
+  return ' · '.join(parts)
+
+
 def cards(run: Run) -> str:
   """Returns one card per stage: its state, and its accuracy, or its loss where it has no classes."""
   return '<div class="cards">' + ''.join(_card(stage) for stage in run.stages) + '</div>'

@@ -10,7 +10,7 @@ from mimic_jax.data import source as source_lib
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, distributed, feed, files, lease, preemption, sharding
 from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
-from mimic_jax.training import evaluation, results, workdir
+from mimic_jax.training import evaluation, results, speed, workdir
 from mimic_jax.training import log as log_lib
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
@@ -125,7 +125,7 @@ def _loop(
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
-  stream = feed.on_devices(batches, total - start, run.mesh, run.pictures)
+  stream = speed.Input(feed.on_devices(batches, total - start, run.mesh, run.pictures), **meta.get('stepping', {}))
   before, began = meta['seconds'], time.monotonic()
   skipped = meta.get('skipped', {})
   unmeasured = meta.pop('unmeasured', False)  # the evaluation that is due at this step has not been made
@@ -182,6 +182,8 @@ def _loop(
       if saving or measuring:
         late, done = None, late
         settle(done)
+      stream.step_done()
+      meta['stepping'] = {'waited': stream.waited, 'seconds': stream.seconds}
       if measuring:
         measure(step)
       if saving:

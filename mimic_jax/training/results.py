@@ -10,8 +10,8 @@ from etils import epath
 
 from mimic_jax.report import page, sheets
 from mimic_jax.report.drawing import save_drawing
-from mimic_jax.runtime import distributed, files, sharding
-from mimic_jax.training import evaluation, workdir
+from mimic_jax.runtime import chips, distributed, files, sharding
+from mimic_jax.training import evaluation, speed, workdir
 from mimic_jax.training.stage import Stage
 
 MOST_FEATURES = 2000  # rows kept for the t-SNE
@@ -52,6 +52,17 @@ def _usual_rate(folder: epath.Path) -> float | None:
   return float(np.median(rates)) if rates else None
 
 
+def _speed(run: Stage, meta: Mapping[str, Any]) -> dict[str, float | int | None]:
+  """Returns how fast a stage trained; what is not known is None."""
+  rate, stepping = _usual_rate(run.folder), meta.get('stepping', {})
+  return {
+    'images_per_second': rate,
+    **speed.figures(rate, run.objective, run.mesh),
+    'input_wait': stepping['waited'] / stepping['seconds'] if stepping.get('seconds') else None,
+    'peak_memory_bytes': chips.peak_memory(run.mesh.devices.flat),
+  }
+
+
 def finish(
   run: Stage, state: dict[str, Any], meta: Mapping[str, Any], found: Mapping[str, evaluation.Measured]
 ) -> dict[str, Any]:
@@ -70,6 +81,7 @@ def finish(
   if not distributed.is_main():
     return {}
   steps = run.program.total_steps
+  held = _speed(run, meta)
   result = {
     'stage': run.name,
     'objective': run.stage['objective'],
@@ -78,7 +90,7 @@ def finish(
     'total_steps': steps,
     'epochs': steps / run.program.steps_per_epoch,
     'seconds': meta['seconds'],
-    'images_per_second': _usual_rate(run.folder),
+    **held,
     'metrics': {name: m.metrics for name, m in found.items()},
   }
   for split in found:
@@ -89,7 +101,11 @@ def finish(
   for split in run.splits[:1]:
     save_mistakes(run.folder, split, found[split.name], run.class_names)
   skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
-  workdir.update_record(run.run_folder, skipped={run.name: {k: v for k, v in skipped.items() if v}})
+  workdir.update_record(
+    run.run_folder,
+    skipped={run.name: {k: v for k, v in skipped.items() if v}},
+    speed={run.name: held},
+  )
   # Last: a stage that has it is not run again, so that whatever is missing when a run is killed here is made anew.
   files.write_json(run.folder / 'result.json', result)
   page.write(run.run_folder)

@@ -12,7 +12,15 @@ from etils import epath
 
 from mimic_jax.runtime import checkpoint, files
 
-TIMES = ('seconds', 'images_per_second')  # what no two runs have alike
+# what no two runs have alike
+TIMES = (
+  'seconds',
+  'images_per_second',
+  'model_tflops_per_second',
+  'mfu',
+  'input_wait',
+  'peak_memory_bytes',
+)
 ARRAYS = ('params', 'rest', 'opt_state')
 ONE = threading.Lock()  # checkpoints are read one at a time
 
