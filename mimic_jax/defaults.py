@@ -39,6 +39,7 @@ RANGES = {
   'optim.min_lr': (0, INF),
   'optim.clip_norm': (0, INF),
   'log.every': (1, INF),
+  'profile': (0, INF),
   'mesh.fsdp': (1, INF),
 }
 
@@ -50,6 +51,7 @@ def base() -> ConfigDict:
   c.seed = 0  # of everything: weights, order of the pictures, crops, masks, mixing
   c.stages = ''  # sections to run, in order, comma-separated: 'pretrain,finetune'
   c.init = ''  # of the first stage: a run's folder, a checkpoint, a weight file; '' = from scratch
+  c.profile = 0  # steps of each stage to trace, for XProf or Perfetto (docs/performance.md); 0 = none; a resumed run may change it
   c.report_note = ''  # a paragraph for the top of the report
   c.data = ConfigDict({'root': ''})  # where the pictures are; several sources: one path each, comma-separated
   c.model = encoder()

@@ -10,7 +10,7 @@ from mimic_jax.data import source as source_lib
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, distributed, feed, files, lease, preemption, sharding
 from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
-from mimic_jax.training import evaluation, results, speed, workdir
+from mimic_jax.training import evaluation, profiling, results, speed, workdir
 from mimic_jax.training import log as log_lib
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
@@ -126,6 +126,7 @@ def _loop(
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
   stream = speed.Input(feed.on_devices(batches, total - start, run.mesh, run.pictures), **meta.get('stepping', {}))
+  trace = profiling.Trace(run.folder / 'profile', run.config['profile'], start, total, log_lib.say)
   before, began = meta['seconds'], time.monotonic()
   skipped = meta.get('skipped', {})
   unmeasured = meta.pop('unmeasured', False)  # the evaluation that is due at this step has not been made
@@ -169,10 +170,13 @@ def _loop(
       clock.lap('evaluate')
     for step in range(start + 1, total + 1):
       still_ours()
+      trace.before(step)
       batch = next(stream)
       if step == start + 1:
         clock.lap('data')
-      state, measured = program.step(state, batch, run.step_key)
+      with jax.profiler.StepTraceAnnotation('train', step_num=step):
+        state, measured = program.step(state, batch, run.step_key)
+      trace.after(step, measured)
       last = step == total
       saving = due(step, stage['checkpoint']['every_epochs'], program.steps_per_epoch) or last
       measuring = due(step, stage['eval']['every_epochs'], program.steps_per_epoch) and not last
@@ -198,6 +202,7 @@ def _loop(
       save(done)
     raise
   finally:
+    trace.close()
     batches.close()
   return state, meta
 

@@ -1,5 +1,6 @@
 """The loop: the same run on any number of devices, the same bits after an interruption, nothing lost to a bad step."""
 
+import gzip
 import json
 import shutil
 
@@ -70,6 +71,17 @@ def test_the_record_says_where_the_time_to_the_first_step_went_at_each_start(tmp
   again = files.read_json(epath.Path(tmp_path) / 'record.json')['start']
   assert list(again) == ['finetune']
   assert again != first
+
+
+def test_the_steps_that_are_asked_for_are_traced_and_others_are_not(tmp_path, capsys):
+  config = small.run_config(pretrain=small.mae_stage(steps=6))
+  config.profile = 2
+  run(config, tmp_path)
+  (file,) = (tmp_path / 'pretrain' / 'profile').rglob('*.trace.json.gz')
+  events = json.loads(gzip.decompress(file.read_bytes()))['traceEvents']
+  traced = {e['args']['step_num'] for e in events if e.get('name') == 'train'}
+  assert traced == {'3', '4'}
+  assert f'xprof --logdir {tmp_path}/pretrain/profile' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('name', STAGES)
