@@ -2,8 +2,8 @@
 
   mimic benchmark --config CONFIG [--stage STAGE] [--steps 20] [--memory 16GiB] [--json FILE] [--config.field=value …]
 
-Builds the stage with its real data and random weights, compiles its step, times it on one batch that stays on the devices, then
-with its real input. With --memory it also compiles the step for other batches, to find the largest that fits. Nothing is written but
+Builds the stage with its real data and random weights, compiles its step, times it on one batch that stays on the devices and
+with its real input, in turn. With --memory it also compiles the step for other batches, to find the largest that fits. Nothing is written but
 --json. What the figures are: docs/performance.md.
 """
 
@@ -171,15 +171,23 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
   began = time.perf_counter()
   step = lowered(run.program, held).compile()
   compiling = time.perf_counter() - began
-  once = (held for _ in range(WARM + steps + 1))
-  state, alone = seconds_of(step, state, once, run.step_key, WARM)
-  # the batches that were read ahead meanwhile came for free
-  warm = WARM + run.stage['data']['prefetch']
-  batches = run.batches(0)
-  try:
-    state, fed = seconds_of(step, state, feed.on_devices(batches, warm + steps + 1, mesh), run.step_key, warm)
-  finally:
-    batches.close()
+  alone, fed = [], []
+  for part in (
+    steps - steps // 2,
+    steps // 2,
+  ):  # in turn, since a machine may be slower at one time than at another
+    once = (held for _ in range(WARM + part + 1))
+    state, seconds = seconds_of(step, state, once, run.step_key, WARM)
+    alone += seconds
+    # the batches that are read ahead at the beginning come for free
+    warm = WARM + run.stage['data']['prefetch']
+    batches = run.batches(0)
+    try:
+      stream = feed.on_devices(batches, warm + part + 1, mesh)
+      state, seconds = seconds_of(step, state, stream, run.step_key, warm)
+    finally:
+      batches.close()
+    fed += seconds
   held_bytes, peak = chips.peak_memory(mesh.devices.flat), chips.peak_of(mesh.devices.flat)
   how = 'data sheet, bfloat16' if peak else 'not in the table'
   if device.platform == 'cpu':
