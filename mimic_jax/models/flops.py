@@ -33,7 +33,9 @@ def encoder(config: vit.Config | resnet.Config, kept: int = 0) -> int:
   if isinstance(config, resnet.Config):
     return _resnet(config)
   patches = kept or config.grid**2
-  return linear(patches, 3 * config.patch_size**2, config.dim) + blocks(config, 1 + patches)
+  return linear(patches, 3 * config.patch_size**2, config.dim) + blocks(
+    config, 1 + config.registers + patches
+  )
 
 
 def decoder(encoder_dim: int, config: vit.Config, kept: int) -> int:
