@@ -44,17 +44,8 @@ def stage_of(config: ConfigDict, name: str) -> stage_lib.Stage:
   return run
 
 
-def lowered(
-  program: step_lib.Program, batch: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
-) -> jax.stages.Lowered:
-  """Returns a program's step ready to be compiled for batches like this one; it keeps the state's place, and donates it."""
-  places = jax.tree.map(lambda s: s.sharding, program.abstract)
-  step = jax.jit(program.step, donate_argnums=0, out_shardings=(places, None))
-  return step.lower(program.abstract, batch, jax.eval_shape(lambda: jax.random.key(0)))
-
-
 def seconds_of(
-  step: jax.stages.Compiled,
+  step: Callable[..., tuple[step_lib.State, Any]],
   state: step_lib.State,
   stream: Iterator[dict[str, jax.Array]],
   key: jax.Array,
@@ -142,7 +133,7 @@ def _for_batch(run: stage_lib.Stage, batch: Mapping[str, jax.Array], images: int
   shapes = {
     k: jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype, sharding=place) for k, x in batch.items()
   }
-  return lowered(program, shapes)
+  return program.lower(shapes)
 
 
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
@@ -166,11 +157,12 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
   device = mesh.devices.flat[0]
   state, _ = run.initial_state()
   batches = run.batches(0)
-  held = sharding.to_devices(next(batches), mesh)
+  held = next(feed.on_devices(batches, 1, mesh, run.pictures))
   batches.close()  # it reads ahead, which would take the processor from what is timed
   began = time.perf_counter()
-  step = lowered(run.program, held).compile()
+  program = run.program.lower(held).compile()
   compiling = time.perf_counter() - began
+  step = lambda *a: program(*a, run.program.frozen.arrays)  # noqa: E731
   alone, fed = [], []
   for part in (
     steps - steps // 2,
@@ -183,7 +175,7 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
     warm = WARM + run.stage['data']['prefetch']
     batches = run.batches(0)
     try:
-      stream = feed.on_devices(batches, warm + part + 1, mesh)
+      stream = feed.on_devices(batches, warm + part + 1, mesh, run.pictures)
       state, seconds = seconds_of(step, state, stream, run.step_key, warm)
     finally:
       batches.close()
@@ -213,7 +205,7 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
     'ms_per_step_with_input_quartiles': with_input['quartiles'],
     'images_per_second_with_input': 1e3 * images / with_input['median'],
     'compile_seconds': compiling,
-    'peak_memory_bytes': held_bytes or needed(step),
+    'peak_memory_bytes': held_bytes or needed(program),
     'peak_memory_from': 'the device' if held_bytes else 'the compiled step',
   }
   if memory:

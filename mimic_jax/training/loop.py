@@ -125,7 +125,9 @@ def _loop(
   """Steps from `start` to the end; metrics are read one step late, so that the devices never wait for the host."""
   stage, program, total = run.stage, run.program, run.program.total_steps
   batches = run.batches(start)
-  stream = speed.Input(feed.on_devices(batches, total - start, run.mesh, run.pictures), **meta.get('stepping', {}))
+  stream = speed.Input(
+    feed.on_devices(batches, total - start, run.mesh, run.pictures), **meta.get('stepping', {})
+  )
   trace = profiling.Trace(run.folder / 'profile', run.config['profile'], start, total, log_lib.say)
   before, began = meta['seconds'], time.monotonic()
   skipped = meta.get('skipped', {})

@@ -30,7 +30,8 @@ class Program:
     abstract: the state as jax.ShapeDtypeStruct with shardings.
     init: key → state.
     step: (state, batch, key) → (state, metrics); donates the state.
-    lower: the step ready to be compiled, of pictures that were cropped on the host.
+    lower: the step ready to be compiled, for a batch or its shapes, by default of pictures that were cropped on the host;
+      compiled it takes `frozen.arrays`, too.
     frozen: the networks read from files, arguments of the step.
     gradients: (state, batch, key) → (loss, its parts, the rest's new state, gradients), as `step` computes them; not
       compiled.
@@ -43,7 +44,7 @@ class Program:
   abstract: State
   init: Callable[[jax.Array], State]
   step: Callable[..., tuple[State, dict[str, jax.Array]]]
-  lower: Callable[[], jax.stages.Lowered]
+  lower: Callable[..., jax.stages.Lowered]
   frozen: 'FrozenNetworks'
   gradients: Callable[..., tuple[jax.Array, dict[str, jax.Array], Any, Any]]
   total_steps: int
@@ -145,9 +146,9 @@ def make_program(
     abstract=_abstract(shapes, shardings),
     init=jax.jit(init, out_shardings=shardings),
     step=lambda state, batch, key: compiled(state, batch, key, frozen.arrays),
-    lower=lambda: compiled.lower(
+    lower=lambda batch=None: compiled.lower(
       _abstract(shapes, shardings),
-      batch_shapes(objective, stage['batch_images'], mesh),
+      batch or batch_shapes(objective, stage['batch_images'], mesh),
       _key(),
       frozen.arrays,
     ),

@@ -70,8 +70,8 @@ def tiny():
 
 def test_the_step_that_is_timed_is_the_one_that_trains(tiny):
   run, batch = tiny
-  step = benchmark.lowered(run.program, batch).compile()
-  timed, said = step(run.initial_state()[0], batch, run.step_key)
+  step = run.program.lower(batch).compile()
+  timed, said = step(run.initial_state()[0], batch, run.step_key, run.program.frozen.arrays)
   trained, other = run.program.step(run.initial_state()[0], batch, run.step_key)
   np.testing.assert_allclose(said['loss'], other['loss'], rtol=1e-6)
   for a, b in zip(jax.tree.leaves(timed), jax.tree.leaves(trained), strict=True):
