@@ -4,7 +4,8 @@
 
 Prints for every array its bytes, along which axis it is split over `fsdp`, and the bytes that each device holds of it; and of the
 step, compiled for so many CPU devices, its temporaries and every kind of array that devices send to each other. Needs neither
-the devices nor the data. What a loop over blocks sends is counted once; an accelerator's compiler may fuse and split otherwise.
+the devices nor the data. What a loop over blocks sends is in `count` once, in `times` as often as it runs. An accelerator's
+compiler may fuse and split otherwise.
 """
 
 import contextlib
@@ -12,19 +13,15 @@ import dataclasses
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from mimic_jax import config as config_lib
-from mimic_jax import objectives
 from mimic_jax.runtime import checkpoint, cli, compiled, files, sharding
-from mimic_jax.runtime.errors import UserError, one_of
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import planned
 from mimic_jax.training import step as step_lib
 
 TREES = {
@@ -58,27 +55,6 @@ class Row:
   axis: int | None
   whole: int
   here: int
-
-
-def program_of(
-  config: Mapping[str, Any], name: str, mesh: Mesh, class_names: tuple[str, ...]
-) -> step_lib.Program:
-  """Returns a stage's program.
-
-  Args:
-    config: of the run.
-    name: of the stage.
-    mesh: of as many devices as are asked about.
-    class_names: of the classifier, where there is one.
-
-  Raises:
-    UserError: when the model can not be, or the batch does not divide over the devices.
-  """
-  stage, model = config[name], ConfigDict(config['model'].to_dict())
-  model.attention = 'xla'  # where it is computed is of no concern here
-  objective = objectives.make(stage, model, class_names, f'config.{name}.objective')
-  sharding.check_divides(f'config.{name}.batch_images', stage['batch_images'], mesh)
-  return step_lib.make_program(stage, objective, stage['batch_images'], mesh)
 
 
 def rows(program: step_lib.Program) -> list[Row]:
@@ -128,10 +104,10 @@ def table(found: Sequence[Row], fsdp: int) -> str:
 
 def traffic(found: Mapping[str, Any]) -> str:
   """Returns the temporaries and the collectives of a compiled step as lines of text."""
-  lines = [['sent', 'shape', 'type', 'times', 'bytes of one']]
+  lines = [['sent', 'shape', 'type', 'count', 'times', 'bytes of one']]
   for c in found['collectives']:
     shape = ' × '.join(map(str, c['shape'])) or 'number'
-    lines.append([c['kind'], shape, c['dtype'], str(c['count']), f'{c["bytes"]:,}'])
+    lines.append([c['kind'], shape, c['dtype'], str(c['count']), str(c['times']), f'{c["bytes"]:,}'])
   return f'temporaries of the step: {found["temporaries"]:,} bytes on a device\n\n' + '\n'.join(
     cli.aligned(lines)
   )
@@ -150,38 +126,25 @@ def _devices(count: int) -> list[jax.Device]:
 
 
 def _parser() -> cli.Parser:
-  parser = cli.Parser('layout', __doc__)
+  parser = planned.parser('layout', __doc__)
   add = parser.add_argument
-  add('--config', required=True, help='a config file or name, with :VARIANT')
   add('--devices', type=int, default=8, help='of all processes together')
   add('--fsdp', type=int, default=0, help='how many share one copy of the weights; default all')
-  add('--stage', default='', help="one of the config's; default all that it runs")
-  add('--classes', type=int, default=8, help="of the data, which isn't looked at")
   add('--json', default='', help='file to write all of it to')
-  parser.epilog = 'and --config.FIELD=VALUE as for mimic train'
   return parser
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the command line without the program's name; raises UserError."""
-  given, rest = _parser().parse_known_args(list(argv))
-  for arg in rest:
-    if not arg.startswith(('--config.', '-config.')):
-      raise UserError(f"'{arg}' is not understood; expected --config.FIELD=VALUE or a flag that --help names")
-  config = config_lib.parse([sys.argv[0], f'--config={given.config}', *rest]).config
-  names = config_lib.stages(config)
-  if given.stage:
-    names = [one_of('--stage', given.stage, names)]
-  if given.classes < 1:
-    raise UserError(f'--classes is {given.classes}; expected at least 1')
+  given, _, config, names = planned.parsed(_parser(), argv)
   devices = _devices(given.devices)
   fsdp = given.fsdp or given.devices
   if fsdp < 1 or given.devices % fsdp:
     raise UserError(f'--fsdp is {fsdp}; expected a divisor of --devices, {given.devices}')
   mesh = sharding.make_mesh(-1, fsdp, devices)
-  class_names, whole = tuple(map(str, range(given.classes))), {}
+  whole: dict[str, Any] = {}
   for name in names:
-    program = program_of(config, name, mesh, class_names)
+    program = planned.program(config, name, mesh, given.classes)
     print(f'stage {name} on {given.devices} devices, data={given.devices // fsdp}, fsdp={fsdp}\n')
     held = rows(program)
     print(table(held, fsdp), end='\n\n', flush=True)

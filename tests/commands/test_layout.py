@@ -9,6 +9,7 @@ from mimic_jax import config as config_lib
 from mimic_jax.commands import layout
 from mimic_jax.runtime import sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import planned
 
 
 def vit_b_mae() -> dict[str, tuple[int, ...]]:
@@ -45,7 +46,7 @@ def vit_b_mae() -> dict[str, tuple[int, ...]]:
 
 def test_vit_b_under_fsdp_8_takes_an_eighth_of_the_whole_and_what_can_not_be_split():
   config = config_lib.parse(['layout', '--config=pretrain_imagenet1k:vitb16']).config
-  found = layout.rows(layout.program_of(config, 'pretrain', sharding.make_mesh(1, 8), ()))
+  found = layout.rows(planned.program(config, 'pretrain', sharding.make_mesh(1, 8)))
   shapes = vit_b_mae()
   whole = 4 * sum(map(math.prod, shapes.values()))
   fixed = 4 * sum(
@@ -65,7 +66,7 @@ def test_vit_b_under_fsdp_8_takes_an_eighth_of_the_whole_and_what_can_not_be_spl
 def test_without_fsdp_every_device_holds_all():
   config = config_lib.parse(['layout', '--config=quickstart']).config
   for name in config_lib.stages(config):
-    program = layout.program_of(config, name, sharding.make_mesh(8, 1), ('a', 'b'))
+    program = planned.program(config, name, sharding.make_mesh(8, 1), 2)
     assert all(r.here == r.whole and r.axis is None for r in layout.rows(program))
 
 
@@ -82,7 +83,7 @@ def test_the_command_prints_every_array_and_the_sums_and_what_travels(tmp_path, 
   assert 'optimiser' in out
   assert '1/4 of the whole + not split' in out
   gathered = next(line.split() for line in out.splitlines() if line.startswith('all-gather'))
-  assert gathered[1:] == ['768', '×', '3072', 'float32', '2', '9,437,184']
+  assert gathered[1:] == ['768', '×', '3072', 'float32', '2', '24', '9,437,184']
   found = json.loads(file.read_text())['finetune']
   assert f'temporaries of the step: {found["temporaries"]:,} bytes on a device' in out
   assert {
@@ -91,6 +92,7 @@ def test_the_command_prints_every_array_and_the_sums_and_what_travels(tmp_path, 
     'shape': [768, 3072],
     'bytes': 9437184,
     'count': 2,
+    'times': 24,
   } in found['collectives']
   assert len(found['arrays']) == len(rows)
 
