@@ -156,6 +156,11 @@ def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float) ->
     f'estimate of the compiler, a step of a chip: {step["seconds"] * 1e3:,.1f} ms, {step["flops"] / 1e12:,.2f} TFLOP, '
     f'{step["bytes"] / 1e9:,.1f} GB moved'
   )
+  if left := compiled.loops(whole.program):
+    print(
+      f'too low: {left} loops are left in it, which exchange weights while they multiply, and are counted once'
+    )
+  step['loops'] = left
   if not steps:
     return {'estimate': step}
   run = run_of(steps, step['seconds'], chips, price)

@@ -9,13 +9,17 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-_CALL = re.compile(rf'= (.+?) ({"|".join(KINDS)})(?:-start)?\(')
+_CALL = re.compile(rf'= (.+?) ({"|".join(KINDS)})(-start)?\((.*?)\)(?:, |$)', re.MULTILINE)
+_WITH_OPERANDS = (
+  'all-gather',
+  'collective-permute',
+)  # when begun apart, the result is operands, results, what else is needed
 _ARRAY = re.compile(r'\b(pred|bf16|[suf]\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BELOW = re.compile(r'ROOT .* compare\(.*?%([\w.-]+)\), direction=LT')
+_INSTRUCTION = re.compile(r'^ *(ROOT )?%([\w.-]+) = .*? ([a-z][a-z-]*)\((.*?)\)(?:, |$)(.*)')
 _TYPES = {'pred': 'bool', 'bf16': 'bfloat16', 's': 'int', 'u': 'uint', 'f': 'float'}
 
 
@@ -54,14 +58,39 @@ def _computations(text: str) -> tuple[str, dict[str, list[str]]]:
   return entry, parts
 
 
-def _trips(line: str, condition: list[str]) -> int:
-  """Returns how often a loop runs: as it says itself, or as the number that its condition counts up to."""
+class _Instruction(NamedTuple):
+  kind: str = ''
+  operands: tuple[str, ...] = ()
+  how: str = ''
+
+
+def _instructions(lines: list[str]) -> tuple[_Instruction, dict[str, _Instruction]]:
+  """Returns a computation's root, and its instructions by name."""
+  root, found = _Instruction(), {}
+  for line in lines:
+    if m := _INSTRUCTION.match(line):
+      found[m[2]] = _Instruction(m[3], tuple(re.findall(r'%?([\w.-]+)(?:, |$)', m[4])), m[5])
+      root = found[m[2]] if m[1] else root
+  return root, found
+
+
+def _trips(line: str, condition: list[str], body: list[str]) -> int:
+  """Returns how often a loop runs: as it says itself, or as its counter shows, which begins at 0; 1 where neither is there."""
   if found := _TRIPS.search(line):
     return int(found[1])
-  if limit := _BELOW.search('\n'.join(condition)):
-    number = re.search(rf'%{re.escape(limit[1])} = s\d+\[\].* constant\((\d+)\)', '\n'.join(condition))
-    return int(number[1]) if number else 1
-  return 1
+  test, tests = _instructions(condition)
+  after, does = _instructions(body)
+
+  def number(instructions: dict[str, _Instruction], name: str) -> int:
+    made = instructions.get(name, _Instruction())
+    return int(made.operands[0]) if made.kind == 'constant' and made.operands[0].isdigit() else 0
+
+  if test.kind != 'compare' or 'direction=LT' not in test.how or not (end := number(tests, test.operands[1])):
+    return 1
+  place = re.search(r'index=(\d+)', tests.get(test.operands[0], _Instruction()).how)
+  counted = does.get(after.operands[int(place[1])]) if place and int(place[1]) < len(after.operands) else None
+  steps = [number(does, x) for x in counted.operands] if counted and counted.kind == 'add' else []
+  return math.ceil(end / max([*steps, 1]))
 
 
 def _runs(entry: str, parts: dict[str, list[str]]) -> dict[str, int]:
@@ -72,7 +101,7 @@ def _runs(entry: str, parts: dict[str, list[str]]) -> dict[str, int]:
     runs[name] += times
     for line in parts[name]:
       called = dict(_CALLED.findall(line))
-      rounds = _trips(line, parts[called['condition']]) if 'condition' in called else 1
+      rounds = _trips(line, parts[called['condition']], parts[called['body']]) if 'condition' in called else 1
       for branches in _BRANCHES.findall(line):
         called |= {b: b for b in re.findall(r'[\w.-]+', branches)}
       for other in called.values():
@@ -89,8 +118,9 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
   counts: collections.Counter[tuple[str, str, tuple[int, ...]]] = collections.Counter()
   times: collections.Counter[tuple[str, str, tuple[int, ...]]] = collections.Counter()
   for part, lines in parts.items():
-    for result, kind in _CALL.findall('\n'.join(lines)):
-      for dtype, sizes in _ARRAY.findall(result):
+    for result, kind, begun, operands in _CALL.findall('\n'.join(lines)):
+      arrays, n = _ARRAY.findall(result), operands.count('%')
+      for dtype, sizes in arrays[n : 2 * n] if begun and kind in _WITH_OPERANDS else arrays:
         what = (kind, dtype, tuple(int(n) for n in sizes.split(',') if n))
         counts[what] += 1
         times[what] += runs[part]
@@ -100,6 +130,14 @@ def collectives(program: jax.stages.Compiled) -> list[Collective]:
     for kind, name, shape in [what]
   ]
   return sorted(rows, key=lambda r: (-r.bytes * r.count, r.kind, r.shape))
+
+
+def loops(program: jax.stages.Compiled) -> int:
+  """Returns how many loops a program has that run more than once, which `cost` counts once."""
+  entry, parts = _computations(program.as_text())
+  runs = _runs(entry, parts)
+  called = [dict(_CALLED.findall(line)) for part in runs for line in parts[part]]
+  return sum('body' in c and runs[c['body']] > 1 for c in called)
 
 
 def summary(program: jax.stages.Compiled) -> dict[str, Any]:
