@@ -40,18 +40,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices: Sequence[jax.Device] | Non
   slices: dict[int, list[jax.Device]] = {}
   for device in devices:
     slices.setdefault(slice_of(device), []).append(device)
-  if len(slices) == 1:
-    return jax.make_mesh((data, fsdp), AXES, axis_types=AUTO, devices=devices)
   counts = sorted({len(part) for part in slices.values()})
   if len(counts) > 1 or counts[0] % fsdp:
     raise UserError(
       f'config.mesh.fsdp is {fsdp}, and each of {len(slices)} slices or machines has {" to ".join(map(str, counts))} '
       'devices; expected a divisor of their number, alike in each: weights are split within one'
     )
-  # jax.make_mesh takes one slice only. As there, the axes of small v5e slices alone may be split.
-  split = devices[0].device_kind in ('TPU v5 lite', 'TPU v5e')
+  # jax.make_mesh takes one slice only, and most kinds of TPU only as products of a slice's sides: 64 chips are no 8 × 8 for it.
   laid = [
-    mesh_utils.create_device_mesh((counts[0] // fsdp, fsdp), slices[k], allow_split_physical_axes=split)
+    mesh_utils.create_device_mesh((counts[0] // fsdp, fsdp), slices[k], allow_split_physical_axes=True)
     for k in sorted(slices)
   ]
   return Mesh(np.concatenate(laid), AXES, axis_types=AUTO)

@@ -39,6 +39,12 @@ def v5e(slices: int) -> list[Device]:
   ]
 
 
+def v5p() -> list[Device]:
+  """A slice of 4 × 4 × 4 chips."""
+  place = [(x, y, z) for z in range(4) for y in range(4) for x in range(4)]
+  return [Device(i, i // 4, 0, 'tpu', 'TPU v5', at) for i, at in enumerate(place)]
+
+
 @pytest.mark.parametrize(
   ('devices', 'fsdp'),
   [
@@ -49,6 +55,9 @@ def v5e(slices: int) -> list[Device]:
     (v5e(2), 16),
     (gpus(3, 4), 2),
     (v5e(1), 4),
+    (v5p(), 4),
+    (v5p(), 8),
+    (v5p(), 32),
   ],
 )
 def test_weights_are_split_within_a_slice_and_every_device_is_there_once(devices, fsdp):
