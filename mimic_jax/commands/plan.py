@@ -9,8 +9,8 @@ anew in the backward pass, a batch in parts and a smaller one, and prints the fi
 
 --estimate unrolls the blocks and compiles once more, which takes minutes, for what the compiler makes of FLOPs, bytes and
 seconds: a loop it counts once. --images and --price turn these into hours, chip-hours and a cost. Its seconds are those of chips
-that do everything as fast as they can; no step was run, and reading pictures, evaluation and checkpoints are not in it. Needs
-neither the chips nor the data.
+that do everything as fast as they can, with no time for the network; no step was run, and reading pictures, evaluation and checkpoints
+are not in it. Needs neither the chips nor the data.
 """
 
 import json
