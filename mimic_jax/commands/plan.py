@@ -146,6 +146,10 @@ def _said(found: Mapping[str, Any]) -> list[str]:
   return [*lines, f'sent in a step, of a chip: {", ".join(each) or "nothing"}']
 
 
+def _plain(x: float) -> str:
+  return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
+
+
 def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float) -> dict[str, Any]:
   """Prints what a step without loops takes, and a run of `steps` (0 = not known); returns it as `estimate` and `run`."""
   if whole.program is None:
@@ -164,9 +168,9 @@ def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float) ->
   if not steps:
     return {'estimate': step}
   run = run_of(steps, step['seconds'], chips, price)
-  paid = f', {run["cost"]:,.0f} at {price} a chip-hour' if price else ''
+  paid = f', {_plain(run["cost"])} at {price} a chip-hour' if price else ''
   print(
-    f'estimate of the run: {steps:,} steps, {run["hours"]:,.1f} hours of {chips} chips, {run["chip_hours"]:,.0f} chip-hours{paid}'
+    f'estimate of the run: {steps:,} steps, {_plain(run["hours"])} hours of {chips} chips, {_plain(run["chip_hours"])} chip-hours{paid}'
   )
   return {'estimate': step, 'run': run}
 
