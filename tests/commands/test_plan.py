@@ -61,7 +61,7 @@ def test_advice_goes_from_what_costs_little_to_what_costs_much_and_keeps_what_ca
   found = rungs(8 * GIB)
   assert [what for what, _ in found] == [
     'fsdp 4',
-    'fsdp 4, remat dots',
+    'fsdp 4, remat weight_dots',
     'fsdp 4, remat full',
     *(f'fsdp 4, remat full, accumulate {n}' for n in (2, 4, 8)),
     *(f'fsdp 4, remat full, batch {n}' for n in (2048, 1024, 512)),
@@ -77,13 +77,13 @@ def test_advice_goes_from_what_costs_little_to_what_costs_much_and_keeps_what_ca
 
 
 def test_advice_leaves_out_what_would_not_help_or_is_there_already():
-  assert rungs(GIB)[0][0] == 'remat dots'  # a state that is small enough already
+  assert rungs(GIB)[0][0] == 'remat weight_dots'  # a state that is small enough already
   assert rungs(GIB, '--config.model.remat=full')[0][0] == 'remat full, accumulate 2'
   assert 'fsdp 64' in rungs(10**4 * GIB)[0][0]  # all that there are, though it is not enough
   resnet = rungs(GIB, '--config.model.preset=resnet18')
   assert not any('remat' in flag for what, flags in resnet[2:] for flag in flags)
   last = rungs(GIB, '--config.pretrain.batch_images=64')  # a picture a chip
-  assert [what for what, _ in last] == ['remat dots', 'remat full']
+  assert [what for what, _ in last] == ['remat weight_dots', 'remat full']
 
 
 def test_the_first_that_fits_is_taken_and_what_is_not_allowed_is_passed_over():
