@@ -86,7 +86,7 @@ def encoder() -> ConfigDict:
   m.pos_embed = 'sincos2d'  # sincos2d (MAE: first half is the column) | sincos2d_moco (the row)
   m.dtype = 'bfloat16'  # of the arithmetic: bfloat16 | float32; parameters are float32 always
   m.scan = True  # scan over the stacked blocks (compiles fast) or unroll them (may run faster); same result
-  m.remat = 'dots'  # kept of a block for the backward pass: all (none) | products, the fastest (dots) | products with weights (weight_dots) | nothing (full), the least memory
+  m.remat = 'auto'  # kept of a block for the backward pass: all (none) | products (dots) | products with weights (weight_dots) | nothing, the least memory (full); auto: dots where blocks are scanned, else none
   m.attention = 'auto'  # auto | xla | cudnn; auto takes cuDNN on GPUs that run in bfloat16
   return m.lock()
 

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from mimic_jax import models
+from mimic_jax.models import vit
 from mimic_jax.runtime import cli, compiled, files, sharding, topology
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import planned
@@ -69,8 +69,8 @@ def advice(
     words.append(f'fsdp {n}')
     flags += [f'--config.mesh.data={chips // n}', f'--config.mesh.fsdp={n}']
     yield ', '.join(words), list(flags)
-  levels = models.CHOICES['model.remat']
-  for level in levels[levels.index(remat) + 1 :]:
+  levels = tuple(vit.REMATS)
+  for level in levels[levels.index('dots' if remat == 'auto' else remat) + 1 :]:
     yield ', '.join([*words, f'remat {level}']), [*flags, f'--config.model.remat={level}']
   best = [] if config['model']['preset'].startswith('resnet') else ['--config.model.remat=full']
   words += ['remat full'] if best else []

@@ -32,7 +32,7 @@ CHOICES = {
   'model.pos_embed': vit.POS_EMBEDS,
   'model.dtype': DTYPES,
   'model.attention': vit.ATTENTIONS,
-  'model.remat': tuple(vit.REMATS),
+  'model.remat': ('auto', *vit.REMATS),
 }
 RANGES = {
   'model.image_size': (1, float('inf')),
@@ -77,13 +77,16 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
       f"model.attention is 'cudnn' with model.dtype {model['dtype']} on {jax.default_backend()}; expected bfloat16 on a "
       "GPU, or 'xla'"
     )
+  remat = errors.one_of('model.remat', model['remat'], CHOICES['model.remat'])
+  if remat == 'auto':  # a loop writes all that it keeps; of unrolled blocks the compiler keeps what suits it
+    remat = 'dots' if model['scan'] else 'none'
   return vit.Config(
     **sizes,
     mlp_ratio=model['mlp_ratio'],
     pos_embed=errors.one_of('model.pos_embed', model['pos_embed'], vit.POS_EMBEDS),
     dtype=errors.one_of('model.dtype', model['dtype'], DTYPES),
     scan=model['scan'],
-    remat=errors.one_of('model.remat', model['remat'], CHOICES['model.remat']),
+    remat=remat,
     attention=errors.one_of('model.attention', model['attention'], vit.ATTENTIONS),
     drop_path=drop_path,
     layer_norm_eps=model['layer_norm_eps'],
@@ -97,7 +100,7 @@ def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> r
     **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat', 'registers', 'layer_scale')},
     'drop_path': drop_path,
   }.items():
-    if value not in (0, 'none', 'dots'):  # the last is the default
+    if value not in (0, 'none', 'auto'):
       field = name if name == 'drop_path' else f'model.{name}'
       expected = 'none' if name == 'remat' else '0'
       raise errors.UserError(f'{field} is {value}, and a {preset} has none; expected {expected}')

@@ -37,7 +37,7 @@ def _products(primitive: Any, *args: Any, **params: Any) -> bool:
 
 
 # What is kept of each block for the backward pass, which computes the rest anew. Norms, softmax and GELU are cheaper to compute
-# than to write and read: 'dots' is the fastest.
+# than to write and read.
 REMATS = {
   'none': jax.checkpoint_policies.everything_saveable,
   'dots': _products,

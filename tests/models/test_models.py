@@ -509,7 +509,7 @@ def test_fields_that_are_not_zero_override_the_preset():
     section(preset='vit_s16', image_size=48, patch_size=8, dim=160, heads=5, dtype='float32', scan=False), 0.1
   )
   assert config == vit.Config(
-    48, 8, 160, 12, 5, 4.0, 'sincos2d', 'float32', scan=False, remat='dots', attention='auto', drop_path=0.1
+    48, 8, 160, 12, 5, 4.0, 'sincos2d', 'float32', scan=False, remat='none', attention='auto', drop_path=0.1
   )
   assert config.grid == 6
 
