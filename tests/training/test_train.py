@@ -141,8 +141,8 @@ def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, t
     assert value.tobytes() == halves[key].tobytes(), key
 
 
-@pytest.mark.parametrize('name', STAGES)
-def test_pictures_that_lie_on_the_devices_give_the_same_bits(name, tmp_path):
+def test_pictures_that_lie_on_the_devices_give_the_same_bits(tmp_path):
+  name = 'finetune'
   held = small.run_config(**{name: STAGES[name](**{'data.resident': True})})
   stage = stage_lib.Stage(FrozenConfigDict(held), name, epath.Path(tmp_path), sharding.make_mesh())
   stage.prepare()
