@@ -74,4 +74,6 @@ def program(
   class_names = tuple(map(str, range(classes)))
   objective = objectives.make(stage, model, class_names, f'config.{name}.objective')
   sharding.check_divides(f'config.{name}.batch_images', stage['batch_images'], mesh)
-  return step_lib.make_program(stage, objective, images or stage['batch_images'], mesh)
+  return step_lib.make_program(
+    stage, objective, images or stage['batch_images'], mesh, field=f'config.{name}.'
+  )

@@ -72,7 +72,9 @@ class Stage:
     for split in self.splits:
       self._check_offers(split.source, f'config.{name}.eval.splits', split.name, grouped=False)
     frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
-    self.program = step_lib.make_program(self.stage, self.objective, len(self.source), mesh, frozen)
+    self.program = step_lib.make_program(
+      self.stage, self.objective, len(self.source), mesh, frozen, f'config.{name}.'
+    )
     self.init = init
     self.pictures: jax.Array | None = None  # where they lie on the devices
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.

@@ -57,6 +57,7 @@ def make_program(
   images: int,
   mesh: Mesh,
   frozen: 'FrozenNetworks | None' = None,
+  field: str = '',
 ) -> Program:
   """Builds a stage's state and step.
 
@@ -66,11 +67,12 @@ def make_program(
     images: in the training source.
     mesh: of the devices.
     frozen: the objective's networks; without, their shapes, which are enough to compile.
+    field: 'config.NAME.' of the stage, for errors.
 
   Raises:
     UserError: when a group of parameters has no optimiser, or the batch can't be computed in parts.
   """
-  _check_parts(stage, objective, mesh)
+  _check_parts(stage, objective, mesh, field)
   frozen = frozen or frozen_shapes(objective, mesh)
   per_epoch = images / stage['batch_images']
   total = stage['steps'] or max(round(stage['epochs'] * per_epoch), 1)
@@ -159,15 +161,15 @@ def make_program(
   )
 
 
-def _check_parts(stage: Mapping[str, Any], objective: Objective, mesh: Mesh) -> None:
+def _check_parts(stage: Mapping[str, Any], objective: Objective, mesh: Mesh, field: str) -> None:
   if stage['accumulate'] > 1 and objective.pairs:
     raise UserError(
-      f"accumulate is {stage['accumulate']}, and objective '{stage['objective']}' puts pictures of a batch together; expected 1: "
+      f"{field}accumulate is {stage['accumulate']}, and objective '{stage['objective']}' puts pictures of a batch together; expected 1: "
       'in parts it would be another loss'
     )
   if stage['batch_images'] % (mesh.size * stage['accumulate']):
     raise UserError(
-      f'accumulate is {stage["accumulate"]}; expected a divisor of the {stage["batch_images"] // mesh.size} pictures of '
+      f'{field}accumulate is {stage["accumulate"]}; expected a divisor of the {stage["batch_images"] // mesh.size} pictures of '
       'batch_images that a device gets'
     )
 
