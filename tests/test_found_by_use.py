@@ -239,6 +239,7 @@ def test_what_the_output_can_not_spell_is_no_error(encoding, arguments):
   assert done.returncode == (2 if arguments == ['nope'] else 0)
 
 
+@pytest.mark.processes
 def test_data_with_letters_that_the_locale_lacks_are_read_and_such_a_run_folder_is_refused(tmp_path):
   for k in range(6):
     picture(tmp_path / 'über grün' / 'train' / f'c{k % 2}' / f'{k}.png', (16, 16))

@@ -96,6 +96,7 @@ def test_a_step_before_the_first_checkpoint_begins_with_the_first_stages_weights
   assert out.endswith('all is finite\n')
 
 
+@pytest.mark.processes
 def test_a_bad_step_is_traced_to_the_line_that_made_it_and_nothing_is_written(finished, capsys):
   before = files(finished)
   assert debugging.run(config(), finished, f'finetune:{BAD_STEP}', one_device()) == 2

@@ -84,6 +84,7 @@ def test_the_steps_that_are_asked_for_are_traced_and_others_are_not(tmp_path, ca
   assert f'xprof --logdir {tmp_path}/pretrain/profile' in capsys.readouterr().err
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize('name', STAGES)
 def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_parameters(
   name, tmp_path, monkeypatch
