@@ -10,7 +10,6 @@ with its real input, in turn. With --memory it also compiles the step for other 
 import json
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -22,8 +21,8 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import objectives
 from mimic_jax.runtime import chips, cli, compiled, feed, files, sharding
-from mimic_jax.runtime.errors import UserError, one_of
-from mimic_jax.training import speed
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import planned, speed
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 
@@ -264,35 +263,27 @@ def _bytes(text: str) -> int:
 
 
 def _parser() -> cli.Parser:
-  parser = cli.Parser('benchmark', __doc__)
+  parser = planned.parser('benchmark', __doc__, without_data=False)
   add = parser.add_argument
-  add('--config', required=True, help='a config file or name, with :VARIANT')
-  add('--stage', default='', help="one of the config's; default the first")
   add('--steps', type=int, default=20, help='to time on one batch, and as many with real input')
   add('--memory', default='', help='of a device, such as 16GiB: finds the largest batch that fits')
   add('--json', default='', help='file to write all of it to')
-  parser.epilog = 'and --config.FIELD=VALUE as for mimic train'
   return parser
 
 
 def main(argv: Sequence[str]) -> None:
   """Runs the command line without the program's name; raises UserError."""
-  given, rest = _parser().parse_known_args(list(argv))
-  for arg in rest:
-    if not arg.startswith(('--config.', '-config.')):
-      raise UserError(f"'{arg}' is not understood; expected --config.FIELD=VALUE or a flag that --help names")
+  given, _, config, names = planned.parsed(_parser(), argv)
   if given.steps < 2:
     raise UserError(f'--steps is {given.steps}; expected at least 2')
   memory = _bytes(given.memory) if given.memory else 0
-  config = config_lib.parse([sys.argv[0], f'--config={given.config}', *rest]).config
-  names = config_lib.stages(config)
-  name = one_of('--stage', given.stage, names) if given.stage else names[0]
+  name = names[0]
   run = stage_of(config, name)
   smaller = f'config.{name}.batch_images (is {run.stage["batch_images"]}), model, or config.model.remat=full'
   with sharding.enough_memory(f'stage {name}', smaller):
     found = measure(run, given.steps, memory)
   print(table(found))
-  if others := [n for n in names if n != name]:
+  if others := [n for n in config_lib.stages(config) if n != name]:
     print(f'other stages: {", ".join(others)} (--stage)')
   if given.json:
     files.write_whole(epath.Path(given.json), json.dumps(found, indent=2) + '\n')

@@ -22,7 +22,7 @@ __all__ = [
 
 DTYPES = ('bfloat16', 'float32')
 
-# What an encoder is: image_size, dim, layers and layer_id(path) for layer decay, decays(path, ndim, tokens) for weight decay,
+# What an encoder is: image_size, dim, layers and layer_id(path) for layer decay, decays(path, ndim, tokens) for weight decay, flops(),
 # create(rngs) → the module, whose features(images, key=…, pool=…) are float32 [B, dim].
 EncoderConfig = vit.Config | resnet.Config
 

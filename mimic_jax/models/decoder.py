@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mimic_jax.models import vit
+from mimic_jax.models import flops, vit
 
 
 class Decoder(nnx.Module):
@@ -42,3 +42,12 @@ class Decoder(nnx.Module):
     x = jnp.concatenate([x[:, :1], patches], axis=1) + self.pos_embed[...].astype(x.dtype)
     x = vit.run_blocks(self.blocks, x, self.config)
     return self.pred(self.norm(x)[:, 1:])
+
+
+def flops_of(encoder_dim: int, config: vit.Config, kept: int) -> int:
+  """Returns what a picture takes, forward, of whose patches the encoder saw `kept` (and a class token) in its own width."""
+  patches = config.grid**2
+  ends = flops.linear(1 + kept, encoder_dim, config.dim) + flops.linear(
+    patches, config.dim, 3 * config.patch_size**2
+  )
+  return ends + config.block_flops(1 + patches)

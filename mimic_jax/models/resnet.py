@@ -4,12 +4,14 @@ Batch statistics are over the whole batch: under jax.jit a mean over a sharded a
 names. Differences: the running variance is the biased one (PyTorch's is unbiased, a factor of n / (n − 1)).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mimic_jax.models import flops
 from mimic_jax.runtime import sharding
 
 PRESETS = {'resnet18': ((2, 2, 2, 2), False), 'resnet50': ((3, 4, 6, 3), True)}  # blocks, bottlenecks
@@ -48,6 +50,27 @@ class Config(NamedTuple):
     """Returns whether a parameter gets weight decay: kernels do, biases and norms don't."""
     del path, tokens
     return ndim >= 2
+
+  def flops(self) -> int:
+    """Returns what a picture takes, forward."""
+    size, stride = (7, 2) if self.stem == '7x7' else (3, 1)
+    side = math.ceil(self.image_size / stride)
+    total = flops.linear(side**2, size * size * 3, WIDTHS[0])
+    side, features = math.ceil(side / 2), WIDTHS[0]  # after the pooling
+    for n, (width, count) in enumerate(zip(WIDTHS, self.blocks, strict=True)):
+      out = width * (4 if self.bottleneck else 1)
+      for k in range(count):
+        stride = 2 if n and not k else 1
+        small = math.ceil(side / stride)
+        if self.bottleneck:
+          total += flops.linear(side**2, features, width) + flops.linear(small**2, 9 * width, width)
+          total += flops.linear(small**2, width, out)
+        else:
+          total += flops.linear(small**2, 9 * features, width) + flops.linear(small**2, 9 * width, width)
+        if stride > 1 or features != out:
+          total += flops.linear(small**2, features, out)
+        side, features = small, out
+    return total
 
   def create(self, rngs: nnx.Rngs) -> 'Encoder':
     """Returns a fresh encoder."""

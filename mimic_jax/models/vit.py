@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from mimic_jax.models import flops
 from mimic_jax.runtime import sharding
 
 EPSILON = 1e-6  # of every LayerNorm, as MAE and timm have it
@@ -89,6 +90,18 @@ class Config(NamedTuple):
     Holds for whatever is built of blocks, a decoder too: their stacked axis is no axis of a parameter's own.
     """
     return ndim - ('blocks' in path) >= 2 and path[-1] != 'pos_embed' and (tokens or path[-1] not in TOKENS)
+
+  def flops(self, kept: int = 0) -> int:
+    """Returns what a picture takes, forward; of `kept` patches, 0 = all."""
+    patches = kept or self.grid**2
+    embed = flops.linear(patches, 3 * self.patch_size**2, self.dim)
+    return embed + self.block_flops(1 + self.registers + patches)
+
+  def block_flops(self, tokens: int) -> int:
+    """Returns what all blocks over N tokens take, forward: 2 · depth · (N · (4 D² + 2 D · hidden) + 2 N² · D)."""
+    D, hidden = self.dim, int(self.dim * self.mlp_ratio)
+    products = tokens * (4 * D * D + 2 * D * hidden)  # qkv and proj, the two of the MLP
+    return 2 * self.depth * (products + 2 * tokens * tokens * D)  # scores, values
 
   def create(self, rngs: nnx.Rngs) -> 'Encoder':
     """Returns a fresh encoder."""

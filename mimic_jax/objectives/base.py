@@ -126,7 +126,7 @@ class Objective(abc.ABC):
     By default those of the encoder on every crop; what is frozen, or not differentiated, is counted once.
     """
     crops = sum(what.views for what in self.inputs().values() if isinstance(what, Crops))
-    return flops.TRAINING * self.pictures * crops * flops.encoder(self.config)
+    return flops.TRAINING * self.pictures * crops * self.config.flops()
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:

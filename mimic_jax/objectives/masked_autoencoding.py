@@ -142,7 +142,7 @@ class Objective(base.Objective):
   def flops_per_image(self) -> float:
     """Returns those of the encoder on the kept patches and of the decoder on all."""
     kept = kept_patches(self.config.grid**2, self.mask_ratio)
-    forward = flops.encoder(self.config, kept) + flops.decoder(self.config.dim, self.decoder_config, kept)
+    forward = self.config.flops(kept) + decoder.flops_of(self.config.dim, self.decoder_config, kept)
     return flops.TRAINING * forward
 
   def init(self, key: jax.Array) -> MaskedAutoencoder:

@@ -196,7 +196,7 @@ class Objective(base.Objective):
     """Returns those of its crops, mixed and where it needs them clean; of the heads; and of the products z · z."""
     forms, dim, head = (2 if self._needs_clean else 1), self.config.dim, self.stage['head']
     on_clean = self._needs_clean and self.stage['ce']['on'] != 'mixed'
-    forward = forms * flops.encoder(self.config)
+    forward = forms * self.config.flops()
     forward += (2 if on_clean else 1) * flops.linear(1, dim, len(self.class_names))
     if self.weight > 0:
       out = dim if head['projection'] == 'none' else head['projection_dim']

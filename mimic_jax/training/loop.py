@@ -10,8 +10,8 @@ from mimic_jax.data import source as source_lib
 from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, distributed, feed, files, lease, preemption, sharding
 from mimic_jax.runtime.errors import AgreedError, Preempted, UserError
-from mimic_jax.training import evaluation, profiling, results, speed, workdir
 from mimic_jax.training import log as log_lib
+from mimic_jax.training import profiling, results, speed, workdir
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
 from mimic_jax.training import step as step_lib
@@ -48,37 +48,7 @@ def run_stage(
   preemption.look()
   config, name = run.config, run.name
   with checkpoint.opened(run.folder, run.stage['checkpoint']['keep']) as checkpoints:
-    fingerprint = source_lib.fingerprint(run.records['train'])
-    measured = {s.name: source_lib.fingerprint(run.records[s.name]) for s in run.splits}
-    distributed.check_same(
-      {
-        f'the fingerprint of config.{name}.data': fingerprint,
-        **{f"the fingerprint of config.{name}.eval's '{k}'": v for k, v in measured.items()},
-      }
-    )
-    clock.lap('data')
-    newest = checkpoints.restore_newest(run.program.abstract, log_lib.say)
-    if newest is None:
-      state, origin = run.initial_state()
-      meta = {
-        'stage': name,
-        'config': workdir.as_dict(config),
-        'data': fingerprint,
-        'measured': measured,
-        'random': stage_lib.random_numbers(),
-        'origin': origin,
-        'seconds': 0.0,
-      }
-      step = 0
-      checkpoints.warm_up(state)
-    else:
-      step, state, meta = newest
-      with distributed.together():
-        stage_lib.check_same_data(run, meta['data'], fingerprint)
-        for split, now in measured.items():
-          stage_lib.check_same_data(run, meta.get('measured', {}).get(split, now), now, split)
-        stage_lib.check_same_random(meta)
-    clock.lap('restore')
+    step, state, meta = _begin(run, checkpoints, clock)
     meta['reading'] = files.jsonable(run.reading())
     log = log_lib.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     log_lib.say(log_lib.introduction(run, meta, step))
@@ -89,10 +59,7 @@ def run_stage(
       with sharding.enough_memory(f'stage {name}', smaller):
         state, meta = _loop(run, state, meta, step, checkpoints, log, still_ours, clock)
         log.doing('evaluating')
-        found = run.measure(state)
-        for split_name, figures in found.items():
-          split = next(s for s in run.splits if s.name == split_name.removesuffix('_ema'))
-          evaluation.add_intervals(figures, split, run.class_names)
+        found = run.measure(state, intervals=True)
         total = run.program.total_steps
         log.evaluated(total, total / run.program.steps_per_epoch, found)
       log.flush()
@@ -101,6 +68,44 @@ def run_stage(
       checkpoints.confirm()  # a stage with a result counts as done: its last checkpoint must be whole by then
       log.doing('writing the report')
       return results.finish(run, state, meta, found)
+
+
+def _begin(
+  run: stage_lib.Stage, checkpoints: checkpoint.Checkpoints, clock: start_lib.Clock
+) -> tuple[int, step_lib.State, dict[str, Any]]:
+  """Returns the step, the state and what checkpoints carry: of the newest that is whole, or of a new stage."""
+  fingerprint = source_lib.fingerprint(run.records['train'])
+  measured = {s.name: source_lib.fingerprint(run.records[s.name]) for s in run.splits}
+  distributed.check_same(
+    {
+      f'the fingerprint of config.{run.name}.data': fingerprint,
+      **{f"the fingerprint of config.{run.name}.eval's '{k}'": v for k, v in measured.items()},
+    }
+  )
+  clock.lap('data')
+  newest = checkpoints.restore_newest(run.program.abstract, log_lib.say)
+  if newest is None:
+    state, origin = run.initial_state()
+    meta = {
+      'stage': run.name,
+      'config': workdir.as_dict(run.config),
+      'data': fingerprint,
+      'measured': measured,
+      'random': stage_lib.random_numbers(),
+      'origin': origin,
+      'seconds': 0.0,
+    }
+    step = 0
+    checkpoints.warm_up(state)
+  else:
+    step, state, meta = newest
+    with distributed.together():
+      stage_lib.check_same_data(run, meta['data'], fingerprint)
+      for split, now in measured.items():
+        stage_lib.check_same_data(run, meta.get('measured', {}).get(split, now), now, split)
+      stage_lib.check_same_random(meta)
+  clock.lap('restore')
+  return step, state, meta
 
 
 def _say_what_is_read(run: stage_lib.Stage, reading: Mapping[str, Any]) -> None:

@@ -15,12 +15,13 @@ from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.training import step as step_lib
 
 
-def parser(command: str, description: str) -> cli.Parser:
-  """Returns a verb's parser with the flags that say which stages of which config."""
+def parser(command: str, description: str, without_data: bool = True) -> cli.Parser:
+  """Returns a verb's parser with the flags that say which stages of which config, and what stands for data not looked at."""
   made = cli.Parser(command, description)
   made.add_argument('--config', required=True, help='a config file or name, with :VARIANT')
   made.add_argument('--stage', default='', help="one of the config's; default all that it runs")
-  made.add_argument('--classes', type=int, default=8, help="of the data, which isn't looked at")
+  if without_data:
+    made.add_argument('--classes', type=int, default=8, help="of the data, which isn't looked at")
   made.epilog = 'and --config.FIELD=VALUE as for mimic train'
   return made
 
@@ -44,7 +45,7 @@ def parsed(
   names = config_lib.stages(config)
   if given.stage:
     names = [one_of('--stage', given.stage, names)]
-  if given.classes < 1:
+  if getattr(given, 'classes', 1) < 1:
     raise UserError(f'--classes is {given.classes}; expected at least 1')
   return given, changes, config, names
 

@@ -199,27 +199,28 @@ class Stage:
       **{k: d[k] for k in ('sampler', 'on_bad_image', 'threads', 'workers', 'prefetch', 'worker_restarts')},
     )
 
-  def measure(self, state: step_lib.State) -> dict[str, evaluation.Measured]:
+  def measure(self, state: step_lib.State, intervals: bool = False) -> dict[str, evaluation.Measured]:
     """Evaluates every split, and under <split>_ema with the average of the weights, where there is one."""
-    weights = {'': 'params', '_ema': 'ema'}
-    return {
-      split.name + suffix: evaluation.measure(
-        self.objective,
-        self.eval_step,
-        state[tree],
-        state['rest'],
-        split,
-        self.mesh,
-        class_names=self.class_names,
-        batch_images=self.stage['eval']['batch_images'],
-        image_size=self.image_size,
-        interpolation=self.stage['augment']['interpolation'],
-        on_bad_image=self.stage['data']['on_bad_image'],
-      )
-      for suffix, tree in weights.items()
-      if tree in state
-      for split in self.splits
-    }
+    found = {}
+    for suffix, tree in (('', 'params'), ('_ema', 'ema')):
+      for split in self.splits if tree in state else ():
+        measured = evaluation.measure(
+          self.objective,
+          self.eval_step,
+          state[tree],
+          state['rest'],
+          split,
+          self.mesh,
+          class_names=self.class_names,
+          batch_images=self.stage['eval']['batch_images'],
+          image_size=self.image_size,
+          interpolation=self.stage['augment']['interpolation'],
+          on_bad_image=self.stage['data']['on_bad_image'],
+        )
+        if intervals:
+          evaluation.add_intervals(measured, split, self.class_names)
+        found[split.name + suffix] = measured
+    return found
 
   def draw(self, state: step_lib.State) -> dict[str, Any]:
     """Returns what the objective shows of its model."""

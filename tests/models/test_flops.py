@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from mimic_jax import objectives
-from mimic_jax.models import flops, resnet, vit
+from mimic_jax.models import resnet, vit
 from mimic_jax.runtime import sharding
 from mimic_jax.training import step as step_lib
 from tests import small
@@ -20,7 +20,7 @@ from tests import small
   ],
 )
 def test_the_count_is_the_published_one(config, multiply_adds):
-  assert flops.encoder(config) == pytest.approx(2 * multiply_adds, rel=0.01)
+  assert config.flops() == pytest.approx(2 * multiply_adds, rel=0.01)
 
 
 def test_mae_at_224_takes_what_the_kept_patches_and_the_decoder_take():
