@@ -25,16 +25,12 @@ from tqdm import tqdm
 
 from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
-from mimic_jax.data.faces import alignment, mtcnn
+from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment
 from mimic_jax.data.faces.mtcnn import Face
 from mimic_jax.data.files import ENDINGS, LABEL_FILES
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, one_of
 
-Detector = Callable[[Image.Image], Sequence[Face]]
-
-DETECTORS: dict[str, Callable[[], Detector]] = {'mtcnn': mtcnn.Detector}
-NAMES = {'mtcnn': mtcnn.detector_name}
 ON_MISSING = ('centre', 'keep_out', 'error')
 ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'

@@ -134,7 +134,7 @@ def measure(
   model: Trained, found: Sequence[evaluation.Split], section: Mapping[str, Any], options: Options, mesh: Mesh
 ) -> dict[str, evaluation.Measured]:
   """Runs every split through the model and adds intervals to its scores."""
-  step = evaluation.make_step(model.objective, model.template, mesh, model.frozen)
+  step = evaluation.make_step(model.objective.evaluate, model.template, mesh, model.frozen)
   longest = max(len(split.source) for split in found)
   batch_images = min(
     options.batch_images, -(-longest // mesh.size) * mesh.size

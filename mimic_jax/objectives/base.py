@@ -219,6 +219,16 @@ class Objective(abc.ABC):
     """Returns the networks read from files; `loss` and `evaluate` find each as an attribute of the model, by its name."""
     return {}
 
+  def attention(self, model: Any, images: jax.Array) -> jax.Array | None:
+    """Returns from where in each picture the answer drew, float32 [B, h, w] of 0 and above; by default None: not known.
+
+    Args:
+      model: of this objective.
+      images: uint8 [B, H, W, 3].
+    """
+    del model, images
+    return None
+
   def draw(self, model: Any, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
     """Returns what the report of a stage shows of a batch as `evaluate` gets it; by default what `look` does."""
     del key

@@ -336,11 +336,7 @@ class Objective(base.Objective):
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], 'label' as in training, 'mask' bool [B].
     """
-    a = self.stage['augment']
-    x = augment.evaluation_view(
-      batch['image'], self.config.image_size, a['interpolation'], a['mean'], a['std']
-    )
-    features = model.features(x)
+    features = model.features(self._seen(batch['image']))
     logits = model.classifier(features).astype(jnp.float32)
     y = self._distribution(batch['label'])
     ce = -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
@@ -414,15 +410,24 @@ class Objective(base.Objective):
       )
     }
 
+  def attention(self, model: Model, images: jax.Array) -> jax.Array | None:
+    """Returns a ViT's attention rollout over its patches (models/rollout.py)."""
+    if not isinstance(self.config, vit.Config):
+      return None
+    return rollout.attention_rollout(model.encoder, self._seen(images), self.stage['head']['pool'])
+
+  def _seen(self, images: jax.Array) -> jax.Array:
+    """Returns pictures as an evaluation gives them to the encoder: uint8 [B, H, W, 3] → float32 [B, S, S, 3]."""
+    a = self.stage['augment']
+    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
+
   def _attention(
     self, template: models.Template, params: Any, rest: Any, images: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the normalised images [B, S, S, 3], their rollouts [B, grid, grid] and logits [B, K], float32."""
     model = models.merge(template, params, rest)
-    a = self.stage['augment']
-    x = augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
-    heat = rollout.attention_rollout(model.encoder, x, self.stage['head']['pool'])
-    return x, heat, model.classifier(model.features(x)).astype(jnp.float32)
+    x = self._seen(images)
+    return x, self.attention(model, images), model.classifier(model.features(x)).astype(jnp.float32)
 
   def _mix_for_drawing(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
     """Returns the crops of a batch and what mixing makes of them, mixed for certain."""

@@ -38,14 +38,15 @@ def is_remote(path: os.PathLike | str) -> bool:
   return '://' in os.fspath(path)
 
 
-def write_whole(path: epath.Path, text: str) -> None:
-  """Writes `text` so that a reader sees the old file or the new one, never a part."""
+def write_whole(path: epath.Path, content: str | bytes) -> None:
+  """Writes text or bytes so that a reader sees the old file or the new one, never a part."""
+  data = content if isinstance(content, bytes) else content.encode('utf-8', 'surrogateescape')
   if is_remote(path):  # one object, put at once
-    path.write_bytes(text.encode('utf-8', 'surrogateescape'))
+    path.write_bytes(data)
     return
   beside = path.parent / f'.{path.name}.{os.getpid()}'
   with open(beside, 'wb') as file:
-    file.write(text.encode('utf-8', 'surrogateescape'))
+    file.write(data)
     file.flush()
     os.fsync(file.fileno())  # before the name: a machine that dies leaves the old file or the new one, too
   os.replace(beside, path)

@@ -114,18 +114,64 @@ def sample_batch(
 
 
 def make_step(
-  objective: Objective, template: Any, mesh: Mesh, frozen: step_lib.FrozenNetworks
+  evaluate: Callable[[Any, dict[str, jax.Array]], dict[str, Any]],
+  template: Any,
+  mesh: Mesh,
+  frozen: step_lib.FrozenNetworks,
 ) -> Callable[..., dict[str, Any]]:
-  """Returns the jitted evaluation step (params, rest, batch) → {'sums', 'outputs'}, both on every device whole."""
+  """Returns the jitted step (params, rest, batch) → {'sums', 'outputs'} of an objective's `evaluate`, both on every device whole."""
 
   def step(params: Any, rest: Any, batch: dict[str, jax.Array], given: Any) -> dict[str, Any]:
     with sharding.in_mesh(mesh):
-      found = objective.evaluate(frozen.attached(models.merge(template, params, rest), given), batch)
+      found = evaluate(frozen.attached(models.merge(template, params, rest), given), batch)
     outputs = {**found['outputs'], **{k: batch[k] for k in ('index', 'mask', 'label')}}
     return {'sums': found['sums'], 'outputs': outputs}
 
   compiled = jax.jit(step, out_shardings=sharding.replicated(mesh))
   return lambda params, rest, batch: compiled(params, rest, batch, frozen.arrays)
+
+
+def outputs_of(
+  objective: Objective,
+  step: Callable[..., dict[str, Any]],
+  params: Any,
+  rest: Any,
+  source: source_lib.Source,
+  mesh: Mesh,
+  *,
+  batch_images: int,
+  image_size: int,
+  interpolation: str,
+  on_bad_image: str,
+) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray], dict[str, str]]:
+  """Runs every picture of a source through the model; arguments and errors are those of `measure`.
+
+  Returns:
+    Of every figure (total, count); int [n], the position of each row in the source, rising; the rows by name; and the
+    pictures that could not be read, by id, and why. The same in every process.
+  """
+  batches = pipeline.eval_batches(
+    source,
+    batch_images=batch_images,
+    image_size=image_size,
+    interpolation=interpolation,
+    share=pipeline.Share(*sharding.share(mesh)),
+    on_bad_image=on_bad_image,
+    targets=list(objective.targets),
+  )
+  sums: dict[str, np.ndarray] = {}
+  rows: list[dict[str, np.ndarray]] = []
+  for batch in feed.on_devices(batches, -(-len(source) // batch_images), mesh):
+    preemption.look()
+    found = jax.device_get(step(params, rest, batch))
+    for name, part in found['sums'].items():
+      sums[name] = sums.get(name, 0.0) + np.asarray(part, np.float64)
+    mask = found['outputs'].pop('mask')
+    rows.append({k: v[mask] for k, v in found['outputs'].items()})
+  outputs = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
+  order = np.argsort(outputs['index'], kind='stable')
+  outputs = {k: v[order] for k, v in outputs.items()}
+  return sums, outputs.pop('index'), outputs, distributed.merged([batches.skipped()])
 
 
 def measure(
@@ -164,35 +210,25 @@ def measure(
     UserError: for a picture that can't be read.
     Preempted: when told to stop.
   """
-  batches = pipeline.eval_batches(
+  sums, index, outputs, skipped = outputs_of(
+    objective,
+    step,
+    params,
+    rest,
     split.source,
+    mesh,
     batch_images=batch_images,
     image_size=image_size,
     interpolation=interpolation,
-    share=pipeline.Share(*sharding.share(mesh)),
     on_bad_image=on_bad_image,
-    targets=list(objective.targets),
   )
-  sums: dict[str, np.ndarray] = {}  # total and count
-  rows: list[dict[str, np.ndarray]] = []
-  for batch in feed.on_devices(batches, -(-len(split.source) // batch_images), mesh):
-    preemption.look()
-    found = jax.device_get(step(params, rest, batch))
-    for name, part in found['sums'].items():
-      sums[name] = sums.get(name, 0.0) + np.asarray(part, np.float64)
-    mask = found['outputs'].pop('mask')
-    rows.append({k: v[mask] for k, v in found['outputs'].items()})
-  outputs = {k: np.concatenate([r[k] for r in rows]) for k in rows[0]}
-  order = np.argsort(outputs['index'], kind='stable')
-  outputs = {k: v[order] for k, v in outputs.items()}
-  index = outputs.pop('index')
   figures: dict[str, Any] = {
     name: float(total / count) if count else math.nan for name, (total, count) in sums.items()
   }
   figures |= {'count': len(index), **objective.figures(outputs)}
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
-  return Measured(figures, index, outputs, distributed.merged([batches.skipped()]))
+  return Measured(figures, index, outputs, skipped)
 
 
 def _classification(

@@ -126,7 +126,7 @@ class Stage:
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
     self.eval_step = evaluation.make_step(
-      self.objective, self.program.template, self.mesh, self.program.frozen
+      self.objective.evaluate, self.program.template, self.mesh, self.program.frozen
     )
     key = jax.random.fold_in(jax.random.key(self.config['seed']), _number_of(self.name))
     self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
@@ -168,6 +168,7 @@ class Stage:
     return {
       'channels': 'RGB',
       'image_size': self.image_size,
+      'image_shape': self.source.image_shape,  # of the pictures, where all have one: they are resized on the device then
       **{k: a[k] for k in ('interpolation', 'mean', 'std')},
       'align': self.records['train'].get('align', {'align': 'none'}),
       'sampler': self.stage['data']['sampler'],
