@@ -80,7 +80,8 @@ def table(answers: Sequence[Prediction]) -> list[str]:
     box = [', '.join(f'{v:.0f}' for v in one.box) if one.box else ''] if boxed else []
     order = sorted(one.probabilities, key=one.probabilities.get, reverse=True)[:2]
     said = [part for name in order for part in (name, f'{100 * one.probabilities[name]:.1f} %')]
-    lines.append([one.id, *box, *(said or [one.error])])
+    why = one.error.removeprefix(f'{one.id}: ')
+    lines.append([one.id, *box, *(said or ['', '', '', why])])
   more = len(answers) - MOST_ROWS
   return cli.aligned(lines) + ([f'… and {more:,} more (--out keeps all)'] if more > 0 else [])
 
@@ -98,21 +99,11 @@ def write(path: str, answers: Sequence[Prediction], class_names: Sequence[str]) 
     writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in made)
     return _save(path, out.getvalue().encode('utf-8', 'backslashreplace'))
-  pa, parquet = _arrow()
+  import pyarrow.parquet
+
   out = io.BytesIO()
-  parquet.write_table(pa.Table.from_pylist(made), out)
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(made), out)
   return _save(path, out.getvalue())
-
-
-def _arrow() -> tuple[Any, Any]:
-  try:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-  except ImportError as e:
-    raise UserError(
-      f'--out as .parquet needs pyarrow ({e}); expected it installed: pip install pyarrow'
-    ) from e
-  return pa, parquet
 
 
 def _save(path: str, data: bytes) -> None:
@@ -176,8 +167,8 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"--out is '{a.out}'; expected a name that ends in {', '.join(OUT)}")
   if a.out and not os.path.isdir(os.path.dirname(a.out) or '.'):
     raise UserError(f"--out '{a.out}' lies in no folder that exists; expected one that does")
-  if a.out.lower().endswith('.parquet'):
-    _arrow()  # a long run should not end in its absence
+  if a.batch_images < 1:
+    raise UserError(f'--batch_images is {a.batch_images}; expected at least 1')
   if not (a.images or a.camera >= 0):
     raise UserError('IMAGES is empty; expected pictures, folders or videos, or --camera 0')
   if not (math.isfinite(a.fps) and a.fps >= 0):
