@@ -13,6 +13,8 @@ from PIL import Image, ImageOps
 from mimic_jax.data.bad_image import BadImage, patiently, reading
 
 _MOST_SAID = 12  # classes of a source in a message
+# Pillow's readers that are asked, by content: of the others some run programs (EPS: Ghostscript) or are hardly kept.
+_FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'TIFF', 'GIF', 'PPM', 'JPEG2000', 'TGA', 'AVIF')
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
 # `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.
@@ -78,7 +80,7 @@ def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.I
     size = os.path.getsize(path) if data is None else len(data)
     if size == 0:
       raise BadImage(path, 'is empty (0 bytes)')
-    image = Image.open(path if data is None else io.BytesIO(data))
+    image = Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS)
   width, height = image.size
   if width * height > max_pixels:
     image.close()

@@ -85,6 +85,8 @@ def open_weights(path: epath.Path, field: str) -> Contents | None:
 
 def _container(path: epath.Path, field: str) -> str | None:
   """Returns a file's format by its first bytes; None when it is none of those read here."""
+  if not path.is_file():  # a pipe, say: reading it might wait for ever
+    raise UserError(f"{field} is '{path}', which is no file; expected weights")
   with path.open('rb') as f:
     head = f.read(32)
   if not head:
