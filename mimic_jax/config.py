@@ -20,7 +20,7 @@ from mimic_jax.runtime.errors import UserError, nearest, one_of
 # What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes. Of where the
 # data are that holds by their fingerprint, which is compared.
 RESUMABLE = re.compile(
-  r'^(mesh|log)\.|^profile$|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|resident|on_bad_image|root)$|^data\.|'
+  r'^(mesh|log)\.|^profile$|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|resident|on_bad_image|root|held_out)$|^data\.|'
   r'\.eval\.root$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
 

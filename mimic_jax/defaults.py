@@ -72,8 +72,8 @@ def base() -> ConfigDict:
 def encoder() -> ConfigDict:
   """Returns the encoder's section, shared by all stages of a run so that one can hand its weights to the next."""
   m = ConfigDict()
-  m.preset = 'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14, which the sizes below override | resnet18 | resnet50
-  m.image_size = 224  # pixels (P §IV-B)
+  m.preset = 'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14, which the sizes below override | resnet18 | resnet50 | init (those of the first weights)
+  m.image_size = 224  # pixels (P §IV-B); 0, with preset 'init': as the weights have it
   m.patch_size = 0  # pixels
   m.dim = 0
   m.depth = 0

@@ -78,7 +78,9 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   if changed.source == own:
     return changed
   usual = defaults.data()
-  section.update({k: usual[k] for k in ('name', 'classes', 'label_rule', 'align', 'align_size', 'root')})
+  section.update(
+    {k: usual[k] for k in ('name', 'classes', 'held_out', 'label_rule', 'align', 'align_size', 'root')}
+  )
   return config_lib.overridden(section.lock(), flags, 'data')
 
 

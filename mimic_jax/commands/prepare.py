@@ -78,7 +78,7 @@ def _canonical(split: str) -> str:
     raise UserError(
       f"--splits names '{split}'; expected single splits, comma-separated (data.split='{split}' joins them when read)"
     )
-  return next((s for s, names in folder.SPLITS.items() if split in names), split)
+  return folder.canonical(split)
 
 
 def _found(goal: str) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from mimic_jax import data, defaults, models, objectives, weights
 from mimic_jax.models import vit
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, nearest
-from mimic_jax.training import step
+from mimic_jax.training import sizes, step
 from mimic_jax.weights import facts
 
 WIDTH = 14  # of the names at the left
@@ -67,7 +67,7 @@ def describe(found: weights.Weights) -> str:
 
 
 def _architecture(f: Mapping[str, Any]) -> str:
-  heads = f' (heads: {f["heads_from"]})' if f.get('heads') else ' (heads: the file does not say)'
+  heads = f' (heads: {f.get("heads_from", "the file does not say")})' if f.get('dim') else ''
   hidden = f', mlp {f["mlp_hidden"]}' if 'mlp_hidden' in f else ''
   return facts.architecture(f) + hidden + heads
 
@@ -114,19 +114,11 @@ def account_of(
 
 def _own_model(f: Mapping[str, Any]) -> ConfigDict:
   """Returns an encoder section of the file's own sizes."""
-  absent = [k for k in ('dim', 'depth', 'patch_size', 'image_size', 'mlp_hidden') if not f.get(k)]
-  if absent:
-    raise UserError(
-      f'the file does not show its {", ".join(absent)}; --config names a model to hold it against'
-    )
+  if f.get('dim') and not f.get('heads'):  # no tensor depends on their number; one must be given that divides
+    f = {**f, 'heads': models.largest_divisor(f['dim'], f['dim'] // 64)}
   model = defaults.encoder()
-  # no tensor depends on the number of heads; one must be given that divides
-  heads = f.get('heads') or models.largest_divisor(f['dim'], f['dim'] // 64)
-  model.update({k: f[k] for k in ('dim', 'depth', 'patch_size', 'image_size')}, heads=heads)
-  model.mlp_ratio = f['mlp_hidden'] / f['dim']
-  model.layer_norm_eps = f.get('layer_norm_eps', vit.EPSILON)
-  model.update({k: f[k] for k in facts.EXTRAS if k in f})
-  return model
+  model.preset, model.image_size = models.INIT, 0
+  return sizes.model_section(model, sizes.model_fields(f), 'the file')
 
 
 def _own_stages(found: weights.Weights) -> list[tuple[str, ConfigDict, tuple[str, ...]]]:
@@ -178,6 +170,8 @@ def main(argv: Sequence[str]) -> None:
   print(f'{found.origin}\n{describe(found)}')
   if config is not None:
     name = config_lib.stages(config)[0]
+    if config.model.preset == models.INIT:
+      config = sizes.filled(config, sizes.of_weights(config, found.facts, f'FILE: {found.origin}'))
     stage = config[name]
     print(f'\nconfig.{name}, {stage.objective}')
     print(account_of(found, stage, config.model, _class_names(stage), f'config.{name}'))

@@ -7,7 +7,11 @@ from mimic_jax.data.sets import ferplus
 
 INF = float('inf')
 
-OF_SOME = ('classes', 'name')  # fields that only some sources read, those whose module has them in READS
+OF_SOME = (
+  'classes',
+  'name',
+  'held_out',
+)  # fields that only some sources read, those whose module has them in READS
 
 CHOICES = {
   'data.on_bad_image': bad_image.POLICIES,
@@ -17,6 +21,7 @@ CHOICES = {
 RANGES = {
   'data.size': (1, INF),
   'data.classes': (7, 8),
+  'data.held_out': (0, 0.5),
   'data.align_size': (16, 4096),
   'data.max_pixels': (1, INF),
   'data.threads': (1, INF),
@@ -29,10 +34,13 @@ RANGES = {
 def defaults() -> ConfigDict:
   """Returns the section of one stage's pictures with its defaults."""
   d = ConfigDict()
-  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
+  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | csv | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
+  d.held_out = (
+    0.0  # folder, csv without a valid split: share of the training pictures that become it; docs/data.md
+  )
   d.classes = 7  # affectnet: 7, or 8 with contempt
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels

@@ -26,8 +26,10 @@ DTYPES = ('bfloat16', 'float32')
 # create(rngs) → the module, whose features(images, key=…, pool=…) are float32 [B, dim].
 EncoderConfig = vit.Config | resnet.Config
 
+INIT = 'init'  # the sizes of the first weights (training/sizes.py); all of them then stand in the config
+
 CHOICES = {
-  'model.preset': (*vit.PRESETS, *resnet.PRESETS),
+  'model.preset': (*vit.PRESETS, *resnet.PRESETS, INIT),
   'model.stem': resnet.STEMS,
   'model.pos_embed': vit.POS_EMBEDS,
   'model.dtype': DTYPES,
@@ -35,7 +37,7 @@ CHOICES = {
   'model.remat': ('auto', *vit.REMATS),
 }
 RANGES = {
-  'model.image_size': (1, float('inf')),
+  'model.image_size': (0, float('inf')),
   'model.layer_norm_eps': (1e-15, 1e-2),
   'model.registers': (0, 1024),
   'model.layer_scale': (0, 100),
@@ -56,7 +58,8 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
   if preset in resnet.PRESETS:
     return _resnet_config(model, preset, drop_path)
   names = ('patch_size', 'dim', 'depth', 'heads')
-  sizes = {name: model[name] or default for name, default in zip(names, vit.PRESETS[preset], strict=True)}
+  usual = vit.PRESETS.get(preset, (0, 0, 0, 0))
+  sizes = {name: model[name] or default for name, default in zip(names, usual, strict=True)}
   sizes['image_size'] = model['image_size']
   for name, value in sizes.items():
     if value < 1:

@@ -200,7 +200,8 @@ def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
     f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
     + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
   ]
-  lines += [f'  note   {w}' for r in run.records.values() for w in r.get('warnings', ())]
+  warned = dict.fromkeys(w for r in run.records.values() for w in r.get('warnings', ()))  # each once
+  lines += [f'  note   {w}' for w in warned]
   o = stage['optim']
   if o['warmup_epochs'] * program.steps_per_epoch >= program.total_steps:
     lines.append(

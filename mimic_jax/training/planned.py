@@ -12,6 +12,7 @@ from mimic_jax import config as config_lib
 from mimic_jax import objectives
 from mimic_jax.runtime import cli, sharding
 from mimic_jax.runtime.errors import UserError, one_of
+from mimic_jax.training import sizes
 from mimic_jax.training import step as step_lib
 
 
@@ -51,8 +52,8 @@ def parsed(
 
 
 def configured(name: str, changes: Sequence[str]) -> FrozenConfigDict:
-  """Returns a config with --config.FIELD=VALUE flags applied and checked; raises UserError."""
-  return config_lib.parse([sys.argv[0], f'--config={name}', *changes]).config
+  """Returns a config with --config.FIELD=VALUE flags applied and checked, all sizes in it; raises UserError."""
+  return sizes.resolved(config_lib.parse([sys.argv[0], f'--config={name}', *changes]).config)[0]
 
 
 def program(

@@ -10,7 +10,7 @@ from mimic_jax import config as config_lib
 from mimic_jax.report import page
 from mimic_jax.runtime import checkpoint, compile_cache, distributed, lease, preemption, sharding
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import debugging, loop, workdir
+from mimic_jax.training import debugging, loop, sizes, workdir
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
 from mimic_jax.training.log import say
@@ -40,6 +40,7 @@ def run(command: config_lib.Command, began: float | None = None) -> None:
       '--debug_step': command.debug_step,
     }
   )
+  config, of_init = sizes.resolved(config, command.workdir)
   compile_cache.keep(config.log.compile_cache, command.workdir, say)
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
@@ -57,6 +58,9 @@ def run(command: config_lib.Command, began: float | None = None) -> None:
       # Everything that can go wrong in any stage is looked for before the first one begins.
       stages = [stage_lib.Stage(config, name, folder.path, mesh, inits[name]) for name in todo]
     folder.begin()
+    if of_init:
+      say(sizes.told(of_init))
+      distributed.agree(lambda: workdir.update_record(folder.path, of_init=of_init))
     for name in names:
       if name not in todo:
         say(f'{name}: done before')

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax.runtime import checkpoint, cli, files, lease
@@ -75,6 +76,14 @@ def open_run(workdir: str, config: Mapping[str, Any]) -> tuple[epath.Path, bool]
       f'--workdir {folder} is not empty and holds no run; expected a new or empty folder, or a run to resume'
     )
   return folder, False
+
+
+def begun(folder: epath.Path) -> ConfigDict | None:
+  """Returns the config of a run that has a checkpoint or a result, None where there is none."""
+  kept = folder / 'config.json'
+  if not kept.exists() or not _saved_anything(folder):
+    return None
+  return config_lib.filled(files.read_json(kept))
 
 
 def _is_ours(name: str) -> bool:

@@ -350,9 +350,8 @@ def _check_heads(weights: Weights, heads: int, where: str, notes: list[str]) -> 
       f'{where} has {have} attention heads ({sure}); expected the {heads} of config.model ({facts_lib.flags(weights.facts)} makes '
       'a model of its sizes)'
     )
-  notes.append(
-    f'{weights.facts["preset"]} has {have} attention heads, config.model {heads}; no tensor shows which is right'
-  )
+  like = weights.facts['preset'] or 'a ViT of its width and depth'
+  notes.append(f'{like} has {have} attention heads, config.model {heads}; no tensor shows which is right')
 
 
 def _check_finite(weights: Weights, name: str, array: np.ndarray, where: str) -> None:

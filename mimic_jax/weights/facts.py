@@ -1,16 +1,17 @@
 """What can be said of weights besides their numbers: architecture, sizes, classes, where they disagree with our defaults."""
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from mimic_jax.models import vit
+from mimic_jax.models import resnet, vit
 from mimic_jax.weights.files import Contents, shown
 from mimic_jax.weights.pytorch import EMA_KEYS
 
-FROM_PRESET = 'as the preset; the file does not say'
+FROM_PRESET = 'as all of its width and depth; the file does not say'
 FROM_CONFIG = 'its config.json says so'
 # MoCo v3's ViT-S has twice the heads of everybody else's; its heads are 32 wide there
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16}
@@ -56,6 +57,8 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found['registers'] = registers[1]
   if 'encoder/blocks/ls1' in shape:
     found['layer_scale'] = 1.0  # what a fresh one would begin with hardly matters
+  if stem := shape.get('encoder/conv1/kernel'):
+    found['preset'], found['stem'] = _resnet(shape), f'{stem[0]}x{stem[0]}'
   if kernel := shape.get('classifier/fc/kernel'):
     found['classes'] = kernel[-1]
   if (blocks := shape.get('decoder/blocks/mlp/fc1/kernel')) and len(blocks) == 3:
@@ -72,9 +75,23 @@ def _positions(positions: np.ndarray, grid: int) -> str:
   return 'learned'
 
 
+def _resnet(names: Iterable[str]) -> str:
+  """Returns the preset of a ResNet by the names of its tensors, '' for none."""
+  blocks = {m[0] for name in names if (m := re.match(r'encoder/layer(\d)/\d+/', name))}
+  counts = tuple(sum(b.startswith(f'encoder/layer{n}/') for b in blocks) for n in (1, 2, 3, 4))
+  bottleneck = 'encoder/layer1/0/conv3/kernel' in names
+  return next((name for name, preset in resnet.PRESETS.items() if preset == (counts, bottleneck)), '')
+
+
 def _preset(found: Mapping[str, Any]) -> str:
   sizes = tuple(found.get(k) for k in ('patch_size', 'dim', 'depth'))
-  return next((name for name, preset in vit.PRESETS.items() if preset[:3] == sizes), '')
+  return next((name for name, preset in vit.PRESETS.items() if preset[:3] == sizes), found.get('preset', ''))
+
+
+def _usual_heads(found: Mapping[str, Any]) -> int:
+  """Returns the heads of the presets of this width and depth, whatever their patches; 0 where there are none."""
+  sizes = tuple(found.get(k) for k in ('dim', 'depth'))
+  return next((preset[3] for preset in vit.PRESETS.values() if preset[1:3] == sizes), 0)
 
 
 def _number(value: Any) -> float | None:
@@ -147,8 +164,8 @@ def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) ->
     found['heads'], found['heads_from'] = MOCO_HEADS[found['dim']], "MoCo v3's ViTs have so many"
   elif kind == 'DINOv2' and found.get('dim') in DINOV2_HEADS:
     found['heads'], found['heads_from'] = DINOV2_HEADS[found['dim']], "DINOv2's ViTs have so many"
-  elif found['preset']:
-    found['heads'], found['heads_from'] = vit.PRESETS[found['preset']][3], FROM_PRESET
+  elif heads := _usual_heads(found):
+    found['heads'], found['heads_from'] = heads, FROM_PRESET
   if (norm_pix := _truth(args.get('norm_pix_loss'))) is not None:
     found['norm_pix'] = norm_pix
   if 'model' in args:
@@ -169,26 +186,36 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
   heads = model.get('heads') or preset[3]
   if heads:
     found['heads'], found['heads_from'] = heads, "its run's config says so"
-  return found
+  if found.get('dim') and 'layer_norm_eps' in model:
+    found['layer_norm_eps'] = model['layer_norm_eps']
+  reading = meta.get('reading', {})
+  return found | {k: tuple(reading[k]) for k in ('mean', 'std') if k in reading}
+
+
+def sizes(found: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what is known of the fields of config.model that make a model of the file's sizes."""
+  names = ('image_size', 'patch_size', 'dim', 'depth', 'heads', *EXTRAS, 'stem', 'layer_norm_eps')
+  known = {k: found[k] for k in names if found.get(k)}
+  if hidden := found.get('mlp_hidden'):
+    ratio = hidden / found['dim']
+    known['mlp_ratio'] = ratio if int(found['dim'] * ratio) == hidden else math.nextafter(ratio, math.inf)
+  return known
 
 
 def flags(found: Mapping[str, Any]) -> str:
   """Returns the flags that make a model of the file's sizes, to be copied."""
-  sizes = {
-    k: found[k] for k in ('image_size', 'patch_size', 'dim', 'depth', 'heads', *EXTRAS) if found.get(k)
-  }
-  if found.get('mlp_hidden') and found['mlp_hidden'] != 4 * found['dim']:
-    sizes['mlp_ratio'] = found['mlp_hidden'] / found['dim']
-  if (epsilon := found.get('layer_norm_eps', vit.EPSILON)) != vit.EPSILON:
-    sizes['layer_norm_eps'] = epsilon
+  usual = {'mlp_ratio': 4.0, 'layer_norm_eps': vit.EPSILON}
+  known = {k: v for k, v in sizes(found).items() if v != usual.get(k)}
   if preset := found.get('preset'):
-    sizes = {'preset': preset, **sizes}  # both, since a config may state some of a preset's sizes itself
-  return ' '.join(f'--config.model.{k}={v}' for k, v in sizes.items()) or 'config.model must say so'
+    known = {'preset': preset, **known}  # both, since a config may state some of a preset's sizes itself
+  return ' '.join(f'--config.model.{k}={v}' for k, v in known.items()) or 'config.model must say so'
 
 
 def architecture(found: Mapping[str, Any]) -> str:
   """Returns the architecture in words: 'vit_l16: dim 1024, depth 24, …'."""
   parts = [
-    f'{k} {found[k]}' for k in ('dim', 'depth', 'heads', 'patch_size', 'image_size', *EXTRAS) if found.get(k)
+    f'{k} {found[k]}'
+    for k in ('dim', 'depth', 'heads', 'patch_size', 'image_size', *EXTRAS, 'stem')
+    if found.get(k)
   ]
   return (f'{found["preset"]}: ' if found.get('preset') else '') + (', '.join(parts) or 'of no known size')

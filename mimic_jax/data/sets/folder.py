@@ -4,23 +4,26 @@
     root/<split>/….jpg            no classes: labels are −1 (pre-training)
     root/<class>/….jpg, root/….jpg   the same without splits; this is split 'train', if root has no folder named as a split
 
+Where nothing is named as a valid split, data.held_out makes one of a share of the training pictures (data/held_out.py).
 Files are known by their ending, in either case; hidden files and folders are passed over.
 """
 
 import os
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
+from mimic_jax.data import held_out
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment
 from mimic_jax.data.faces.cutting import unread
 from mimic_jax.data.files import ENDINGS, LABEL_FILES, Files, is_picture, listed, walk
 from mimic_jax.runtime.errors import UserError
 
+READS = ('held_out',)
 SPLITS = {
   'train': ('train', 'training'),
   'valid': ('valid', 'val', 'validation'),
@@ -46,7 +49,8 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   if not os.path.isdir(root):
     raise UserError(f"data.root '{root}' is not a folder; source 'folder' looks for pictures there")
   _, align = alignment.choose(options, root, 'folder')
-  base = _split_folder(root, split)
+  side = held_out_side(split, listed(root)[0], options)
+  base = _split_folder(root, 'train' if side else split)
   folders, names = listed(base)
   loose, others = [n for n in names if is_picture(n)], [n for n in names if not is_picture(n)]
   found: dict[str, list[str]] = {}  # class → its pictures, relative to base
@@ -71,6 +75,11 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     ids = [prefix + file for files in found.values() for file in files]
     labels = [position[name] for name, files in found.items() for _ in files]
   labels = np.array(labels, np.int32)
+  about, warnings = {}, _of_others(base, others)
+  if side:
+    kept, about = held_out.part(side, root, ids, labels, class_names, options)
+    ids, labels = [ids[k] for k in kept], labels[kept]
+    about, warnings = {'held_out': about}, [*warnings, held_out.note(about)]
   record = {
     'source': 'folder',
     'root': root,
@@ -80,9 +89,22 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     'class_names': list(class_names),
     'class_counts': sources.class_counts(labels, class_names),
     'align': align,
-    'warnings': _of_others(base, others),
+    'warnings': warnings,
+    **about,
   }
   return Files(root, ids, ids, labels, class_names, record, options.get('max_pixels', 50_000_000))
+
+
+def canonical(split: str) -> str:
+  """Returns a split's name without its synonyms: 'valid' for 'val', 'validation'; another one as it is."""
+  return next((name for name, names in SPLITS.items() if split.lower() in names), split)
+
+
+def held_out_side(split: str, here: Iterable[str], options: Mapping[str, Any]) -> str:
+  """Returns 'train' or 'valid' where that split is to be made by holding pictures out, '' else; `here`: the splits that are there."""
+  side = canonical(split)
+  wanted = options.get('held_out', 0) and side in ('train', 'valid')
+  return side if wanted and 'valid' not in map(canonical, here) else ''
 
 
 def _endings() -> str:

@@ -1,0 +1,86 @@
+"""The valid split of a set that comes without one: a share of its training pictures, each by its own content."""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mimic_jax.data import files
+from mimic_jax.data import source as sources
+from mimic_jax.runtime.errors import UserError
+
+
+def part(
+  kind: str,
+  root: str,
+  paths: Sequence[str],
+  labels: np.ndarray,
+  class_names: Sequence[str],
+  options: dict[str, Any],
+) -> tuple[np.ndarray, dict[str, Any]]:
+  """Divides the pictures of a training split.
+
+  A picture is held out if the first 64 bits of its file's SHA-256, as a fraction of 2^64, are below the share. So copies stand
+  on one side, and no picture changes sides when others come or go.
+
+  Args:
+    kind: 'valid', what is held out, or 'train', the rest.
+    root: the folder that the paths are relative to.
+    paths: of all pictures of the training split.
+    labels: int [n], −1 is none.
+    class_names: of the labels.
+    options: the data section; held_out is the share, above 0.
+
+  Returns:
+    int [m], the pictures of that side in their order, and the entry 'held_out' of a record.
+
+  Raises:
+    UserError: where nothing is held out, or of all or of a class everything.
+  """
+  share = options['held_out']
+  full = [os.path.join(root, path) for path in paths]
+  held = np.array(_fractions(tuple(map(_stamp, full)), options.get('threads', 8))) < share
+  count = int(held.sum())
+  said = f"'{root}' has no valid split, and data.held_out = {share:g} holds out"
+  if not count or count == len(held):
+    raise UserError(
+      f'{said} {count} of its {len(held)} pictures; expected some on both sides: another share, or a split of your own'
+    )
+  for k, name in enumerate(class_names):
+    if not (labels[~held] == k).any() and (labels == k).any():
+      raise UserError(
+        f"{said} all of class '{name}', {int((labels == k).sum())} pictures; expected some left to train on: another share, or "
+        'a split of your own'
+      )
+  about = {'rule': 'SHA-256 of the file', 'share': share, 'train': len(held) - count, 'valid': count}
+  return np.flatnonzero(held if kind == 'valid' else ~held), about
+
+
+def note(about: dict[str, Any]) -> str:
+  """Returns what is to be said of a split that was made so."""
+  return (
+    f'no valid split: {about["valid"]} pictures are held out of training for it, {about["train"]} are left, each by its own content '
+    f'(data.held_out = {about["share"]:g}; 0 = none)'
+  )
+
+
+def _stamp(path: str) -> tuple[str, int, int]:
+  """Returns what changes when a file does: path, size, time of change."""
+  try:
+    stat = os.stat(path)
+  except OSError:
+    return path, -1, -1
+  return path, stat.st_size, stat.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2)  # both sides are asked for, one after the other
+def _fractions(stamps: tuple[tuple[str, int, int], ...], threads: int) -> list[float]:
+  """Returns where each file's hash stands in 0..1; a file that can't be read is at 1, to be found by whoever trains on it."""
+
+  def of(chunk: Sequence[tuple[str, int, int]]) -> list[float]:
+    hashes = [sources.file_hash(path, '') for path, *_ in chunk]
+    return [1.0 if h.startswith('unreadable') else int(h[:16], 16) / 2.0**64 for h in hashes]
+
+  return files.in_chunks(of, stamps, threads)
