@@ -1,6 +1,7 @@
-"""A trained model out of a run's folder or a checkpoint: what evaluation, and later prediction and export, begin with."""
+"""A trained model out of a run's folder, a checkpoint or published weights: what evaluation, prediction and export begin with."""
 
 import dataclasses
+import os
 from typing import Any
 
 import jax
@@ -8,12 +9,13 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import config as config_lib
-from mimic_jax import models, objectives
+from mimic_jax import defaults, models, objectives, weights
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import log, sizes
 from mimic_jax.training import step as step_lib
 
 
@@ -22,7 +24,7 @@ class Trained:
   """A model and how it was made.
 
   Attributes:
-    folder: of the checkpoints; step: the one read.
+    folder: of the checkpoints; step: the one read. Of published weights the file, and −1.
     config: of its run, whole; stage_name: the stage's section in it.
     reading: how its training pictures were read: channels, image_size, interpolation, align, class_names, …
     objective: of the stage.
@@ -44,8 +46,9 @@ class Trained:
 
   @property
   def where(self) -> str:
-    """The checkpoint, and whether its average was read."""
-    return f'{self.folder}/{self.step}' + (' (ema)' if self.ema else '')
+    """The checkpoint or the file, and whether its average was read."""
+    step = f'/{self.step}' if self.step >= 0 else ''
+    return f'{self.folder}{step}' + (' (ema)' if self.ema else '')
 
   @property
   def stage(self) -> FrozenConfigDict:
@@ -72,8 +75,6 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
   where = epath.Path(path).expanduser()
   if not where.exists():
     raise UserError(f"{field} is '{path}', which does not exist; expected a run's folder or a checkpoint")
-  if not where.is_dir():
-    raise UserError(f"{field} is '{path}', a file; expected a run's folder or a checkpoint in it")
   found = []
   if not (where / checkpoint.FOLDER).exists() and not where.name.isdigit():
     stages = [p for p in sorted(where.iterdir()) if (p / checkpoint.FOLDER).is_dir()]
@@ -99,14 +100,17 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) 
   """Reads a trained model and puts it on every device.
 
   Args:
-    path: as for `locate`.
+    path: as for `locate`; or weights with a classifier, a file or a folder, as `config.init` takes them.
     mesh: of the devices.
     field: the flag that holds the path, for errors.
     ema: whether to take the average of the weights.
 
   Raises:
-    UserError: when there is no checkpoint, it has no average, is damaged, not of this version's form or has values that are not finite.
+    UserError: when there is no checkpoint, it has no average, is damaged, not of this version's form or has values that are not
+      finite; when weights have no classifier.
   """
+  if _is_published(epath.Path(path).expanduser()):
+    return _published(os.path.expanduser(path), mesh, field, ema)
   folder, step = locate(path, field)
   where = f'{folder}/{step}'
   meta = checkpoint.read_meta(folder, step)
@@ -138,8 +142,80 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) 
           f"{where}: '{flat}' has values that are not finite; expected a model that was trained well"
         )
       trees[tree][flat] = array
-  put = {k: jax.device_put(checkpoint.nest(v), sharding.replicated(mesh)) for k, v in trees.items()}
+  put = _everywhere(trees, mesh)
   frozen = step_lib.read_frozen(objective, f'config.{name}', mesh)
   return Trained(
     folder, step, config, name, reading, objective, template, put[weights], put['rest'], frozen, ema
   )
+
+
+def _everywhere(trees: dict[str, dict[str, np.ndarray]], mesh: Mesh) -> dict[str, Any]:
+  return {k: jax.device_put(checkpoint.nest(v), sharding.replicated(mesh)) for k, v in trees.items()}
+
+
+def _is_published(where: epath.Path) -> bool:
+  """Says whether a path is a weight file, or a folder with one."""
+  if where.is_dir():
+    return any(p.suffix in ('.safetensors', '.bin', '.pth', '.pt') for p in where.iterdir())
+  return where.exists()
+
+
+def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
+  """Builds the model that published weights with a classifier are of: of their sizes, classes and pixels."""
+  if ema:
+    raise UserError(
+      f"--ema: {field} is '{path}', which has no second set of weights; expected a run's folder"
+    )
+  found = weights.read(path, field)
+  uses = [
+    stage
+    for kind in map(objectives.find, objectives.names())
+    for _, stage in kind.uses(found.facts, found.tensors)
+    if kind.labelled and stage.init_head
+  ]
+  if not uses:
+    raise UserError(f"{field}: '{path}' ({found.kind}) has no classifier; expected fine-tuned weights")
+  config, stage, name = defaults.base(), uses[0], 'published'
+  config.stages = name
+  config.model = sizes.model_section(_unsized(), sizes.model_fields(found.facts), f"{field}: '{path}'")
+  stage.augment.update({k: found.facts[k] for k in ('mean', 'std', 'interpolation') if k in found.facts})
+  config[name] = stage
+  names = found.class_names or tuple(str(k) for k in range(found.facts['classes']))
+  objective = objectives.make(stage, config.model, names, field)
+  model = jax.jit(lambda key: models.split(objective.init(key), objective.trainable)[1:])(jax.random.key(0))
+  arrays, account = step_lib.fit(found, objective, *model, field)
+  for note in account['notes']:
+    log.say(f'note: {note}')
+  trees = {}
+  for tree, fresh in zip(('params', 'rest'), model):
+    trees[tree] = {k: arrays.get(k, v) for k, v in checkpoint.flatten(fresh).items()}
+  put = _everywhere(trees, mesh)
+  template = models.split(nnx.eval_shape(objective.init, jax.random.key(0)), objective.trainable)[0]
+  reading = {
+    'channels': 'RGB',
+    'image_size': objective.config.image_size,
+    'image_shape': None,
+    **{k: stage.augment[k] for k in ('interpolation', 'mean', 'std')},
+    'align': {'align': 'none'},
+    'class_names': names,
+    'classifier': '/'.join(objective.classifier),
+  }
+  frozen = step_lib.read_frozen(objective, field, mesh)
+  return Trained(
+    epath.Path(path),
+    -1,
+    FrozenConfigDict(config),
+    name,
+    reading,
+    objective,
+    template,
+    put['params'],
+    put['rest'],
+    frozen,
+  )
+
+
+def _unsized() -> ConfigDict:
+  model = defaults.encoder()
+  model.preset, model.image_size, model.dtype = models.INIT, 0, 'float32'
+  return model

@@ -106,8 +106,8 @@ def test_paths_pil_pictures_and_arrays_are_one(model, drawn, tmp_path):
 
 
 def test_features_are_the_evaluations_and_a_model_without_classifier_has_some(run, model, drawn):
-  there = np.load(run / 'finetune' / 'predictions.npz')
-  np.testing.assert_allclose(model.embed(drawn, batch_images=16), there['features'], atol=1e-5)
+  there = np.load(run / 'finetune' / 'features.npz')['features']
+  np.testing.assert_allclose(model.embed(drawn, batch_images=16), there, atol=1e-5)
   pretrained = mimic_jax.load(run / 'pretrain')
   encoder = models.merge(
     pretrained.trained.template, pretrained.trained.params, pretrained.trained.rest
@@ -191,3 +191,32 @@ def test_one_that_can_not_be_read_has_an_error_of_its_own(model, drawn, tmp_path
 def test_where_there_is_no_model_it_is_said(tmp_path):
   with pytest.raises(UserError, match=f"path is '{tmp_path}/x', which does not exist"):
     mimic_jax.load(tmp_path / 'x')
+
+
+def test_published_weights_with_a_classifier_answer_as_transformers_does(tmp_path, rng):
+  torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
+  names = ('surprise', 'fear', 'anger')
+  config = transformers.ViTConfig(
+    hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, image_size=16, patch_size=8,
+    id2label=dict(enumerate(names)), label2id={n: k for k, n in enumerate(names)}, layer_norm_eps=1e-3,
+  )  # fmt: skip
+  torch.manual_seed(int(rng.integers(1 << 30)))
+  theirs = transformers.ViTForImageClassification(config).eval()
+  for parameter in theirs.parameters():
+    torch.nn.init.normal_(parameter, std=0.2)
+  theirs.save_pretrained(tmp_path / 'w')
+  (tmp_path / 'w' / 'preprocessor_config.json').write_text(
+    '{"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5, 0.6, 0.7]}'
+  )
+  x = rng.integers(0, 256, (5, 16, 16, 3), np.uint8)
+  pixels = (x / 255 - [0.5, 0.4, 0.3]) / [0.5, 0.6, 0.7]
+  with torch.no_grad():
+    want = theirs(torch.tensor(pixels.transpose(0, 3, 1, 2)).float()).logits.softmax(-1).numpy()
+  model = mimic_jax.load(tmp_path / 'w')
+  assert model.class_names == names
+  np.testing.assert_allclose(probabilities(model.predict(x)), want, atol=1e-6)
+  with pytest.raises(UserError, match=r'--ema: path is .*no second set'):
+    mimic_jax.load(tmp_path / 'w', ema=True)
+  transformers.ViTModel(config).save_pretrained(tmp_path / 'bare')
+  with pytest.raises(UserError, match='has no classifier; expected fine-tuned weights'):
+    mimic_jax.load(tmp_path / 'bare')
