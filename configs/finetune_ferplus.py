@@ -11,7 +11,7 @@ Cost: 50 epochs of 25,045 pictures × 2 crops at 224 × 224: a GPU.
       --config.data.general=/data/some_general_photos
 
 `small` has both stages: pre-trains a small ViT at 48 × 48 on the training faces and general photos, then fine-tunes it.
-Cost and result on two cores: README.md. `small_resnet` fine-tunes a ResNet-18 at 48 × 48 from scratch on two cores; not measured.
+Cost and result on two cores: docs/reproduction.md. `small_resnet` fine-tunes a ResNet-18 at 48 × 48 from scratch on two cores; not measured.
 
 A second word picks what the loss is made of: mscl (the paper's, default), ce, ce_two_views, mixed_ce, sscl, scl,
 scl_dominant (mimic_jax/objectives/mimic.py METHODS), as in finetune_ferplus.py:vitb16,scl.

@@ -205,6 +205,17 @@ def test_pictures(what, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures('_model')
+@pytest.mark.parametrize(
+  'format', ['JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'GIF', 'PPM', 'JPEG2000', 'TGA', 'AVIF', 'MPO']
+)
+def test_pictures_that_are_sound_are_answered(format, tmp_path, capsys):
+  more = {'save_all': True, 'append_images': [Image.new('RGB', (64, 64))]} if format == 'MPO' else {}
+  (tmp_path / 'p.jpg').write_bytes(picture(format, **more))
+  main.main(['predict', '--checkpoint', 'w', str(tmp_path / 'p.jpg')])
+  assert '1 answers' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('_model')
 @pytest.mark.parametrize('what', VIDEOS)
 def test_videos(what, tmp_path, capsys):
   path, canary = written(tmp_path, VIDEOS, what)

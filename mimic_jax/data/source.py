@@ -14,7 +14,12 @@ from mimic_jax.data.bad_image import BadImage, patiently, reading
 
 _MOST_SAID = 12  # classes of a source in a message
 # Pillow's readers that are asked, by content: of the others some run programs (EPS: Ghostscript) or are hardly kept.
-_FORMATS = ('JPEG', 'MPO', 'PNG', 'BMP', 'WEBP', 'TIFF', 'GIF', 'PPM', 'JPEG2000', 'TGA', 'AVIF')
+Image.init()
+_FORMATS = [
+  f
+  for f in ['JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'GIF', 'PPM', 'JPEG2000', 'TGA', 'AVIF']
+  if f in Image.OPEN
+]
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
 # `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.

@@ -320,7 +320,7 @@ def test_what_is_no_trained_model_is_named(run, tmp_path):
   (tmp_path / 'a' / 'x.txt').write_text('mine')
   for path, words in (
     ('nowhere', 'does not exist'),
-    (str(tmp_path / 'a' / 'x.txt'), 'a file; expected'),
+    (str(tmp_path / 'a' / 'x.txt'), 'holds no checkpoint of mimic_jax and no weights'),
     (str(tmp_path / 'a'), 'holds no checkpoint of mimic_jax'),
   ):
     with pytest.raises(UserError, match=words):
