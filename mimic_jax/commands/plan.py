@@ -8,9 +8,9 @@ and what chips send each other. For a step that does not fit it tries, in this o
 anew in the backward pass, a batch in parts and a smaller one, and prints the first that compiles and fits.
 
 --estimate unrolls the blocks and compiles once more, which takes minutes, for what the compiler makes of FLOPs, bytes and
-seconds: a loop it counts once. --images and --price turn these into hours, chip-hours and a cost. Its seconds are those of chips
-that do everything as fast as they can, with no time for the network; no step was run, and reading pictures, evaluation and checkpoints
-are not in it. Needs neither the chips nor the data.
+seconds: a loop it counts once. Those are of chips that do everything as fast as they can, with no time for the network: what that
+takes at least stands beside it. --images and --price turn the seconds into hours, chip-hours and a cost. No step was run, and reading pictures,
+evaluation and checkpoints are not in it. Needs neither the chips nor the data.
 """
 
 import json
@@ -25,6 +25,7 @@ import jax
 from etils import epath
 
 from mimic_jax.models import vit
+from mimic_jax.runtime import chips as chips_lib
 from mimic_jax.runtime import cli, compiled, files, sharding, topology
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import planned
@@ -119,6 +120,16 @@ def sent(collectives: Sequence[Mapping[str, Any]]) -> dict[str, int]:
   return totals
 
 
+def sending(collectives: Sequence[Mapping[str, Any]], rate: float) -> float:
+  """Returns the seconds that a chip takes at least to send what it does in a step, one after the other.
+
+  Args:
+    collectives: of `compiled.summary`.
+    rate: bytes per second of all its links, one way; each array is taken to be spread over all.
+  """
+  return sum(c['sent'] * c['times'] for c in collectives) / rate
+
+
 def run_of(steps: int, seconds: float, chips: int, price: float) -> dict[str, float]:
   """Returns what a run takes: `steps`, `hours`, `chip_hours` and, where a chip-hour has a price, `cost`."""
   hours = steps * seconds / 3600
@@ -151,8 +162,16 @@ def _plain(x: float) -> str:
   return f'{x:,.0f}' if x >= 100 else f'{x:.3g}'
 
 
-def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float) -> dict[str, Any]:
-  """Prints what a step without loops takes, and a run of `steps` (0 = not known); returns it as `estimate` and `run`."""
+def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float, rate: float) -> dict[str, Any]:
+  """Prints what a step without loops takes, and a run of `steps` (0 = not known); returns it as `estimate` and `run`.
+
+  Args:
+    whole: the step without loops.
+    steps: of the run.
+    chips: of the slice.
+    price: of a chip-hour, 0 = not known.
+    rate: bytes per second that a chip sends.
+  """
   if whole.program is None:
     print('no estimate: with unrolled blocks it does not fit')
     return {}
@@ -160,6 +179,12 @@ def _estimate(whole: topology.Compiled, steps: int, chips: int, price: float) ->
   print(
     f'estimate of the compiler, a step of a chip: {step["seconds"] * 1e3:,.1f} ms, {step["flops"] / 1e12:,.2f} TFLOP, '
     f'{step["bytes"] / 1e9:,.1f} GB moved'
+  )
+  step['sending_seconds'] = sending(compiled.summary(whole.program)['collectives'], rate)
+  step['sending_share'] = step['sending_seconds'] / (step['sending_seconds'] + step['seconds'])
+  print(
+    f'estimate of the network, a step of a chip: at least {step["sending_seconds"] * 1e3:,.2f} ms at {rate / 1e9:,.0f} GB/s, '
+    f'{step["sending_share"]:.1%} of the step if nothing is computed meanwhile'
   )
   if left := compiled.loops(whole.program):
     print(
@@ -239,7 +264,8 @@ def _stage(
     flags = _unrolled(program, config, name)
     _, whole = compile_(flags) if flags else (program, got)
     steps = program.total_steps if given.images or config[name]['steps'] else 0
-    found |= _estimate(whole, steps, chips, given.price)
+    rate = chips_lib.link(devices[0].device_kind) * topology.links(given.topology)
+    found |= _estimate(whole, steps, chips, given.price, rate)
   if not found['fits'] and not given.no_advice:
     flags, found['tried'] = first_that_fits(advice(config, name, chips, found['state'], limit), compile_)
     for t in found['tried']:

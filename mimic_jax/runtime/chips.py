@@ -1,4 +1,4 @@
-"""What a chip can do at most: its peak rate in matrix products, by its maker's data sheet, or measured."""
+"""What a chip can do at most: its peak rate in matrix products, by its maker's data sheet, or measured, and that of its links."""
 
 import re
 import statistics
@@ -25,6 +25,13 @@ PEAKS = {
   r'TPU v5|TPU v5p': 459e12,  # cloud.google.com/tpu/docs/v5p
   r'TPU v6 lite|TPU v6e': 918e12,  # cloud.google.com/tpu/docs/v6e
 }
+# Bytes per second that one link to a neighbour carries one way, by JAX's device_kind: what Google's pages give of a chip, "bidirectional", ÷ 2 ÷
+# its links.
+LINKS = {
+  r'TPU v5 lite|TPU v5e': 400e9 / 2 / 4,  # cloud.google.com/tpu/docs/v5e
+  r'TPU v5|TPU v5p': 1200e9 / 2 / 6,  # cloud.google.com/tpu/docs/v5p
+  r'TPU v6 lite|TPU v6e': 800e9 / 2 / 4,  # cloud.google.com/tpu/docs/v6e
+}
 # What may follow a name: memory and form. A part of a chip (MIG), a laptop's or a slower cut of it is another chip.
 _REST = r'([ -](SXM\d?|PCIe|PCIE|HBM\d?e?|\d+GB))*'
 
@@ -36,6 +43,15 @@ def peak(kind: str) -> float | None:
     kind: its device_kind.
   """
   return next((rate for name, rate in PEAKS.items() if re.fullmatch(f'({name}){_REST}', kind)), None)
+
+
+def link(kind: str) -> float | None:
+  """Returns what a link of a device carries one way in bytes per second, None where it is not in the table.
+
+  Args:
+    kind: its device_kind.
+  """
+  return next((rate for name, rate in LINKS.items() if re.fullmatch(name, kind)), None)
 
 
 def peak_of(devices: Sequence[jax.Device]) -> float | None:

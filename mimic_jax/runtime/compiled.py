@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 
 KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
-_CALL = re.compile(rf'= (.+?) ({"|".join(KINDS)})(-start)?\((.*?)\)(?:, |$)', re.MULTILINE)
+_CALL = re.compile(rf'= (.+?) ({"|".join(KINDS)})(-start)?\((.*?)\)(?:, (.*))?$', re.MULTILINE)
+# The devices of the first group, how many a group has, or the axes of a mesh that it goes along, some of them in part.
+_GROUP = re.compile(r'replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[(.*?)\].*?\{(.*?)\})')
 _WITH_OPERANDS = (
   'all-gather',
   'collective-permute',
@@ -30,6 +32,7 @@ class Collective(NamedTuple):
     kind: of KINDS.
     dtype, shape: of the result on a device.
     bytes: of one.
+    group: how many devices do it together.
     count: how many there are in the program; what a loop does is counted once.
     times: how often a device does it, loops counted as often as they run.
   """
@@ -38,8 +41,16 @@ class Collective(NamedTuple):
   dtype: str
   shape: tuple[int, ...]
   bytes: int
+  group: int
   count: int
   times: int
+
+  @property
+  def sent(self) -> float:
+    """Bytes that a device sends for one: a ring's, which sends no more than it must; a permutation's as they are."""
+    n = self.group
+    shares = {'all-reduce': 2 * (n - 1) / n, 'reduce-scatter': n - 1, 'collective-permute': 1}
+    return self.bytes * shares.get(self.kind, (n - 1) / n)
 
 
 def _dtype(name: str) -> jnp.dtype:
@@ -111,23 +122,40 @@ def _runs(entry: str, parts: dict[str, list[str]]) -> dict[str, int]:
   return runs
 
 
+def _group(how: str, devices: int) -> int:
+  """Returns how many devices send to each other; all `devices` where no groups are named."""
+  if not (found := _GROUP.search(how)):
+    return devices
+  members, count, mesh, axes = found.groups()
+  if not mesh:
+    return int(count or members.count(',') + 1)
+  sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh))
+  named = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", axes)
+  return math.prod(int(part or sizes[axis]) for axis, part in named)
+
+
 def collectives(program: jax.stages.Compiled) -> list[Collective]:
   """Returns what a program sends between devices, most bytes first; of several arrays sent as one, each."""
-  entry, parts = _computations(program.as_text())
+  text = program.as_text()
+  entry, parts = _computations(text)
   runs = _runs(entry, parts)
-  counts: collections.Counter[tuple[str, str, tuple[int, ...]]] = collections.Counter()
-  times: collections.Counter[tuple[str, str, tuple[int, ...]]] = collections.Counter()
+  everyone = re.search(r'num_partitions=(\d+)', text)
+  devices = int(everyone[1]) if everyone else 1
+  counts: collections.Counter[tuple[str, str, tuple[int, ...], int]] = collections.Counter()
+  times: collections.Counter[tuple[str, str, tuple[int, ...], int]] = collections.Counter()
   for part, lines in parts.items():
-    for result, kind, begun, operands in _CALL.findall('\n'.join(lines)):
+    for result, kind, begun, operands, how in _CALL.findall('\n'.join(lines)):
       arrays, n = _ARRAY.findall(result), operands.count('%')
       for dtype, sizes in arrays[n : 2 * n] if begun and kind in _WITH_OPERANDS else arrays:
-        what = (kind, dtype, tuple(int(n) for n in sizes.split(',') if n))
+        what = (kind, dtype, tuple(int(n) for n in sizes.split(',') if n), _group(how, devices))
         counts[what] += 1
         times[what] += runs[part]
   rows = [
-    Collective(kind, _dtype(name).name, shape, math.prod(shape) * _dtype(name).itemsize, count, times[what])
+    Collective(
+      kind, _dtype(name).name, shape, math.prod(shape) * _dtype(name).itemsize, group, count, times[what]
+    )
     for what, count in counts.items()
-    for kind, name, shape in [what]
+    for kind, name, shape, group in [what]
   ]
   return sorted(rows, key=lambda r: (-r.bytes * r.count, r.kind, r.shape))
 
@@ -147,7 +175,7 @@ def summary(program: jax.stages.Compiled) -> dict[str, Any]:
     'temporaries': int(memory.temp_size_in_bytes),
     'arguments': int(memory.argument_size_in_bytes),
     'results': int(memory.output_size_in_bytes),
-    'collectives': [row._asdict() for row in collectives(program)],
+    'collectives': [{**row._asdict(), 'sent': row.sent} for row in collectives(program)],
   }
 
 

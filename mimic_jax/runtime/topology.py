@@ -69,6 +69,21 @@ def devices(name: str) -> list[jax.Device]:
     raise UserError(f"--topology is '{name}' ({why[:200]}); expected {FORMS}") from e
 
 
+def links(name: str) -> int:
+  """Returns how many neighbours the chip of a slice with the fewest is linked to.
+
+  A v5p slice of whole cubes of 4 × 4 × 4 is a torus (cloud.google.com/tpu/docs/v5p); of v5e and v6e an axis of 16 closes
+  (jax-ml.github.io/scaling-book/tpus). Elsewhere a corner has one neighbour an axis.
+
+  Args:
+    name: 'v5p:4x4x4'.
+  """
+  chip, sizes = name.split(':')
+  axes = [int(n) for n in sizes.split('x')]
+  cubes = all(n % 4 == 0 for n in axes)
+  return sum((2 if (cubes if chip == 'v5p' else n == 16) else 1) for n in axes if n > 1)
+
+
 def amounts(said: str) -> tuple[int, int] | None:
   """Returns how many bytes are needed and how many there are, of what the compiler says when they do not fit."""
   if not (found := _EXCEEDED.search(said)):

@@ -91,8 +91,10 @@ def test_the_command_prints_every_array_and_the_sums_and_what_travels(tmp_path, 
     'dtype': 'float32',
     'shape': [768, 3072],
     'bytes': 9437184,
+    'group': 4,
     'count': 2,
     'times': 24,
+    'sent': 9437184 * 3 / 4,
   } in found['collectives']
   assert len(found['arrays']) == len(rows)
 

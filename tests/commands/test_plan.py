@@ -45,6 +45,28 @@ def test_what_is_sent_counts_a_loop_as_often_as_it_runs():
   assert plan.sent(rows) == {'all-reduce': 121, 'all-gather': 10}
 
 
+def test_sending_takes_what_is_sent_over_all_links_as_often_as_the_step_does_it():
+  rows = [{'sent': 10e9, 'times': 12}, {'sent': 30e9, 'times': 1}]
+  assert plan.sending(rows, 600e9) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+  ('name', 'links'),
+  [
+    ('v5p:2x2x1', 2),
+    ('v5p:2x2x2', 3),
+    ('v5p:2x4x4', 3),  # no whole cube
+    ('v5p:4x4x4', 6),
+    ('v5p:4x8x8', 6),
+    ('v5e:2x4', 2),
+    ('v5e:8x16', 3),
+    ('v6e:16x16', 4),
+  ],
+)
+def test_a_torus_has_more_links_than_a_mesh(name, links):
+  assert topology.links(name) == links
+
+
 def test_a_later_flag_undoes_an_earlier_one():
   assert plan.merged(['--config.mesh.fsdp=2', '-config.seed=1'], ['--config.seed=2', '--config.x=']) == [
     '--config.mesh.fsdp=2',
@@ -212,3 +234,4 @@ def test_the_real_compiler_plans_a_small_step(tmp_path):
   assert found['chips'] == 8
   assert found['sent']['all-reduce'] > 0
   assert 0 < found['estimate']['seconds'] < 1
+  assert 0 < found['estimate']['sending_share'] < 1

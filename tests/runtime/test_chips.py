@@ -47,5 +47,13 @@ def test_a_part_or_a_cut_of_a_chip_is_not_taken_for_it(kind):
   assert chips.peak(kind) is None
 
 
+@pytest.mark.parametrize(
+  ('kind', 'gigabits_of_a_chip', 'links'), [('TPU v5 lite', 1600, 4), ('TPU v5', 4800, 6), ('TPU v6 lite', 3200, 4)]
+)  # fmt: skip
+def test_the_links_of_a_chip_carry_what_its_data_sheet_says(kind, gigabits_of_a_chip, links):
+  assert 8 * chips.link(kind) * links == pytest.approx(gigabits_of_a_chip * 1e9)
+  assert chips.link('NVIDIA H100 80GB HBM3') is None
+
+
 def test_the_measured_peak_is_a_rate():
   assert 1e8 < chips.measured_peak(side=256, times=3) < 1e14
