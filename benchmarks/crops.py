@@ -7,13 +7,14 @@ resize, transpose, division and normalisation in NumPy. Seconds are of the proce
 """
 
 import argparse
-import statistics
+import itertools
 import time
 
 import jax
 import numpy as np
 from PIL import Image
 
+from benchmarks import cases
 from mimic_jax import augment
 
 IMAGES, VIEWS = 64, 2
@@ -37,11 +38,12 @@ def main() -> None:
       flip=0.5, mean=tuple(MEAN), std=tuple(STD),
     )  # fmt: skip
 
-  def ours(turn: int) -> None:
-    views(jax.random.key(turn), pictures).block_until_ready()
+  turns, draw = itertools.count(), np.random.default_rng(1)
 
-  def pillows(turn: int) -> None:
-    draw = np.random.default_rng(turn)
+  def ours() -> None:
+    views(jax.random.key(next(turns)), pictures).block_until_ready()
+
+  def pillows() -> None:
     out = np.empty((IMAGES, VIEWS, given.size, given.size, 3), np.float32)
     for i, picture in enumerate(pictures):
       image = Image.fromarray(picture)
@@ -54,19 +56,8 @@ def main() -> None:
           crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         out[i, v] = (np.asarray(crop, np.float32) / 255.0 - MEAN) / STD
 
-  seconds: dict[str, list[float]] = {'ours': [], 'Pillow': []}
-  for turn in range(given.rounds + 1):
-    for name, run in (('ours', ours), ('Pillow', pillows)):
-      began = time.process_time()
-      run(turn)
-      if turn:
-        seconds[name].append((time.process_time() - began) / (IMAGES * VIEWS))
-  for name, each in seconds.items():
-    print(f'{name:8} {1e6 * statistics.median(each):.0f} µs a crop')
-  ratios = [b / a for a, b in zip(seconds['ours'], seconds['Pillow'], strict=True)]
-  print(
-    f"our speed / Pillow's: median {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f})"
-  )
+  seconds = cases.in_turn({'ours': ours, 'Pillow': pillows}, given.rounds, warm=1, clock=time.process_time)
+  print(cases.compared(seconds, 'µs a crop', 1e6 / (IMAGES * VIEWS)))
 
 
 if __name__ == '__main__':
