@@ -47,7 +47,6 @@ TINY = {
   'mimic': [],
 }  # fmt: skip
 NO_ROOM = ('RESOURCE_EXHAUSTED', 'out of memory', 'OutOfMemoryError')  # as JAX and PyTorch say it
-GOALS = 'mfu: mae B .45, mae L .55, mimic B .40; times_torch: 1.3'
 
 
 def measured(name: str, size: str, how: str, images: int, tiny: bool) -> dict[str, Any]:
@@ -62,20 +61,12 @@ def measured(name: str, size: str, how: str, images: int, tiny: bool) -> dict[st
     flags += ['--config.model.image_size=32', '--config.model.dim=64', '--config.model.depth=2', '--config.model.heads=2', *TINY[name]]  # fmt: skip
     case = case._replace(shape=(1, 32, 32, 3) if name == 'mae' else case.shape)
   stage, learned = cases.stage_of(case, flags)
-  if how == 'torch':
-    take, found = _rival(name, images, learned)
-  else:
-    take, compile_seconds = cases.ours(case, stage, learned)
-    found = {'compile_seconds': compile_seconds}
+  take, found, held = _rival(name, images, learned) if how == 'torch' else _ours(case, stage, learned)
   steps = 1 if tiny else 5
   rounds = cases.in_turn({'row': lambda: take(steps)}, rounds=3 if tiny else 12, warm=2)['row']
   low, middle, high = statistics.quantiles(rounds, n=4, method='inclusive')
   rate = images * steps / middle
-  if how == 'torch':
-    kind, memory = _torch_device()
-  else:
-    device = sharding.make_mesh().devices.flat[0]
-    kind, memory = device.device_kind, chips.peak_memory([device])
+  kind, memory = held()
   return {
     'images': images,
     'images_per_second': rate,
@@ -89,8 +80,23 @@ def measured(name: str, size: str, how: str, images: int, tiny: bool) -> dict[st
   }
 
 
-def _rival(name: str, images: int, learned: Any) -> tuple[Callable[[int], None], dict[str, Any]]:
-  """Returns PyTorch's call, after its first step, and how it was compiled: 'eager', and why, where that can't be done."""
+# What takes so many steps and waits, how it was compiled, and what says the device's name and the most bytes that were held of it.
+Row = tuple[Callable[[int], None], dict[str, Any], Callable[[], tuple[str, int | None]]]
+
+
+def _ours(case: Any, stage: Mapping[str, Any], learned: Any) -> Row:
+  import jax
+
+  from benchmarks import cases
+  from mimic_jax.runtime import chips
+
+  made, device = cases.ours(case, stage, learned), jax.devices()[0]
+  held = lambda: (device.device_kind, chips.peak_memory([device]))  # noqa: E731
+  return made.take, {'compile_seconds': made.compile_seconds}, held
+
+
+def _rival(name: str, images: int, learned: Any) -> Row:
+  """Takes PyTorch's first step, which compiles it; 'how' says 'eager', and why, where that can't be done."""
   import torch
 
   from benchmarks import rivals
@@ -107,16 +113,10 @@ def _rival(name: str, images: int, learned: Any) -> tuple[Callable[[int], None],
     take = rivals.take(name, images, learned, device, fast=True)
     take(1)
     how = f'eager, torch.compile failed: {" ".join(str(e).split())[:300]}'
-  return take, {'compile_seconds': time.perf_counter() - began, 'how': how}
-
-
-def _torch_device() -> tuple[str, int | None]:
-  """Returns PyTorch's device by name, and the most bytes that it held of it."""
-  import torch
-
-  if not torch.cuda.is_available():
-    return 'cpu', None
-  return torch.cuda.get_device_name(), torch.cuda.max_memory_allocated()
+  found = {'compile_seconds': time.perf_counter() - began, 'how': how}
+  if device == 'cpu':
+    return take, found, lambda: ('cpu', None)
+  return take, found, lambda: (torch.cuda.get_device_name(), torch.cuda.max_memory_allocated())
 
 
 def attempts(row: str, tiny: bool) -> Iterator[int]:
@@ -128,33 +128,27 @@ def attempts(row: str, tiny: bool) -> Iterator[int]:
 
 def in_child(row: str, images: int, tiny: bool, seconds: float) -> dict[str, Any]:
   """Measures a row in a process of its own; returns its figures or {'error'}."""
-  command = [
-    sys.executable,
-    '-m',
-    'benchmarks.gpu',
-    '--row',
-    row,
-    '--images',
-    str(images),
-    *['--tiny'] * tiny,
-  ]
-  env = {'XLA_CLIENT_MEM_FRACTION': '.95', **os.environ}
+  command = [sys.executable, '-m', 'benchmarks.gpu', '--row', row, '--images', str(images)]
+  env = {'CUDA_VISIBLE_DEVICES': '0', 'XLA_CLIENT_MEM_FRACTION': '.95', **os.environ}
+  env['JAX_TRACEBACK_FILTERING'] = 'off'  # else the last of what is said is not the error
   if row.endswith('torch'):
     env['JAX_PLATFORMS'] = 'cpu'  # it only counts there
   try:
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=seconds)
+    done = subprocess.run(
+      [*command, *['--tiny'] * tiny], env=env, capture_output=True, text=True, timeout=seconds
+    )
   except subprocess.TimeoutExpired:
     return {'error': 'out of time'}
   if done.returncode:
-    said = done.stderr.strip()
-    return {'error': 'no room' if any(x in said for x in NO_ROOM) else ' '.join(said.splitlines()[-1:])[:500]}
+    full = any(x in done.stderr for x in NO_ROOM)
+    return {'error': 'no room' if full else ' '.join(done.stderr.split())[-400:]}
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def run(file: epath.Path, minutes: float, tiny: bool) -> dict[str, Any]:
   """Measures the rows that a file does not have, until the time is over; returns what it then holds."""
   end = time.monotonic() + 60 * minutes
-  found = json.loads(file.read_text()) if file.exists() else {'goals': GOALS, 'rows': {}}
+  found = json.loads(file.read_text()) if file.exists() else {'rows': {}}
   found['versions'] = cli.installed('jax', 'flax', 'torch', 'transformers')
   rows = found['rows']
   for row in ROWS:
@@ -193,7 +187,7 @@ def main() -> None:
   """Measures the rows, or one of them."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('file', nargs='?', default='gpu.json', type=epath.Path)
-  parser.add_argument('--minutes', type=float, default=9.0, help='after which nothing more is begun')
+  parser.add_argument('--minutes', type=float, default=9.0, help='after which a row under way is cut off')
   parser.add_argument('--tiny', action='store_true', help='small models, to see that it runs')
   parser.add_argument(
     '--row', help='only this one, in this process, printed (what a call makes its processes with)'
