@@ -46,3 +46,20 @@ def _frozen():
   """Takes what a module's tests leave behind, JAX's programs most of all, out of what every collection looks through."""
   yield
   gc.freeze()
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+  """gs:// as a folder (tests/store.py), and an empty cache."""
+  from etils.epath import backend
+  from fsspec.registry import _registry
+
+  from mimic_jax.runtime import remote
+  from tests import store as store_lib
+
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setattr(remote, 'PAUSES', ())
+  for name in store_lib.Store.protocol:
+    monkeypatch.setitem(_registry, name, store_lib.Store)
+  yield store_lib.stand_in(tmp_path / 'store', tmp_path / 'log')
+  backend.fsspec_backend._get_filesystem.cache_clear()

@@ -18,7 +18,7 @@ from typing import Any
 from mimic_jax import defaults
 from mimic_jax.data.arrayrecord import prepared
 from mimic_jax.data.sets import folder
-from mimic_jax.runtime import cli
+from mimic_jax.runtime import cli, remote
 from mimic_jax.runtime.errors import UserError, one_of
 
 DATASETS = ('rafdb', 'ferplus', 'affectnet', 'imagenet', 'folder')
@@ -37,7 +37,7 @@ def prepare(
 
   Args:
     dataset: one of DATASETS.
-    raw: the folder with its pictures.
+    raw: the folder with its pictures; on an object store, too.
     out: the folder of TFDS data sets that it goes to; made where it isn't there.
     name: of the data set; '' = `dataset`.
     splits: to write; () = the release's, or of a folder those that are there.
@@ -55,6 +55,7 @@ def prepare(
   name = name or dataset
   if not re.fullmatch(r'[a-z][a-z0-9_]*', name):
     raise UserError(f"--name is '{name}'; expected small letters, digits and '_', a letter first")
+  raw = remote.fetched(raw, '--raw')
   if not raw or not os.path.isdir(raw):
     raise UserError(f"--raw '{raw}' is not a folder; expected the one that holds the pictures of {dataset}")
   splits = [_canonical(s) for s in splits] or builders.splits_of(dataset, raw)

@@ -9,10 +9,13 @@ from typing import Any
 from mimic_jax.data import classes, selection, sets
 from mimic_jax.data.options import OF_SOME, defaults
 from mimic_jax.data.source import Cached, Concat, Source
+from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError, one_of
+from mimic_jax.runtime.files import is_remote
 
 # Those of data/sets: each has `build(root, split, options) -> Source` and is imported when its name is asked for, since one
-# source's needs are not another's. It may have READS, fields of options.OF_SOME, and WHOLE, see `whole`.
+# source's needs are not another's. It may have READS, fields of options.OF_SOME; WHOLE, see `whole`; and
+# `fetch(root, split, options) -> str`, which brings what a split needs of a remote root here, where that is less than all of it.
 SOURCES = sorted(m.name for m in pkgutil.iter_modules(sets.__path__) if not m.name.startswith('_'))
 
 
@@ -89,7 +92,13 @@ def _named(source: str, root: str) -> list[tuple[str, str]]:
 
 
 def _one(name: str, path: str, split: str, options: Mapping[str, Any]) -> Source:
-  part = _module(name).build(path, split, options)
+  module = _module(name)
+  if is_remote(path):
+    if hasattr(module, 'fetch'):
+      path = module.fetch(path, split, options)
+    else:
+      path = remote.fetched(path, 'data.root')
+  part = module.build(path, split, options)
   return Cached(part) if options.get('cache', False) else part
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 from etils import epath
 
-from mimic_jax.runtime import distributed
+from mimic_jax.runtime import distributed, files
 
 AUTO = 'auto'  # mimic_jax/compile in the user's cache folder
 KEPT_SECONDS = 30 * 86400  # after which a program is compiled anew, so that the folder does not grow for ever
@@ -54,7 +54,7 @@ def keep(where: str, run: str, say: Callable[[str], None]) -> None:
 def _opened(where: str, run: str) -> dict[str, str]:
   """Returns the folder, a file just made in it, and why it can't be written, '' when it can."""
   if where == AUTO:
-    where = os.path.join(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'mimic_jax', 'compile')
+    where = os.path.join(files.cache_folder(), 'compile')
   where = os.path.expanduser(where)
   if where.startswith('~'):
     return {'folder': '', 'why': f'{where} can not be written (there is no home folder)'}

@@ -38,6 +38,11 @@ def is_remote(path: os.PathLike | str) -> bool:
   return '://' in os.fspath(path)
 
 
+def cache_folder() -> str:
+  """Returns the user's folder for what can be made or fetched again; it begins with '~' where there is no home."""
+  return os.path.join(os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache'), 'mimic_jax')
+
+
 def write_whole(path: epath.Path, content: str | bytes) -> None:
   """Writes text or bytes so that a reader sees the old file or the new one, never a part."""
   data = content if isinstance(content, bytes) else content.encode('utf-8', 'surrogateescape')

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import defaults, models, objectives, weights
-from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.runtime import checkpoint, remote, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, sizes
 from mimic_jax.training import step as step_lib
@@ -109,7 +109,8 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) 
     UserError: when there is no checkpoint, it has no average, is damaged, not of this version's form or has values that are not
       finite; when weights have no classifier.
   """
-  if _is_published(epath.Path(path).expanduser()):
+  given = epath.Path(path).expanduser()
+  if remote.patiently(lambda: _is_published(given), f"{field} is '{path}'"):
     return _published(os.path.expanduser(path), mesh, field, ema)
   folder, step = locate(path, field)
   where = f'{folder}/{step}'

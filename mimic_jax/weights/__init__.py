@@ -18,8 +18,9 @@ from etils import epath
 
 from mimic_jax.data import classes
 from mimic_jax.models import vit
-from mimic_jax.runtime import checkpoint
+from mimic_jax.runtime import checkpoint, remote
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.runtime.files import is_remote
 from mimic_jax.weights import facts as facts_lib
 from mimic_jax.weights import files, layouts, pytorch
 
@@ -68,13 +69,19 @@ def read(path: str, field: str) -> Weights:
   """Reads initial weights.
 
   Args:
-    path: a run's folder, a checkpoint, a weight file, a model folder.
+    path: a run's folder, a checkpoint, a weight file, a model folder; on an object store, too.
     field: the config's field that holds the path, for errors.
 
   Raises:
     UserError: when there is nothing there, nothing that is known, or it is damaged, holds code, or is of another kind of
       architecture than ours.
   """
+  if is_remote(path):  # what was fetched of it need not be fetched again
+    return remote.patiently(lambda: _read(path, field), f"{field} is '{path}'")
+  return _read(path, field)
+
+
+def _read(path: str, field: str) -> Weights:
   where = epath.Path(path)
   if not where.exists():
     raise UserError(f"{field} is '{path}', which does not exist; expected {EXPECTED}")

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import pathlib
 import pickle
 import re
 import struct
@@ -20,6 +21,7 @@ import numpy as np
 import safetensors
 from etils import epath
 
+from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError, short
 from mimic_jax.weights import pytorch
 
@@ -85,9 +87,10 @@ def open_weights(path: epath.Path, field: str) -> Contents | None:
 
 def _container(path: epath.Path, field: str) -> str | None:
   """Returns a file's format by its first bytes; None when it is none of those read here."""
-  if not path.is_file():  # a pipe, say: reading it might wait for ever
+  here = remote.fetched(str(path), field)
+  if not os.path.isfile(here):  # a pipe, say: reading it might wait for ever
     raise UserError(f"{field} is '{path}', which is no file; expected weights")
-  with path.open('rb') as f:
+  with open(here, 'rb') as f:
     head = f.read(32)
   if not head:
     raise UserError(f"{field} is '{path}', which is empty; expected weights")
@@ -125,26 +128,26 @@ def _open_folder(path: epath.Path, field: str) -> Contents | None:
     else:
       continue
     if contents is not None:
-      config, said_in = _config(path)
+      config, said_in = _config(path, field)
       return dataclasses.replace(contents, path=path, config=config, said_in=said_in)
   return None
 
 
-def _config(folder: epath.Path) -> tuple[dict[str, Any], dict[str, epath.Path]]:
+def _config(folder: epath.Path, field: str) -> tuple[dict[str, Any], dict[str, epath.Path]]:
   """Returns what a model folder's config files say, in one, and which of them says it."""
   config, said_in = {}, {}
   for file in (folder / name for name in CONFIG_FILES):
     if file.exists():
-      read = _json(file)
+      read = _json(file, field)
       if isinstance(read, Mapping):
         config |= read
         said_in |= dict.fromkeys(read, file)
   return config, said_in
 
 
-def _json(file: epath.Path) -> Any:
+def _json(file: epath.Path, field: str) -> Any:
   try:
-    return json.loads(file.read_text())
+    return json.loads(pathlib.Path(remote.fetched(str(file), field)).read_text('utf-8'))
   except (ValueError, RecursionError) as e:  # ValueError also for what is not UTF-8
     raise UserError(
       f'{file} is no JSON ({short(e)}); expected the file that was saved with the weights'
@@ -153,7 +156,7 @@ def _json(file: epath.Path) -> Any:
 
 def _open_shards(index: epath.Path, field: str) -> Contents:
   """Reads the files that an index names; every tensor that it lists must be there."""
-  listed = _listed(index)
+  listed = _listed(index, field)
   files = [index.parent / name for name in sorted(set(listed.values()))]
   for file in files:
     if not file.exists():
@@ -179,9 +182,9 @@ def _open_shards(index: epath.Path, field: str) -> Contents:
   return contents
 
 
-def _listed(index: epath.Path) -> dict[str, str]:
+def _listed(index: epath.Path, field: str) -> dict[str, str]:
   """Returns an index's tensor -> file; the files stand beside it."""
-  read = _json(index)
+  read = _json(index, field)
   if not isinstance(read, Mapping):
     raise UserError(f"{index} is a JSON {type(read).__name__}; expected an object with a 'weight_map'")
   if not read.get('weight_map'):
@@ -210,7 +213,7 @@ def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> 
   for file in files:
     name = ''
     try:
-      with safetensors.safe_open(_local(file, field), framework='np') as f:
+      with safetensors.safe_open(remote.fetched(str(file), field), framework='np') as f:
         for name in f.keys():  # noqa: SIM118  (it is no dict)
           tensors[name] = f.get_tensor(name)
           dtypes[name] = tensors[name].dtype.name
@@ -225,12 +228,6 @@ def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> 
   return Contents(path, SAFETENSORS, tensors, dtypes)
 
 
-def _local(path: epath.Path, field: str) -> str:
-  if '://' in str(path):
-    raise UserError(f"{field} is '{path}'; expected a file on this machine: copy it here first")
-  return str(path)
-
-
 def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
   """Has a process of its own read a PyTorch file, so that this one, which may hold a GPU, never imports PyTorch."""
   if importlib.util.find_spec('torch') is None:
@@ -238,7 +235,7 @@ def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
       f"{field}: '{path}' is a PyTorch file, and PyTorch is not installed; expected `pip install torch` (its CPU build "
       'will do), or the same weights as safetensors'
     )
-  command = [sys.executable, '-P', pytorch.__file__, _local(path, field), container, field]
+  command = [sys.executable, '-P', pytorch.__file__, remote.fetched(str(path), field), container, field]
   paths = os.pathsep.join(os.path.abspath(p) for p in sys.path)
   with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': paths}) as reader:
     try:

@@ -1,5 +1,7 @@
 """Labels in tables: what is read, and what is wrong with a table named by file and line."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -60,6 +62,13 @@ def test_splits_are_tables_of_their_own_or_a_column(root):
     UserError, match=r"no split 'test' in .*, whose tables have train, valid; expected one of them"
   ):
     read(root / 'other', 'test')
+
+
+def test_a_table_in_an_object_store_comes_with_its_pictures(root, store):
+  table(root, 'id,label\na.png,x\ndeep/c.png,y', 'any.csv')
+  expected = read(root / 'any.csv')
+  shutil.copytree(root, store.folder / 'bucket')
+  assert read('gs://bucket/any.csv') == expected
 
 
 def test_a_table_without_a_valid_split_has_one_held_out(rng, root):

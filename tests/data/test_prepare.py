@@ -260,6 +260,44 @@ def test_splits_go_by_synonyms_sums_and_slices(rng, tmp_path, monkeypatch):
     s.label(len(s))
 
 
+def test_a_set_in_an_object_store_gives_the_same_batches_and_brings_only_its_splits_shards(
+  rng, store, monkeypatch
+):
+  bucket = store.folder / 'bucket'
+  write_folder(rng, bucket / 'raw', train=17, valid=5)
+  monkeypatch.setattr(builders, 'SHARD_BYTES', 1 << 11)
+  for name in ('one', 'another'):
+    prepare.prepare('folder', 'gs://bucket/raw', str(bucket / 'sets'), name=name)
+  assert {name for name, _ in store.said('read')} == {
+    str(p.relative_to(store.folder)) for p in (bucket / 'raw').rglob('*.*')
+  }
+  theirs = data.build('tfds', str(bucket / 'sets'), 'train', {'name': 'one'})
+  ours = data.build('tfds', 'gs://bucket/sets', 'train', {'name': 'one'})
+  read = {pathlib.Path(name) for name, _ in store.said('read')}
+  shards_read = {p.name for p in read if p.suffix not in ('.json', '.txt')}
+  place = bucket / 'sets' / 'one' / '1.0.0'
+  assert shards_read == {p.name for p in place.glob('*train*')}
+  assert len({p.parent.parent.name for p in read if p.name in shards_read}) == 1
+  assert_same_batches(train_batches(ours), train_batches(theirs), 3)
+  folders = [data.build('folder', root, 'valid', {}) for root in ('gs://bucket/raw', str(bucket / 'raw'))]
+  assert_same_batches(*map(eval_batches, folders), 1)
+  again = data.build('tfds', 'gs://bucket/sets', 'train', {'name': 'one'})
+  assert (again.record(), store.read()) == (ours.record(), 0)
+
+
+def test_a_shard_that_the_store_lacks_or_holds_cut_short_is_named(rng, store):
+  sets = store.folder / 'bucket' / 'sets'
+  write_folder(rng, store.folder / 'raw')
+  place = pathlib.Path(prepare.prepare('folder', str(store.folder / 'raw'), str(sets)))
+  shard = next(place.glob('*train.array_record*'))
+  shard.write_bytes(shard.read_bytes()[:-1])
+  assert f'{shard.name}: has {shard.stat().st_size} bytes; expected' in unread(
+    'gs://bucket/sets', name='folder'
+  )
+  shard.unlink()
+  assert f'{shard.name}: does not exist' in unread('gs://bucket/sets', name='folder')
+
+
 def test_a_name_that_is_no_text_survives(rng, tmp_path):
   raw = tmp_path / 'raw'
   draw(rng, raw / 'train' / 'a' / 'x.png')

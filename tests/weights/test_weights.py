@@ -782,6 +782,44 @@ def test_a_model_folder_prefers_safetensors_and_refuses_two_models(rng, tmp_path
     weights.read(str(tmp_path), 'x')
 
 
+def test_weights_in_an_object_store_are_read_once(rng, store):
+  bucket = store.folder / 'bucket'
+  (bucket / 'model').mkdir(parents=True)
+  state = timm_encoder(rng)
+  halves = dict(list(state.items())[::2]), dict(list(state.items())[1::2])
+  for k, half in enumerate(halves):
+    save_safetensors(bucket / 'model' / f'{k}.safetensors', half)
+  listed = {name: f'{k}.safetensors' for k, half in enumerate(halves) for name in half}
+  (bucket / 'model' / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': listed}))
+  (bucket / 'model' / 'preprocessor_config.json').write_text('{"image_mean": [0.5, 0.5, 0.5]}')
+  (bucket / 'model' / 'tf_model.h5').write_bytes(b'not ours')
+  save_safetensors(bucket / 'one', state)
+  for name, fails in (('model', [ConnectionError('reset')] * 2), ('one', [])):
+    store.failures = fails
+    read = weights.read(f'gs://bucket/{name}', 'config.init')
+    here = weights.read(str(bucket / name), 'x')
+    assert read.origin == f'gs://bucket/{name}'
+    assert (
+      read.facts['mean' if name == 'model' else 'dim'] == here.facts['mean' if name == 'model' else 'dim']
+    )
+    assert read.tensors.keys() == here.tensors.keys()
+    for tensor in here.tensors:
+      np.testing.assert_array_equal(read.tensors[tensor], here.tensors[tensor])
+    asked = {file for file, _ in store.said('read')}
+    assert 'bucket/model/tf_model.h5' not in asked
+    weights.read(f'gs://bucket/{name}', 'config.init')
+    assert store.read() == 0
+  with pytest.raises(
+    UserError, match=r"^config.init is 'gs://bucket/no', which does not exist; expected a run's"
+  ):
+    weights.read('gs://bucket/no', 'config.init')
+  store.failures = [PermissionError('not yours')]
+  with pytest.raises(
+    UserError, match=r"^config.init is 'gs://bucket/one', which can't be read \(PermissionError: not"
+  ):
+    weights.read('gs://bucket/one', 'config.init')
+
+
 # ---- what is wrong with a file
 
 

@@ -15,6 +15,7 @@ from mimic_jax.data.sets.folder import SPLITS
 from mimic_jax.runtime.errors import READ_ERRORS, UserError, nearest
 
 INFO = 'dataset_info.json'
+DESCRIBING = ('.json', '.txt')  # endings of what stands beside the shards: features, names of classes
 ARRAY_RECORD = 'array_record'
 ID_FEATURES = ('id', 'file_name', 'filename', 'image/filename', 'image_id')  # text that may name a picture
 _MOST_LISTED = 12  # data sets in a message

@@ -23,6 +23,7 @@ import numpy as np
 from mimic_jax.data import files as files_lib
 from mimic_jax.data.faces import alignment
 from mimic_jax.runtime.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.files import cache_folder
 
 CLASS_NAMES = ('neutral', 'happy', 'sad', 'surprise', 'fear', 'disgust', 'anger', 'contempt')
 EXPRESSIONS = (*CLASS_NAMES, 'none', 'uncertain', 'non-face')
@@ -145,9 +146,8 @@ def _stamp(place: str, stamp: list[int]) -> list:
 
 def cache_file(place: str) -> str:
   """Returns where the index of a folder or table is kept."""
-  base = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
   key = hashlib.sha256(os.path.realpath(place).encode('utf-8', 'surrogateescape')).hexdigest()[:20]
-  return os.path.join(base, 'mimic_jax', f'affectnet-{key}.npz')
+  return os.path.join(cache_folder(), f'affectnet-{key}.npz')
 
 
 def _cached(place: str, stamp: list[int], read: Callable[[], Index]) -> Index:

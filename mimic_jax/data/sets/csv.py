@@ -24,6 +24,7 @@ from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
 from mimic_jax.data.files import Files
 from mimic_jax.data.sets import folder
+from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError
 
 READS = ('held_out',)
@@ -86,6 +87,15 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     **about,
   }
   return Files(place, ids, ids, labels, class_names, record, options.get('max_pixels', 50_000_000))
+
+
+def fetch(root: str, split: str, options: Mapping[str, Any]) -> str:
+  """Brings a table and what lies beside it and below here, or a folder with tables; returns where it is."""
+  del split, options
+  place, _, name = root.rstrip('/').rpartition('/')
+  if name.lower().endswith('.csv'):
+    return os.path.join(remote.fetched(place, 'data.root'), name)
+  return remote.fetched(root, 'data.root')
 
 
 def _splits(root: str) -> tuple[str, dict[str, list[Row]]]:

@@ -26,6 +26,7 @@ from mimic_jax.data.arrayrecord.prepared import Index
 from mimic_jax.data.arrayrecord.tfds_sets import Features, Part
 from mimic_jax.data.faces import alignment
 from mimic_jax.data.options import defaults
+from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError
 
 READS = ('classes', 'name')  # of options.OF_SOME
@@ -231,6 +232,26 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Tfds:
   shape = builder.info.features[features.image].shape
   shape = None if None in shape[:2] else (*shape[:2], 3)
   return Tfds(place, expression, parts, features, names, shape, False, record, max_pixels)
+
+
+def fetch(root: str, split: str, options: Mapping[str, Any]) -> str:
+  """Brings the shards of a split here, in whole, and what describes the set; returns where they lie.
+
+  With a global shuffle the first batch already has pictures of most shards, and each host reads rows of every batch: it
+  needs all shards of a split and none of another.
+
+  Raises:
+    UserError: as `build`, and as remote.fetched.
+  """
+  here = remote.fetched(root, 'data.root', lambda name: name.endswith(sets.DESCRIBING))
+  place = sets.find(here, options.get('name', ''))
+  info = sets.builder_of(place).info
+  names = {part.split for part in sets.parts_of(info, split, place)[1]}
+  needed = [path for name in names for path in info.splits[name].filepaths]
+  needed += [prepared.index_path(place, name) for name in names]
+  needed = {os.path.relpath(path, here) for path in needed}
+  remote.fetched(root, 'data.root', needed.__contains__)
+  return here
 
 
 def _joined(parts: Sequence[tuple[Index, Part]]) -> Index:
