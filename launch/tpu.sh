@@ -5,7 +5,7 @@
 #   launch/tpu.sh run [flags] -- python -m mimic_jax.main --config CONFIG --workdir gs://BUCKET/FOLDER [...]
 #
 #   launch/tpu.sh run --name=mimic --zone=us-east5-b --type=v6e-16 --spot -- \
-#       python -m mimic_jax.main --config pretrain_imagenet1k:vitb16 --config.data.root=/mnt/data/imagenet --workdir gs://b/in1k
+#       python -m mimic_jax.main --config pretrain_imagenet1k:vitb16 --config.data.root=gs://b/tfds --workdir gs://b/in1k
 #
 # The folder of the run must outlive the slice and be seen by all its machines: gs://…, or a shared disk that they mount.
 #
