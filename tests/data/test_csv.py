@@ -46,6 +46,11 @@ def test_pictures_and_labels_are_read_by_the_names_of_the_columns(root, ends, en
   assert (record['count'], record['class_counts']) == (3, {'böse': 1, 'glad': 2})
 
 
+def test_copies_are_looked_for_among_all_pictures_of_a_table(root):
+  table(root, 'id,label\na.png,x\nb.png,y')
+  assert len(data.whole('csv', str(root), 'train', {})) == 2
+
+
 def test_splits_are_tables_of_their_own_or_a_column(root):
   table(root, 'id,label\na.png,x\nb.png,y', 'Train.csv')
   table(root, 'id,label\ndeep/c.png,y', 'val.csv')

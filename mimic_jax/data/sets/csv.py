@@ -28,7 +28,7 @@ from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError
 
 READS = ('held_out',)
-WHOLE = 'labels.csv'
+TABLE = 'labels.csv'
 
 
 class Row(NamedTuple):
@@ -117,10 +117,10 @@ def _splits(root: str) -> tuple[str, dict[str, list[Row]]]:
   }
   if any(tables.values()):
     return root, {split: _rows(table, split)[split] for split, table in tables.items() if table}
-  if WHOLE in here:
-    return root, _rows(here[WHOLE])
+  if TABLE in here:
+    return root, _rows(here[TABLE])
   raise UserError(
-    f"no table in '{root}': looked for train.csv or {WHOLE}; expected one with the columns id and label"
+    f"no table in '{root}': looked for train.csv or {TABLE}; expected one with the columns id and label"
   )
 
 
