@@ -120,8 +120,8 @@ def speed(stage: Stage) -> str:
   ]
   if is_number(held.get('mfu')):
     parts.append(f'MFU {percent(held["mfu"], 1)}')
-  if is_number(held.get('input_wait')):
-    parts.append(f'waiting for input {percent(held["input_wait"], 1)} of the time')
+  if is_number(held.get('input_overhead')):
+    parts.append(f'{held["input_overhead"]:.2f} × the time without waiting for input')
   if is_number(held.get('peak_memory_bytes')):
     parts.append(f'at most {held["peak_memory_bytes"] / 2**30:.1f} GiB on a device')
   return ' · '.join(parts)

@@ -55,10 +55,11 @@ def _usual_rate(folder: epath.Path) -> float | None:
 def _speed(run: Stage, meta: Mapping[str, Any]) -> dict[str, float | int | None]:
   """Returns how fast a stage trained; what is not known is None."""
   rate, stepping = _usual_rate(run.folder), meta.get('stepping', {})
+  computing = stepping['seconds'] - stepping['waited'] if stepping else 0
   return {
     'images_per_second': rate,
     **speed.figures(rate, run.objective, run.mesh),
-    'input_wait': stepping['waited'] / stepping['seconds'] if stepping.get('seconds') else None,
+    'input_overhead': stepping['seconds'] / computing if computing > 0 else None,
     'peak_memory_bytes': chips.peak_memory(run.mesh.devices.flat),
   }
 

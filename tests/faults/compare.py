@@ -18,7 +18,7 @@ TIMES = (
   'images_per_second',
   'model_tflops_per_second',
   'mfu',
-  'input_wait',
+  'input_overhead',
   'peak_memory_bytes',
 )
 ARRAYS = ('params', 'rest', 'opt_state')
