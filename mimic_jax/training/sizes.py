@@ -8,6 +8,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import defaults, models, weights
+from mimic_jax.models import resnet
 from mimic_jax.runtime import distributed
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import workdir
@@ -60,11 +61,13 @@ def model_section(model: ConfigDict, sizes: Mapping[str, Any], where: str) -> Co
   usual = defaults.encoder()
   _fill(model, {**usual, 'preset': models.INIT, 'image_size': 0}, sizes)
   model.image_size = model.image_size or usual.image_size  # a ResNet's file does not say it
-  absent = [k for k in SHAPE if model.preset == models.INIT and not model[k]]
-  if absent or not model.preset:
-    what = f'its {", ".join(absent)}' if absent else 'which ResNet it is'
-    flags = ' '.join(f'--config.model.{k}=' for k in absent or ['preset'])
-    raise UserError(f'{where} does not show {what}; expected {flags} with it')
+  if not model.preset:
+    raise UserError(
+      f'{where} is a ResNet of other blocks than {" and ".join(resnet.PRESETS)} have; expected one of them'
+    )
+  if absent := [k for k in SHAPE if model.preset == models.INIT and not model[k]]:
+    flags = ' '.join(f'--config.model.{k}=' for k in absent)
+    raise UserError(f'{where} does not show its {", ".join(absent)}; expected {flags} with it')
   return model
 
 

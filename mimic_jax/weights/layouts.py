@@ -168,6 +168,8 @@ def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args:
   has = {w: f'{prefix}{w}.weight' in tensors for w in ('decoder_embed', 'fc_norm', 'norm', 'head')}
   if prefix.endswith('base_encoder.'):
     return 'MoCo v3'
+  if place == 'teacher':
+    return 'DINO'
   if taps:
     return 'LocalMIM'
   if (
@@ -244,12 +246,16 @@ def _resnet(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bo
 # Parts of tensors' names -> whose they are, of encoders that are not read.
 OTHERS = {
   'visual.transformer.resblocks': 'CLIP',
-  'vision_model.encoder.layers': 'CLIP or SigLIP as Hugging Face writes it',
+  'attnpool.': "CLIP's ResNet",
+  '.conv1_1x1.': "timm's ByobNet (CLIP's ResNets, RegNet)",
+  'norm_pre.': "timm's CLIP",
+  'conv1.0.weight': "timm's ResNet-C or -D",
+  'encoder.layers.0.layer_norm1': 'CLIP or SigLIP as Hugging Face writes it',
   '.mlp.w12': "DINOv2's largest, whose MLPs are SwiGLU,",
   '.mlp.weights_in': "DINOv2's largest, whose MLPs are SwiGLU,",
   'relative_position_bias': 'BEiT',
   'rel_pos_bias': 'BEiT',
-  '.gamma_1': 'BEiT or CaiT',
+  '.gamma_1': 'BEiT, CaiT or DINOv3',
   'backbone.layers.0.ln1': 'mmpretrain',
   'layers.0.blocks.0.attn': 'Swin',
   'stages.0.': 'ConvNeXt',
@@ -267,7 +273,8 @@ def whose(tensors: Iterable[str]) -> str:
 def foreign(tensors: Iterable[str], layout: Layout) -> str | None:
   """Returns the first tensor that makes this another architecture than ours: in a block, or a token of its own."""
   if not layout.stacks:  # a ResNet's blocks: each has convolutions, norms and perhaps a projection
-    odd = re.compile(rf'{re.escape(layout.encoder)}layer\d\.\d+\.(?!conv\d\.|bn\d\.|downsample\.)')
+    block = r'layer\d\.\d+\.(?!conv\d\.|bn\d\.|downsample\.)'
+    odd = re.compile(rf'{re.escape(layout.encoder)}({block}|conv1\.\d|conv2\.|attnpool\.)')
     return next((name for name in tensors if odd.match(name)), None)
   root = layout.stacks[0]
   known = {t for spellings in layout.names.values() for t in spellings if t.startswith(root)}

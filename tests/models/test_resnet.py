@@ -59,6 +59,7 @@ def test_published_weights_give_pytorchs_features(rng, tmp_path, preset, stem):
   target = {f'encoder/{k}': v for t in (params, rest) for k, v in checkpoint.flatten(t).items()}
   fitted, account = weights.fit(read, target, lambda path: 'needed', 'init')
   assert account['unused'] == ['fc.bias', 'fc.weight']
+  np.testing.assert_array_equal(read.tensors['classifier/fc/kernel'], state['fc.weight'].T)
   given = {k.removeprefix('encoder/'): v for k, v in fitted.items()}
   params, rest = (checkpoint.nest({k: given[k] for k in checkpoint.flatten(t)}) for t in (params, rest))
   x = rng.normal(size=(8, 64, 64, 3)).astype(np.float32)

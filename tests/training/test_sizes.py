@@ -152,6 +152,12 @@ def test_a_resnet_is_known_by_its_blocks_and_its_stem(tmp_path, preset, stem, si
   config = taken(f'--config.init={tmp_path / "w"}', f'--config.model.image_size={size}')
   assert (config.model.preset, config.model.stem, config.model.image_size) == (preset, stem, size or 224)
   objectives.make(config.finetune, config.model, ('a', 'b'), 'objective')
+  state = {k: v for k, v in net.state_dict().items() if not k.startswith('layer2.1.')}
+  save_file({k: v.numpy() for k, v in state.items()}, tmp_path / 'w')
+  with pytest.raises(
+    UserError, match='w is a ResNet of other blocks than resnet18 and resnet50 have; expected one'
+  ):
+    taken(f'--config.init={tmp_path / "w"}')
 
 
 def test_a_run_of_ours_gives_its_sizes(tmp_path):

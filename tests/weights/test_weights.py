@@ -873,12 +873,19 @@ def test_dinos_teacher_is_read_of_student_and_teacher(rng, tmp_path):
   student, teacher = (
     {f'backbone.{k}': torch.from_numpy(v) for k, v in timm_encoder(rng).items()} for _ in range(2)
   )
+  teacher['head.last_layer.weight_g'] = torch.ones(5, 1)
   torch.save(
     {'student': {f'module.{k}': v for k, v in student.items()}, 'teacher': teacher, 'epoch': 3},
     tmp_path / 'w',
   )
   found = weights.read(str(tmp_path / 'w'), 'config.init')
-  np.testing.assert_array_equal(found.tensors['encoder/cls_token'], teacher['backbone.cls_token'].numpy())
+  assert found.kind == 'DINO, a moving average of the weights'
+  assert found.unused == ["['student']", 'head.last_layer.weight_g']
+  model, _ = start(str(tmp_path / 'w'), mimic_objective(**{'head.pool': 'cls'}))
+  images = rng.normal(size=(3, 32, 32, 3)).astype(np.float32)
+  state = {k.removeprefix('backbone.'): v.numpy() for k, v in teacher.items()} | pair(rng, 'head', 3, DIM)
+  features, _ = torch_vit(torch, state, images, 'cls')
+  np.testing.assert_allclose(model.features(jnp.asarray(images)), features, atol=1e-4)
 
 
 @pytest.mark.parametrize('key', ['model_ema', 'ema'])
@@ -1002,6 +1009,51 @@ def test_a_vit_of_another_kind_is_refused_by_what_it_has_beyond_ours(rng, tmp_pa
   state = {**timm_encoder(rng), extra: np.zeros((1, 1, DIM), np.float32)}
   save_safetensors(tmp_path / 'w', state)
   refused(tmp_path / 'w', rf"another architecture: it has '{re.escape(extra)}'")
+
+
+@pytest.mark.parametrize('kind', ['CLIPModel', 'CLIPVisionModel', 'BeitModel', 'CLIPVisionModel in memory'])
+def test_what_transformers_writes_of_clip_and_beit_is_refused_by_name(transformers, tmp_path, kind):
+  import torch
+
+  sizes = {
+    'image_size': 16,
+    'patch_size': 8,
+    'hidden_size': 8,
+    'num_hidden_layers': 1,
+    'num_attention_heads': 2,
+  }
+  name = kind.split()[0]
+  if 'CLIP' in name:
+    config = transformers.CLIPVisionConfig(**sizes, intermediate_size=16)
+    if name == 'CLIPModel':
+      text = transformers.CLIPTextConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+      config = transformers.CLIPConfig(text_config=text.to_dict(), vision_config=config.to_dict())
+  else:
+    config = transformers.BeitConfig(**sizes, intermediate_size=16, use_relative_position_bias=True)
+  with torch.no_grad():
+    reference = getattr(transformers, name)(config)
+  if kind == name:
+    reference.save_pretrained(tmp_path)
+  else:
+    save_safetensors(
+      tmp_path / 'model.safetensors', {k: v.numpy() for k, v in reference.state_dict().items()}
+    )
+  refused(tmp_path, f', as {"CLIP" if "CLIP" in kind else "BEiT"}.* has it; expected')
+
+
+@pytest.mark.parametrize(
+  ('who', 'names'),
+  [
+    ('CLIP', ['visual.class_embedding', 'visual.conv1.weight', 'visual.transformer.resblocks.0.attn.in_proj_weight']),
+    ("CLIP's ResNet", ['visual.conv1.weight', 'visual.bn1.weight', 'visual.layer1.0.conv1.weight', 'visual.attnpool.c_proj.bias']),
+    ("timm's CLIP", ['cls_token', 'pos_embed', 'norm_pre.weight', 'blocks.0.norm1.weight']),
+    ('BEiT', ['cls_token', 'blocks.0.norm1.weight', 'blocks.0.gamma_1', 'blocks.0.attn.relative_position_bias_table']),
+    ("timm's ResNet-C or -D", ['conv1.0.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.bn2.weight']),
+  ],
+)  # fmt: skip
+def test_other_image_encoders_are_refused_by_name_though_some_of_their_names_are_ours(tmp_path, who, names):
+  save_safetensors(tmp_path / 'w', {name: np.zeros((1, 2), np.float32) for name in names})
+  refused(tmp_path / 'w', f', as {who} has it; expected')
 
 
 def test_position_tables_that_are_not_square_are_refused(rng, tmp_path):
