@@ -27,6 +27,8 @@ ALL = [
   'pretrain_imagenet1k:vitl16',
   'pretrain_folder:small',
   'finetune_folder:small',
+  'finetune_folder:vits16,csv',
+  'finetune_folder:init,scl',
   'finetune_ferplus:vitb16',
   'finetune_ferplus:vitl16',
   'finetune_ferplus:small',

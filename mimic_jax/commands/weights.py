@@ -179,6 +179,7 @@ def main(argv: Sequence[str]) -> None:
   model = _own_model(found.facts)
   for title, stage, names in _own_stages(found):
     print(f'\n{title}, of a model of these sizes')
+    stage.drop_path = 0.0  # which a ResNet has not, and no tensor shows
     try:
       print(account_of(found, stage, model, names, 'config.stage'))
     except UserError as e:

@@ -179,12 +179,11 @@ class Objective(base.Objective):
   @classmethod
   def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
     """Fine-tuning with a fresh head and, where the file has one, with its own."""
-    del facts
     uses = [('fine-tuning, global pooling', cls.defaults())]
     if 'classifier/fc/kernel' in tensors:
       s = cls.defaults()
       s.init_head = True
-      s.head.pool = 'gap' if 'fc_norm/scale' in tensors else 'cls'
+      s.head.pool = 'gap' if 'fc_norm/scale' in tensors or facts.get('stem') else 'cls'
       uses.append((f'fine-tuning with init_head, head.pool={s.head.pool}', s))
     return uses
 

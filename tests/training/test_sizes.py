@@ -146,12 +146,17 @@ def test_what_the_config_says_stays(rng, tmp_path, flags, field, value):
 
 
 @pytest.mark.parametrize(('preset', 'stem', 'size'), [('resnet18', '3x3', 0), ('resnet50', '7x7', 64)])
-def test_a_resnet_is_known_by_its_blocks_and_its_stem(tmp_path, preset, stem, size):
+def test_a_resnet_is_known_by_its_blocks_and_its_stem(tmp_path, capsys, preset, stem, size):
   net = peers.torch_resnet(pytest.importorskip('torch'), *resnet.PRESETS[preset], stem == '3x3')
   save_file({k: v.numpy() for k, v in net.state_dict().items()}, tmp_path / 'w')
   config = taken(f'--config.init={tmp_path / "w"}', f'--config.model.image_size={size}')
   assert (config.model.preset, config.model.stem, config.model.image_size) == (preset, stem, size or 224)
   objectives.make(config.finetune, config.model, ('a', 'b'), 'objective')
+  main.main(['weights', 'inspect', str(tmp_path / 'w')])
+  pretraining, *uses = capsys.readouterr().out.split('of a model of these sizes')[1:]
+  assert 'can not       config.model.preset' in pretraining
+  assert len(uses) == 2
+  assert not [told for told in uses if 'can not' in told]
   state = {k: v for k, v in net.state_dict().items() if not k.startswith('layer2.1.')}
   save_file({k: v.numpy() for k, v in state.items()}, tmp_path / 'w')
   with pytest.raises(
