@@ -171,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
   if config is not None:
     name = config_lib.stages(config)[0]
     if config.model.preset == models.INIT:
-      config = sizes.filled(config, sizes.of_weights(config, found.facts, f'FILE: {found.origin}'))
+      config = sizes.filled(config, sizes.of_weights(config, found.facts, found.origin))
     stage = config[name]
     print(f'\nconfig.{name}, {stage.objective}')
     print(account_of(found, stage, config.model, _class_names(stage), f'config.{name}'))

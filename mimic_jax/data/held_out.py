@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ def part(
   paths: Sequence[str],
   labels: np.ndarray,
   class_names: Sequence[str],
-  options: dict[str, Any],
+  options: Mapping[str, Any],
 ) -> tuple[np.ndarray, dict[str, Any]]:
   """Divides the pictures of a training split.
 
@@ -48,17 +48,17 @@ def part(
     raise UserError(
       f'{said} {count} of its {len(held)} pictures; expected some on both sides: another share, or a split of your own'
     )
-  for k, name in enumerate(class_names):
-    if not (labels[~held] == k).any() and (labels == k).any():
-      raise UserError(
-        f"{said} all of class '{name}', {int((labels == k).sum())} pictures; expected some left to train on: another share, or "
-        'a split of your own'
-      )
+  whole, left = (sources.class_counts(of, class_names) for of in (labels, labels[~held]))
+  if gone := [name for name in class_names if whole[name] and not left[name]]:
+    raise UserError(
+      f"{said} all of class '{gone[0]}', {whole[gone[0]]} pictures; expected some left to train on: another share, or a split of "
+      'your own'
+    )
   about = {'rule': 'SHA-256 of the file', 'share': share, 'train': len(held) - count, 'valid': count}
   return np.flatnonzero(held if kind == 'valid' else ~held), about
 
 
-def note(about: dict[str, Any]) -> str:
+def note(about: Mapping[str, Any]) -> str:
   """Returns what is to be said of a split that was made so."""
   return (
     f'no valid split: {about["valid"]} pictures are held out of training for it, {about["train"]} are left, each by its own content '

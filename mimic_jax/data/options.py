@@ -7,11 +7,8 @@ from mimic_jax.data.sets import ferplus
 
 INF = float('inf')
 
-OF_SOME = (
-  'classes',
-  'name',
-  'held_out',
-)  # fields that only some sources read, those whose module has them in READS
+# fields that only some sources read, those whose module has them in READS
+OF_SOME = ('classes', 'name', 'held_out')
 
 CHOICES = {
   'data.on_bad_image': bad_image.POLICIES,
@@ -38,9 +35,7 @@ def defaults() -> ConfigDict:
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
-  d.held_out = (
-    0.0  # folder, csv without a valid split: share of the training pictures that become it; docs/data.md
-  )
+  d.held_out = 0.0  # folder, csv: share of the training pictures that is the valid split where there is none
   d.classes = 7  # affectnet: 7, or 8 with contempt
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels

@@ -107,7 +107,7 @@ def _read(config: Mapping[str, Any]) -> dict[str, Any]:
       f"config.model.preset is 'init', and {field} is ''; expected weights to take the sizes from (--config.init=W)"
     )
   found = weights.read(init, field)
-  return of_weights(config, found.facts, f'{field}: {found.origin}')
+  return of_weights(config, found.facts, found.origin)
 
 
 def _begun(config: Mapping[str, Any], folder: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -75,7 +75,7 @@ def _positions(positions: np.ndarray, grid: int) -> str:
   return 'learned'
 
 
-def _resnet(names: Iterable[str]) -> str:
+def _resnet(names: Mapping[str, Any]) -> str:
   """Returns the preset of a ResNet by the names of its tensors, '' for none."""
   blocks = {m[0] for name in names if (m := re.match(r'encoder/layer(\d)/\d+/', name))}
   counts = tuple(sum(b.startswith(f'encoder/layer{n}/') for b in blocks) for n in (1, 2, 3, 4))

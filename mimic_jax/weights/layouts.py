@@ -168,14 +168,14 @@ def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args:
   has = {w: f'{prefix}{w}.weight' in tensors for w in ('decoder_embed', 'fc_norm', 'norm', 'head')}
   if prefix.endswith('base_encoder.'):
     return 'MoCo v3'
-  if place == 'teacher':
-    return 'DINO'
   if taps:
     return 'LocalMIM'
   if (
     f'{prefix}blocks.0.ls1.gamma' in tensors and f'{prefix}mask_token' in tensors and not has['decoder_embed']
   ):
     return 'DINOv2'
+  if place == 'teacher':
+    return 'DINO'
   if has['decoder_embed']:
     return 'MAE training checkpoint' if args else 'MAE pre-training, with decoder'
   if args:

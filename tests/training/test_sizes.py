@@ -15,7 +15,7 @@ from mimic_jax.commands import evaluate
 from mimic_jax.models import resnet
 from mimic_jax.report import sheets
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import log, planned, results, sizes
+from mimic_jax.training import log, planned, results, run, sizes
 from tests import peers, small
 from tests.weights.test_weights import hugging_face, timm_encoder
 
@@ -89,7 +89,7 @@ def test_a_run_on_class_folders_without_a_valid_split_goes_on_and_is_evaluated_w
     with pytest.raises(StoppedError):
       main.main(command)
   said = capfd.readouterr().err
-  assert f'sizes as config.finetune.init: {published} has them' in said
+  assert f'sizes as {published} has them' in said
   assert 'layer_norm_eps 1e-12' in said
   assert 'mean (0.5, 0.5, 0.5)' in said
   assert said.count('no valid split: ') == 1
@@ -97,6 +97,8 @@ def test_a_run_on_class_folders_without_a_valid_split_goes_on_and_is_evaluated_w
   monkeypatch.setattr(weights, 'read', None)  # nor are they looked for
   main.main(command)
   assert 'resumed after step' in capfd.readouterr().err
+  with pytest.raises(UserError, match=r'another config \(model.image_size: 32 → 48\)'):
+    run.run(config_lib.parse(['main', *command, '--config.model.image_size=48']))
 
   config = json.loads((workdir / 'config.json').read_text())
   found = {

@@ -110,7 +110,7 @@ def _splits(root: str) -> tuple[str, dict[str, list[Row]]]:
     raise UserError(
       f"data.root '{root}' does not exist; source 'csv' looks for train.csv or labels.csv there"
     )
-  here = {name.lower(): os.path.join(root, name) for name in sorted(os.listdir(root), reverse=True)}
+  here = {name.lower(): os.path.join(root, name) for name in sorted(os.listdir(root))}
   tables = {
     split: next((here[f'{name}.csv'] for name in names if f'{name}.csv' in here), '')
     for split, names in folder.SPLITS.items()
