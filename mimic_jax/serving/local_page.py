@@ -45,6 +45,7 @@ SHOWN = 1024  # pixels of the long side of the picture that goes back
 SHOWN_FACE = 256  # of a face
 MOST_REQUESTS = 64  # at a time, those that wait among them
 PATIENCE = 30.0  # seconds for a picture to arrive
+READ_ON = 4  # how many times the largest picture is read before the connection is cut
 
 HEADERS = {
   'Cache-Control': 'no-store',
@@ -216,19 +217,20 @@ def server(app: Starlette) -> uvicorn.Server:
 
 
 async def _body(request: Request, max_bytes: int) -> bytes:
-  """Returns what was sent, read no further than `max_bytes`."""
-  too_large = HTTPException(413, f'the picture is larger than {max_bytes / 1e6:g} MB; expected a smaller one')
-  if int(request.headers.get('content-length', 0)) > max_bytes:
-    raise too_large
-  data = bytearray()
+  """Returns what was sent. Of what is too large no more than `max_bytes` is kept; the rest is read, so that the answer is."""
+  data, size = bytearray(), 0
   try:
     async with asyncio.timeout(PATIENCE):
       async for part in request.stream():
-        data += part
-        if len(data) > max_bytes:
-          raise too_large
+        size += len(part)
+        if size <= max_bytes:
+          data += part
+        elif size > READ_ON * max_bytes:
+          break
   except TimeoutError:
     raise HTTPException(408, f'the picture did not arrive within {PATIENCE:g} s') from None
+  if size > max_bytes:
+    raise HTTPException(413, f'the picture is larger than {max_bytes / 1e6:g} MB; expected a smaller one')
   if not data:
     raise HTTPException(400, 'the picture is empty (0 bytes); expected one such as .jpg or .png')
   return bytes(data)
