@@ -35,16 +35,18 @@ from mimic_jax.data.bad_image import BadImage
 from mimic_jax.report.drawing import overlay
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.serving.faces import Cutter
-from mimic_jax.serving.model import Model
+from mimic_jax.serving.model import Model, Prediction
 from mimic_jax.serving.pictures import MAX_PIXELS
 
 # What is read; Pillow knows more, among them one (EPS) for which it starts another program.
 FORMATS = frozenset(['AVIF', 'BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP'])
+MOST_SIDE = 30_000  # pixels; strips of millions take minutes to resize
 MOST_FACES = 20  # answered for; of a crowd the surest
 SHOWN = 1024  # pixels of the long side of the picture that goes back
 SHOWN_FACE = 256  # of a face
 MOST_REQUESTS = 64  # at a time, those that wait among them
 PATIENCE = 30.0  # seconds for a picture to arrive
+CLOSING = 2  # seconds after Ctrl-C in which what was asked may still be answered
 READ_ON = 4  # how many times the largest picture is read before the connection is cut
 
 HEADERS = {
@@ -86,7 +88,7 @@ class Answerer:
     for shape in {other, tuple(self._model.trained.reading.get('image_shape') or other)}:
       self._ask([Image.fromarray(np.zeros(shape, np.uint8))])
 
-  def _ask(self, images: list[Image.Image]) -> list[Any]:
+  def _ask(self, images: list[Image.Image]) -> list[Prediction]:
     # one at a time: the same program for one face and for twenty
     return [one for (one,) in self._model.answers(images, attention=self.attends, batch_images=1)]
 
@@ -103,7 +105,7 @@ class Answerer:
       'attention' (data: addresses; None where there is none).
 
     Raises:
-      BadImage: for what is no picture, is damaged, or has more than MAX_PIXELS.
+      BadImage: for what is no picture, is damaged or too large (MAX_PIXELS, MOST_SIDE).
     """
     image = _decode(data)
     found = self._cutter(image) if self._cutter else []
@@ -139,6 +141,8 @@ def _decode(data: bytes) -> Image.Image:
   with sources.open_image(name, MAX_PIXELS, data) as image, sources.reading(name):
     if image.format not in FORMATS:
       raise BadImage(name, f'is of the kind {image.format}')
+    if max(image.size) > MOST_SIDE:
+      raise BadImage(name, f'is {image.width}x{image.height} pixels, a side longer than {MOST_SIDE:,}')
     return sources.to_rgb(sources.upright(image))
 
 
@@ -184,13 +188,13 @@ def app(answer: Callable[[bytes], dict[str, Any]], about: str, max_bytes: int, h
       raise HTTPException(
         415, f"the content type is '{kind[:60]}'; expected a picture's bytes, as image/jpeg"
       )
-    data = await _body(request, max_bytes)
     try:
+      data = await _body(request, max_bytes)
       return JSONResponse(await anyio.to_thread.run_sync(functools.partial(answer, data), limiter=one))
     except BadImage as e:
-      raise HTTPException(
-        422, f'the file {e.why}; expected a picture ({", ".join(sorted(FORMATS))})'
-      ) from None
+      raise HTTPException(422, f'the file {e.why}; expected a picture such as .jpg or .png') from None
+    except asyncio.CancelledError:  # Ctrl-C, and it took longer than CLOSING
+      raise HTTPException(503, 'the page is being closed') from None
 
   return Starlette(
     routes=[Route('/', index), Route('/answer', answered, methods=['POST'])],
@@ -211,7 +215,7 @@ def server(app: Starlette) -> uvicorn.Server:
       server_header=False,
       proxy_headers=False,
       limit_concurrency=MOST_REQUESTS,
-      timeout_graceful_shutdown=3,
+      timeout_graceful_shutdown=CLOSING,
     )
   )
 
@@ -232,7 +236,7 @@ async def _body(request: Request, max_bytes: int) -> bytes:
   if size > max_bytes:
     raise HTTPException(413, f'the picture is larger than {max_bytes / 1e6:g} MB; expected a smaller one')
   if not data:
-    raise HTTPException(400, 'the picture is empty (0 bytes); expected one such as .jpg or .png')
+    raise HTTPException(400, 'the file is empty (0 bytes); expected a picture such as .jpg or .png')
   return bytes(data)
 
 
@@ -300,13 +304,15 @@ def _names(host: str) -> frozenset[str]:
 def _page(about: str, max_bytes: int) -> tuple[str, str]:
   """Returns the page and the policy that lets its own script and style run and nothing else."""
   text = importlib.resources.files('mimic_jax.serving').joinpath('local_page.html').read_text('utf-8')
-  script, style = (
-    f"'sha256-{base64.b64encode(hashlib.sha256(re.search(f'<{tag}>(.*?)</{tag}>', text, re.S)[1].encode()).digest()).decode()}'"
-    for tag in ('script', 'style')
-  )
   policy = (
-    f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; img-src data:; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    f"default-src 'none'; script-src {_hash_of(text, 'script')}; style-src {_hash_of(text, 'style')}; "
+    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
   )
   text = text.replace('{{about}}', html.escape(about)).replace('{{max_bytes}}', str(max_bytes))
   return text, policy
+
+
+def _hash_of(page: str, element: str) -> str:
+  """Returns the hash by which a policy names what stands inside the page's one script or style."""
+  inside = re.search(f'<{element}>(.*?)</{element}>', page, re.DOTALL)[1]
+  return f"'sha256-{base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()}'"

@@ -261,6 +261,7 @@ NO_PICTURES = {
   'a png with too few rows': png(64, 64, bytes(100)),
   'a bomb': png(60_000, 60_000, bytes(10_000)),
   'a smaller bomb': png(8_000, 8_000, bytes(10_000)),
+  'a strip': encoded(Image.new('1', (40_000_000, 1))),
   'a gif of a head alone': b'GIF89a\xff\xff\xff\xff\0\0\0',
   'a webp of a head alone': b'RIFF\x24\0\0\0WEBPVP8 ',
   'a tiff that points nowhere': b'II*\0\xff\xff\xff\x7f',
@@ -386,7 +387,22 @@ def test_pictures_are_answered_one_at_a_time_and_the_page_meanwhile(served):
   assert model.most_at_once == 1
 
 
-def test_an_error_of_our_own_is_a_line_and_the_server_goes_on(served, monkeypatch, caplog):
+def test_what_is_still_computed_when_the_page_is_closed_is_told_so(monkeypatch):
+  monkeypatch.setattr(local_page, 'CLOSING', 0.1)
+  one = Served(StandIn())
+  one.model.gate.clear()
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    waiting = pool.submit(one.request)
+    while not one.model.at_once:
+      time.sleep(0.01)
+    closing = threading.Thread(target=one.close)
+    closing.start()
+    assert waiting.result()[0] == 503
+    one.model.gate.set()
+    closing.join()
+
+
+def test_an_error_of_our_own_is_a_line_and_the_server_goes_on(served, monkeypatch):
   monkeypatch.setattr(served.answerer, '_cutter', lambda picture: 1 / 0)
   status, _, body = served.request()
   assert (status, list(json.loads(body))) == (500, ['error'])
