@@ -24,7 +24,7 @@ DOWN = {
   'report': {'runtime', 'data', 'metrics', 'uncertainty'},
   'objectives': ARITHMETIC | {'augment', 'losses', 'mixing', 'models', 'report', 'defaults'},
   'weights': {'runtime', 'data', 'models'},
-  'serving': {'runtime', 'augment', 'data', 'training'},
+  'serving': {'runtime', 'augment', 'data', 'training', 'report'},
   'defaults': {'runtime', 'data'},
   'config': {'runtime', 'defaults', 'data', 'models', 'augment', 'objectives', 'describe'},
   'describe': {'config', 'defaults', 'objectives'},
