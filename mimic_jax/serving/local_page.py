@@ -100,7 +100,7 @@ class Answerer:
 
     Returns:
       JSON: 'picture' (upright, a data: address), its 'width' and 'height' in pixels before it was made smaller, a
-      'note' ('' for none), and 'answers', the surest face first: 'label', 'probability', 'probabilities' of every class,
+      'note' ('' for none), and 'answers', of faces from left to right: 'label', 'probability', 'probabilities' of every class,
       'box' (left, top, width, height in pixels) and 'score' of a face (None for a whole picture), 'seen' and
       'attention' (data: addresses; None where there is none).
 
@@ -109,7 +109,7 @@ class Answerer:
     """
     image = _decode(data)
     found = self._cutter(image) if self._cutter else []
-    shown = found[:MOST_FACES]
+    shown = sorted(found[:MOST_FACES], key=lambda face: face.box[0])
     note = ''
     if self._cutter and not found:
       note = 'No face was found, so the answer is for the whole picture.'

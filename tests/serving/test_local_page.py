@@ -27,7 +27,7 @@ from mimic_jax.serving.faces import Found
 
 MAX_BYTES = 300_000
 CLASSES = ('calm', '<b>wild</b>', 'neither')
-BOX = (10.0, 5.0, 20.0, 15.0)
+BOXES = [(60.0 - 50 * k, 5.0, 20.0, 15.0) for k in range(25)]  # of the faces in a picture, from right to left
 seen_by_python: list[str] | None = None  # what the interpreter did meanwhile: files written, programs started
 
 
@@ -84,7 +84,7 @@ def cutter(picture: Image.Image) -> list[Found]:
   if np.asarray(picture).mean() < 50:
     return []
   cuts = (Image.new('RGB', (12, 12), (8 * k, 8 * k, 8 * k)) for k in range(picture.width // 100))
-  return [Found(BOX, 0.9, cut) for cut in cuts]
+  return [Found(box, 0.9, cut) for box, cut in zip(BOXES, cuts)]
 
 
 def encoded(image: Image.Image, kind: str = 'PNG', **more) -> bytes:
@@ -167,9 +167,9 @@ def test_faces_are_answered_with_their_boxes_and_what_was_seen(served):
   assert status == 200
   assert headers['Cache-Control'] == 'no-store'
   assert (found['width'], found['height'], found['note']) == (200, 120, '')
-  assert [a['probability'] for a in found['answers']] == [0, pytest.approx(8 / 255)]
-  assert found['answers'][1]['probabilities'] == pytest.approx(dict(zip(CLASSES, (8 / 255, 1 - 8 / 255, 0))))
-  assert [a['box'] for a in found['answers']] == [list(BOX)] * 2
+  assert [a['probability'] for a in found['answers']] == [pytest.approx(8 / 255), 0]  # from left to right
+  assert found['answers'][0]['probabilities'] == pytest.approx(dict(zip(CLASSES, (8 / 255, 1 - 8 / 255, 0))))
+  assert [a['box'] for a in found['answers']] == [list(BOXES[1]), list(BOXES[0])]
   shown = Image.open(io.BytesIO(base64.b64decode(found['picture'].partition('base64,')[2])))
   assert (shown.format, shown.size, shown.getpixel((9, 9))) == ('JPEG', (200, 120), (255, 255, 255))
   assert all(
@@ -513,8 +513,8 @@ def test_a_browser_shows_boxes_chances_and_attention(page, files):
     const frame = document.querySelector('.frame').getBoundingClientRect();
     const boxes = [...document.querySelectorAll('.box')].map((e) => e.getBoundingClientRect()).map((r) =>
       [(r.left - frame.left) / frame.width, (r.top - frame.top) / frame.height, r.width / frame.width, r.height / frame.height]);
-    return {heads: texts('h2'), rows: texts('.face:last-child .chances li'), boxes, tags: texts('.box'),
-      bar: document.querySelector('.face:last-child .bar i').style.width,
+    return {heads: texts('h2'), rows: texts('.face:first-child .chances li'), boxes, tags: texts('.box'),
+      bar: document.querySelector('.face:first-child .bar i').style.width,
       loaded: [...document.images].map((i) => i.naturalWidth), bold: document.querySelectorAll('b').length};
   """)
   assert seen['heads'] == ['Face 1: calm', 'Face 2: calm']
@@ -522,9 +522,7 @@ def test_a_browser_shows_boxes_chances_and_attention(page, files):
   assert seen['bold'] == 0
   assert seen['tags'] == ['1 calm', '2 calm']
   assert float(seen['bar'].rstrip('%')) == pytest.approx(100 - 100 * 8 / 255, abs=0.01)
-  assert np.array(seen['boxes']) == pytest.approx(
-    np.array([[10 / 200, 5 / 120, 20 / 200, 15 / 120]] * 2), abs=0.01
-  )
+  assert np.array(seen['boxes']) == pytest.approx(np.array(BOXES[1::-1]) / [200, 120, 200, 120], abs=0.01)
   assert seen['loaded'] == [200, 256, 256, 256, 256]
   assert page.complaints() == []
 
