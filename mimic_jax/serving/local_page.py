@@ -38,8 +38,6 @@ from mimic_jax.serving.faces import Cutter
 from mimic_jax.serving.model import Model, Prediction
 from mimic_jax.serving.pictures import MAX_PIXELS
 
-# What is read; Pillow knows more, among them one (EPS) for which it starts another program.
-FORMATS = frozenset(['AVIF', 'BMP', 'GIF', 'JPEG', 'MPO', 'PNG', 'TIFF', 'WEBP'])
 MOST_SIDE = 30_000  # pixels; strips of millions take minutes to resize
 MOST_FACES = 20  # answered for; of a crowd the surest
 SHOWN = 1024  # pixels of the long side of the picture that goes back
@@ -96,7 +94,7 @@ class Answerer:
     """Returns what the page shows of a picture.
 
     Args:
-      data: of a file in one of FORMATS.
+      data: of a picture's file.
 
     Returns:
       JSON: 'picture' (upright, a data: address), its 'width' and 'height' in pixels before it was made smaller, a
@@ -139,8 +137,6 @@ def _decode(data: bytes) -> Image.Image:
   """Returns a picture upright and as RGB; raises BadImage."""
   name = 'the picture'
   with sources.open_image(name, MAX_PIXELS, data) as image, sources.reading(name):
-    if image.format not in FORMATS:
-      raise BadImage(name, f'is of the kind {image.format}')
     if max(image.size) > MOST_SIDE:
       raise BadImage(name, f'is {image.width}x{image.height} pixels, a side longer than {MOST_SIDE:,}')
     return sources.to_rgb(sources.upright(image))

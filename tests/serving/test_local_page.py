@@ -251,7 +251,7 @@ NO_PICTURES = {
   'pickle': b"cos\nsystem\n(S'touch /tmp/evil'\ntR.",
   'pdf': b'%PDF-1.7\n1 0 obj<</OpenAction<</S/Launch>>>>endobj',
   'postscript': EPS,
-  'bare pixels': b'P6 4 4 255\n' + bytes(48),
+  'bare pixels of which half are missing': b'P6 4 4 255\n' + bytes(24),
   'zeros': bytes(5000),
   'a jpeg that ends early': JPEG[: len(JPEG) // 2],
   'a jpeg of a head alone': JPEG[:20],
