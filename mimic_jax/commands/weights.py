@@ -1,6 +1,9 @@
-"""Says what a weight file is and what would be taken of it.
+"""Says what a weight file is and what would be taken of it; makes safetensors of a .pth.
 
   mimic weights inspect FILE [--config CONFIG] [--config.field=value …]
+  mimic weights convert FILE.pth NEW.safetensors
+
+`convert` keeps names and tensors as they are, for machines without PyTorch; nothing in the file is run.
 
 FILE is whatever config.init takes: a .pth or safetensors file, a model folder, a run's folder or a checkpoint. Without
 --config it says what MAE pre-training and fine-tuning would take of it, with a model of the file's own sizes; with one,
@@ -13,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -22,7 +26,7 @@ from mimic_jax.models import vit
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, nearest
 from mimic_jax.training import sizes, step
-from mimic_jax.weights import facts
+from mimic_jax.weights import facts, files
 
 WIDTH = 14  # of the names at the left
 COLUMNS = 118
@@ -159,9 +163,19 @@ def _check_flags(flags: Sequence[str]) -> None:
 def main(argv: Sequence[str]) -> None:
   """Runs the command line without the program's name; raises UserError."""
   parser = cli.Parser('weights', __doc__)
-  parser.add_argument('command', choices=['inspect'])
+  parser.add_argument('command', choices=['inspect', 'convert'])
   parser.add_argument('file', metavar='FILE')
   given, flags = parser.parse_known_args(list(argv))
+  if given.command == 'convert':
+    if len(flags) != 1 or flags[0].startswith('-'):
+      raise UserError(
+        f"convert has '{' '.join(flags)}' after FILE; expected the name of the new file and no more"
+      )
+    read = files.convert(epath.Path(given.file), epath.Path(flags[0]), 'FILE')
+    print(
+      f'{flags[0]}: {len(read.tensors)} tensors' + (f" from under ['{read.place}']" if read.place else '')
+    )
+    return
   # a flag that is wrong is better known before gigabytes are read
   if flags:
     _check_flags(flags)

@@ -169,7 +169,9 @@ class Encoder(nnx.Module):
   def __call__(self, images: jax.Array, running: bool) -> jax.Array:
     """Maps images [B, S, S, 3], normalised, to the last feature map, [B, h, w, dim]; `running`: with the running statistics."""
     x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=running))
-    x = sharding.along_batch(nnx.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1))))
+    # zeros about what is 0 and above change no maximum; jax2onnx leaves out the padding of a max_pool
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    x = sharding.along_batch(nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2)))
     for n in range(1, len(WIDTHS) + 1):
       for block in getattr(self, f'layer{n}'):
         x = sharding.along_batch(block(x, running))

@@ -164,6 +164,25 @@ class Objective(abc.ABC):
         'features' [B, D] are shown as a t-SNE.
     """
 
+  def answers(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:
+    """Returns what a model says of pictures alone, which is what leaves as a program (`mimic export`).
+
+    Args:
+      model: of this objective.
+      images: float32 [B, S, S, 3], normalised, of the encoder's size.
+
+    Returns:
+      {name: float32 [B, …]}: 'features' [B, D], 'logits' [B, K] of a classifier; by default the features of the encoder.
+    """
+    return {'features': model.encoder.features(images)}
+
+  def facts(self) -> dict[str, Any]:
+    """Returns what its model's tensors don't show and whoever rebuilds it must know, by the names of weights/facts.py.
+
+    'pool' of a classifier ('gap', with a norm of its own in a ViT, or 'cls'); by default nothing.
+    """
+    return {}
+
   def figures(self, outputs: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Returns a split's figures that are no total / count, such as a correlation.
 

@@ -166,6 +166,11 @@ class Objective(base.Objective):
       'far from the targets'
     ]
 
+  def facts(self) -> dict[str, Any]:
+    """Returns the decoder's heads, the targets and how much is removed."""
+    heads = self.decoder_config.heads
+    return {'decoder_heads': heads, 'norm_pix': self.norm_pix, 'mask_ratio': self.mask_ratio}
+
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """One random crop per image, flip, normalisation.
 

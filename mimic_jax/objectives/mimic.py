@@ -335,12 +335,21 @@ class Objective(base.Objective):
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], 'label' as in training, 'mask' bool [B].
     """
-    features = model.features(self._seen(batch['image']))
-    logits = model.classifier(features).astype(jnp.float32)
+    outputs = self.answers(model, self._seen(batch['image']))
+    logits = outputs['logits']
     y = self._distribution(batch['label'])
     ce = -jnp.sum(y * jax.nn.log_softmax(logits, axis=-1), axis=-1)
     sums = {'loss': (jnp.sum(jnp.where(batch['mask'], ce, 0.0)), jnp.sum(batch['mask']))}
-    return {'sums': sums, 'outputs': {'logits': logits, 'features': features}}
+    return {'sums': sums, 'outputs': outputs}
+
+  def answers(self, model: Model, images: jax.Array) -> dict[str, jax.Array]:
+    """Returns logits and the encoder's pooled features."""
+    features = model.features(images)
+    return {'logits': model.classifier(features).astype(jnp.float32), 'features': features}
+
+  def facts(self) -> dict[str, Any]:
+    """Returns how it pools."""
+    return {'pool': self.stage['head']['pool']}
 
   def initial(self, path: tuple[str, ...]) -> str:
     """The encoder is needed, the heads with `init_head`: the classifier for certain, the projection where it fits."""

@@ -200,6 +200,7 @@ def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
     'align': {'align': 'none'},
     'class_names': names,
     'classifier': '/'.join(objective.classifier),
+    'kind': found.kind,
   }
   frozen = step_lib.read_frozen(objective, field, mesh)
   return Trained(

@@ -17,6 +17,7 @@ FROM_CONFIG = 'its config.json says so'
 MOCO_HEADS = {384: 12, 768: 12, 1024: 16}
 DINOV2_HEADS = {384: 6, 768: 12, 1024: 16}
 
+RESAMPLE = {'bilinear': 2, 'bicubic': 3}  # as PIL, and so Hugging Face, numbers them
 EXTRAS = ('registers', 'layer_scale')  # what a ViT may have beyond its sizes
 
 
@@ -29,7 +30,9 @@ def is_square(shape: tuple[int, ...]) -> bool:
 
 def class_names(config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
   """Returns the classifier's class names out of a config.json; None when there are none, or only numbers."""
-  kernel, names = tensors.get('classifier/fc/kernel'), config.get('id2label')
+  kernel, names = tensors.get('classifier/fc/kernel'), config.get('id2label', config.get('label_names'))
+  if isinstance(names, list):  # timm's
+    names = {str(k): name for k, name in enumerate(names)}
   if kernel is None or not isinstance(names, Mapping) or len(names) != kernel.shape[-1]:
     return None
   ordered = [names.get(str(k)) for k in range(len(names))]
@@ -119,6 +122,11 @@ def _truth(value: Any) -> bool | None:
   return value if isinstance(value, bool) else None
 
 
+def _filter(value: Any) -> str | None:
+  """Returns a filter of ours by its name or PIL's number."""
+  return next((name for name, number in RESAMPLE.items() if value in (name, number)), None)
+
+
 # what is used of a model folder's config files: their name -> ours, its parser (None = odd), what is expected
 Parser = Callable[[Any], Any]
 CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
@@ -126,7 +134,13 @@ CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
   'layer_norm_eps': ('layer_norm_eps', _positive, 'a number above 0'),
   'image_mean': ('mean', _colours, 'a list of three numbers'),
   'image_std': ('std', _colours, 'a list of three numbers'),
+  'resample': ('interpolation', _filter, 'a filter of PIL, 2 (bilinear) or 3 (bicubic)'),
   'norm_pix_loss': ('norm_pix', _truth, 'true or false'),
+  # timm's
+  'num_heads': ('heads', _count, 'a whole number above 0'),
+  'mean': ('mean', _colours, 'a list of three numbers'),
+  'std': ('std', _colours, 'a list of three numbers'),
+  'interpolation': ('interpolation', _filter, 'bilinear or bicubic'),
 }
 
 

@@ -16,9 +16,10 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes  # noqa: F401  (NumPy has no bfloat16 without it)
+import ml_dtypes
 import numpy as np
 import safetensors
+import safetensors.numpy
 from etils import epath
 
 from mimic_jax.runtime import remote
@@ -140,6 +141,8 @@ def _config(folder: epath.Path, field: str) -> tuple[dict[str, Any], dict[str, e
     if file.exists():
       read = _json(file, field)
       if isinstance(read, Mapping):
+        for nested in ('model_args', 'pretrained_cfg'):  # timm's
+          read = {**read, **(read[nested] if isinstance(read.get(nested), Mapping) else {})}
         config |= read
         said_in |= dict.fromkeys(read, file)
   return config, said_in
@@ -229,23 +232,94 @@ def _open_safetensors(path: epath.Path, files: list[epath.Path], field: str) -> 
 
 
 def _open_pytorch(path: epath.Path, container: str, field: str) -> Contents:
-  """Has a process of its own read a PyTorch file, so that this one, which may hold a GPU, never imports PyTorch."""
   if importlib.util.find_spec('torch') is None:
     raise UserError(
       f"{field}: '{path}' is a PyTorch file, and PyTorch is not installed; expected `pip install torch` (its CPU build "
       'will do), or the same weights as safetensors'
     )
-  command = [sys.executable, '-P', pytorch.__file__, remote.fetched(str(path), field), container, field]
+  return Contents(
+    path, container, **_in_pytorch(f"{field}: '{path}'", remote.fetched(str(path), field), container, field)
+  )
+
+
+def convert(path: epath.Path, to: epath.Path, field: str) -> Contents:
+  """Writes a PyTorch file's tensors as safetensors, under their names and in their own dtypes.
+
+  Args:
+    path: the file, which is there.
+    to: a new file on this machine.
+    field: what holds the path on the command line, for errors.
+
+  Returns:
+    What was read.
+
+  Raises:
+    UserError: when it is no such file, `to` is there already, or a tensor can't be written.
+  """
+  container = _container(path, field) if path.is_file() else None
+  if container in (None, SAFETENSORS):
+    what = 'already safetensors' if container else 'no such file'
+    raise UserError(f"{field} is '{path}', which is {what}; expected a file of PyTorch's (.pth, .bin)")
+  if to.exists():
+    raise UserError(f"'{to}' is there already; expected a new file")
+  read = _open_pytorch(path, container, field)
+  tensors = {n: a.astype(_dtype(read.dtypes[n]), copy=False) for n, a in read.tensors.items()}
+  beside = to.parent / f'.{to.name}.{os.getpid()}'
+  try:
+    beside.write_bytes(safetensors.numpy.save(tensors, {'format': 'pt'}))
+    os.replace(beside, to)
+  except (safetensors.SafetensorError, KeyError) as e:
+    raise UserError(
+      f"{field}: '{path}' holds what safetensors has no place for ({short(e)}); expected numbers"
+    ) from e
+  except OSError as e:
+    raise UserError(f"'{to}' can not be written ({e.strerror or e})") from e
+  finally:
+    beside.unlink(missing_ok=True)
+  return read
+
+
+def _dtype(name: str) -> np.dtype:
+  """Returns PyTorch's dtype, by its name, in NumPy; bfloat16 and its like are ml_dtypes'."""
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def write_pytorch(path: str, tensors: Mapping[str, np.ndarray]) -> None:
+  """Writes {'model': tensors} as a PyTorch file.
+
+  Raises:
+    UserError: when there is no PyTorch, or it fails.
+  """
+  if importlib.util.find_spec('torch') is None:
+    raise UserError(
+      f"'{path}' is to be a PyTorch file, and PyTorch is not installed; expected `pip install torch` (its CPU build will do)"
+    )
+  _in_pytorch(f"'{path}'", path, given=tensors)
+
+
+def _in_pytorch(where: str, *arguments: str, given: Any = None) -> Any:
+  """Has a process of its own run pytorch.py, so that this one, which may hold a GPU, never imports PyTorch; returns its answer.
+
+  Args:
+    where: begins an error.
+    arguments: of the command line.
+    given: what it reads on standard input.
+  """
+  command = [sys.executable, '-P', pytorch.__file__, *arguments]
   paths = os.pathsep.join(os.path.abspath(p) for p in sys.path)
-  with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': paths}) as reader:
+  pipes = {'stdin': None if given is None else subprocess.PIPE, 'stdout': subprocess.PIPE}
+  with subprocess.Popen(command, env={**os.environ, 'PYTHONPATH': paths}, **pipes) as process:
     try:
-      error, found = pickle.load(reader.stdout)
-    except (EOFError, pickle.UnpicklingError):
-      code = reader.wait()
+      if given is not None:
+        with process.stdin:
+          pickle.dump(given, process.stdin, protocol=5)
+      error, found = pickle.load(process.stdout)
+    except (EOFError, pickle.UnpicklingError, BrokenPipeError):
+      code = process.wait()
       raise UserError(
-        f"{field}: '{path}': PyTorch ended with code {code} as it read this file; expected one that works here, and memory "
-        'for all tensors'
+        f'{where}: PyTorch ended with code {code} as it {"read" if given is None else "wrote"} this file; expected one that works here, and memory for '
+        'all tensors'
       ) from None
   if error:
     raise UserError(error)
-  return Contents(path, container, **found)
+  return found

@@ -1,4 +1,4 @@
-"""The namings of weight files, and what is behind each: a table from our names to theirs.
+"""The namings of weight files, and what is behind each: a table from our names to theirs, read in both directions.
 
 A name of ours stands for one tensor of theirs, for one per block ('*' is the block's number), or for three side by side
 (query, key, value). PyTorch's Linear is [out, in], ours [in, out]; its patch embedding is a convolution [D, 3, p, p], ours
@@ -53,7 +53,9 @@ HF_ANCHORS = (
   'embeddings.patch_embeddings.projection.weight',
   'embeddings.patch_embeddings.projection.bias',
 )
-# torchvision's and timm's ResNets
+# torchvision's and timm's ResNets: a module's or a tensor's name -> ours
+RESNET_MODULES = {'downsample.0': 'downsample_conv', 'downsample.1': 'downsample_bn'}
+RESNET_ENDS = {'weight': 'scale', 'bias': 'bias', 'running_mean': 'mean', 'running_var': 'var'}
 RESNET_ANCHORS = ('conv1.weight', 'bn1.weight', 'layer1.0.conv1.weight', 'layer4.0.bn2.weight')
 LEAST_ANCHORS = 2
 # What changes what the encoder computes and ours has not: such a file can't be had by leaving it unused.
@@ -69,12 +71,14 @@ class Layout:
     names: our name -> theirs, whether the file has them or not.
     stacks: the part of their names that ends where a block's number follows, of each stack of blocks.
     encoder: the part of their names before the encoder's.
+    zeros: the end of the names of tensors that the architecture lacks, which are zeros here; '' for none.
   """
 
   kind: str
   names: Names
   stacks: tuple[str, ...]
   encoder: str
+  zeros: str = ''
 
 
 def detect(tensors: Mapping[str, np.ndarray], place: str, args: bool) -> Layout | None:
@@ -201,6 +205,8 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
       block |= names if any(n.startswith(root) and part in n for n in tensors) else {}
     return _stack(ours, root, block), root
 
+  beit = prefix.endswith('beit.')
+  scale = 'lambda_{}' if beit else 'layer_scale{}.lambda1'
   blocks, root = stack('encoder/blocks', (f'{prefix}encoder.layer.', f'{prefix}layers.'))
   decoder_roots = (f'{outer}decoder.decoder_layers.', f'{outer}decoder.decoder_encoder.layer.')
   decoder_blocks, decoder_root = stack('decoder/blocks', decoder_roots)
@@ -210,8 +216,9 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
     'encoder/pos_embed': (f'{prefix}embeddings.position_embeddings',),
     **_pair('encoder/patch_embed', f'{prefix}embeddings.patch_embeddings.projection'),
     **blocks,
-    **{f'encoder/blocks/ls{i}': (f'{root}*.layer_scale{i}.lambda1',) for i in (1, 2)},
+    **{f'encoder/blocks/ls{i}': (f'{root}*.' + scale.format(i),) for i in (1, 2)},
     **_pair('encoder/norm', f'{prefix}layernorm'),
+    **(_pair('fc_norm', f'{prefix}pooler.layernorm') if beit else {}),
     **_pair('classifier/fc', f'{outer}classifier'),
     'decoder/mask_token': (f'{outer}decoder.mask_token',),
     'decoder/pos_embed': (f'{outer}decoder.decoder_pos_embed',),
@@ -222,24 +229,26 @@ def _hugging_face(tensors: Mapping[str, np.ndarray], prefix: str, place: str, ar
   }
   mae = any(n.startswith(f'{outer}decoder.decoder_') for n in tensors)
   scaled = f'{root}0.layer_scale1.lambda1' in tensors
-  kind = 'Hugging Face ' + ('ViTMAE' if mae else 'DINOv2' if scaled else 'ViT')
-  return Layout(kind, names, (root, decoder_root), prefix)
+  kind = 'Hugging Face ' + ('BEiT' if beit else 'ViTMAE' if mae else 'DINOv2' if scaled else 'ViT')
+  # BEiT's keys have no bias: it adds the same to all scores of a query, which softmax does not see
+  zeros = next(t[1] for ours, t in blocks.items() if ours.endswith('qkv/bias')).rpartition('*')[2]
+  return Layout(kind, names, (root, decoder_root), prefix, zeros if beit else '')
 
 
 def _resnet(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool) -> Layout:
   """torchvision's ResNet, and timm's: each of our names has one of theirs."""
   del place, args
-  kinds = {'weight': 'scale', 'bias': 'bias', 'running_mean': 'mean', 'running_var': 'var'}
   names: Names = _pair('classifier/fc', f'{prefix}fc')
   for theirs in tensors:
     module, _, end = theirs.removeprefix(prefix).rpartition('.')
-    module = module.replace('downsample.0', 'downsample_conv').replace('downsample.1', 'downsample_bn')
+    for there, here in RESNET_MODULES.items():
+      module = module.replace(there, here)
     if not theirs.startswith(prefix) or not re.match(r'(conv1|bn1|layer[1-4]\..*)$', module):
       continue
     if 'conv' in module.rsplit('.', 1)[-1] and end == 'weight':
       names['encoder/' + module.replace('.', '/') + '/kernel'] = (theirs,)
-    elif end in kinds:
-      names['encoder/' + module.replace('.', '/') + f'/{kinds[end]}'] = (theirs,)
+    elif end in RESNET_ENDS:
+      names['encoder/' + module.replace('.', '/') + f'/{RESNET_ENDS[end]}'] = (theirs,)
   return Layout('ResNet (torchvision, timm)', names, (), prefix)
 
 
@@ -284,6 +293,8 @@ def foreign(tensors: Iterable[str], layout: Layout) -> str | None:
     }:
       return name
     if name.startswith(layout.encoder):
+      if 'relative_position_bias' in name:  # shared by all blocks
+        return name
       part = name.removeprefix(layout.encoder).removeprefix('embeddings.').split('.')[0]
       if part in FOREIGN:
         return name
@@ -316,6 +327,8 @@ def collect(
     there = [name for name in every if name in tensors]
     if not there:
       continue
+    if layout.zeros and any(name.endswith(layout.zeros) for name in every):
+      tensors = dict.fromkeys(every, np.zeros_like(tensors[there[0]])) | tensors
     if problem := _uneven(tensors, every, there):
       broken[ours] = problem
       continue
@@ -356,3 +369,58 @@ def _ours(name: str, array: np.ndarray) -> np.ndarray:
   if array.ndim == 4:
     return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
   return array.swapaxes(-1, -2)
+
+
+def layout_of(naming: str, ours: Iterable[str]) -> Layout:
+  """Returns the layout to write a model in.
+
+  Args:
+    naming: 'timm' (MAE's, too), 'resnet', or a model of Hugging Face's by its base: 'vit', 'beit'.
+    ours: names of the model's tensors.
+  """
+  if naming == 'timm':
+    return _timm({}, '', '', False)
+  if naming == 'resnet':
+    return _resnet(dict.fromkeys(map(_resnet_name, ours)), '', '', False)
+  return _hugging_face({}, f'{naming}.', '', False)
+
+
+def _resnet_name(ours: str) -> str:
+  """Returns torchvision's name of a ResNet's tensor."""
+  module, _, end = ours.removeprefix('encoder/').rpartition('/')
+  module = module.replace('/', '.')
+  for there, here in RESNET_MODULES.items():
+    module = module.replace(here, there)
+  return f'{module}.' + next((there for there, here in RESNET_ENDS.items() if here == end), 'weight')
+
+
+def spread(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.ndarray]:
+  """Turns our tensors into a file's: the inverse of `collect`.
+
+  Args:
+    arrays: by our names; those that the layout has no name for are left out.
+    layout: of the file.
+
+  Returns:
+    Theirs by name, float32, but those that are zeros in the layout.
+  """
+  tensors = {}
+  for ours, spellings in layout.names.items():
+    if ours not in arrays:
+      continue
+    array = _theirs(ours, np.asarray(arrays[ours], np.float32))
+    numbers = range(len(array)) if '*' in spellings[0] else [None]
+    for i in numbers:
+      parts = np.split(array if i is None else array[i], len(spellings))
+      tensors |= {s.replace('*', str(i)): np.ascontiguousarray(p) for s, p in zip(spellings, parts)}
+  return {n: a for n, a in tensors.items() if not (layout.zeros and n.endswith(layout.zeros))}
+
+
+def _theirs(name: str, array: np.ndarray) -> np.ndarray:
+  """Returns a tensor of ours in their layout: the inverse of `_ours`."""
+  if not name.endswith('/kernel') or array.ndim < 2:
+    return array
+  if name == 'encoder/patch_embed/kernel':
+    side = round((len(array) / 3) ** 0.5)
+    array = array.reshape(side, side, 3, -1)
+  return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.swapaxes(-1, -2)

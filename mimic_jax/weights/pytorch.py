@@ -1,4 +1,7 @@
-"""Reads PyTorch's files, as a program of its own: `python pytorch.py FILE CONTAINER FIELD` writes a pickle to standard output.
+"""Reads and writes PyTorch's files, as a program of its own, which writes a pickle to standard output.
+
+  python pytorch.py FILE CONTAINER FIELD    reads
+  python pytorch.py FILE                    writes what stands on standard input, a pickle of NumPy arrays by name
 
 Nothing in a file is run: it is read with weights_only=True. One class is allowed beside tensors, argparse.Namespace, which
 MAE's training checkpoints hold and which is data alone; for NumPy scalars and paths, which stand in many, a value is put that
@@ -110,7 +113,7 @@ def _state(path: str, loaded: Any, torch: Any, field: str) -> dict[str, Any]:
       )
     value = value.detach()
     try:
-      tensors[str(name)] = (value.float() if value.dtype.is_floating_point else value).numpy()
+      tensors[str(name)] = (value if hasattr(np, dtypes[str(name)]) else value.float()).numpy()
     except (RuntimeError, TypeError) as e:  # a dtype or a view that NumPy has not
       raise UserError(
         f"{field}: '{path}': '{name}' can't be had as numbers ({short(e)}); expected a dense tensor of floats"
@@ -159,15 +162,25 @@ def _holds_tensors(value: Any, torch: Any) -> bool:
   return isinstance(value, torch.Tensor)
 
 
+def write(path: str) -> None:
+  """Writes arrays as MAE's repository loads them, {'model': {name: tensor}}; raises UserError where PyTorch can't be imported."""
+  try:
+    import torch
+  except ImportError as e:
+    raise UserError(f"'{path}': PyTorch can't be imported ({short(e)}); expected one that can") from e
+  state = {name: torch.from_numpy(np.array(array)) for name, array in pickle.load(sys.stdin.buffer).items()}
+  torch.save({'model': state}, path)
+
+
 def main() -> None:
-  """Answers the process that started this one: (what is wrong with the file, None), or ('', what `read` found)."""
+  """Answers the process that started this one: (what is wrong, None), or ('', what `read` found or None)."""
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   for told_to_stop in (signal.SIGTERM, signal.SIGUSR1):  # which is for the run, and it decides when
     signal.signal(told_to_stop, signal.SIG_IGN)
   with os.fdopen(os.dup(1), 'wb') as out:
     os.dup2(2, 1)  # whatever PyTorch prints
     try:
-      answer = ('', read(*sys.argv[1:]))
+      answer = ('', (read if len(sys.argv) > 2 else write)(*sys.argv[1:]))
     except UserError as e:
       answer = (str(e), None)
     pickle.dump(answer, out, protocol=5)

@@ -18,7 +18,7 @@ import pytest
 from etils import epath
 from flax import nnx
 from ml_collections import FrozenConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from mimic_jax import defaults, losses, models, objectives, weights
 from mimic_jax.commands import weights as command
@@ -1474,6 +1474,32 @@ def test_inspect_says_where_layernorm_and_pixels_differ_from_ours(rng, tmp_path,
   assert 'mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5); set augment.mean and augment.std so' in told
 
 
+def test_a_pth_becomes_safetensors_with_the_same_names_and_bits(rng, tmp_path, capsys):
+  torch = pytest.importorskip('torch')
+  state = {k: torch.from_numpy(v) for k, v in {**timm_encoder(rng), **pair(rng, 'head', 3, DIM)}.items()}
+  state['head.bias'] = state['head.bias'].to(torch.bfloat16)
+  state['cls_token'] = state['cls_token'].half()
+  state['norm.bias'] = state['norm.bias'].double() / 3
+  state['steps'] = torch.arange(3)
+  torch.save({'model': state, 'args': argparse.Namespace(lr=1)}, tmp_path / 'w.pth')
+  command.main(['convert', str(tmp_path / 'w.pth'), str(tmp_path / 'new')])
+  assert f"new: {len(state)} tensors from under ['model']" in capsys.readouterr().out
+  held = load_file(tmp_path / 'new')
+  assert held.keys() == state.keys()
+  for name, tensor in state.items():
+    assert held[name].dtype.name == str(tensor.dtype).removeprefix('torch.')
+    assert held[name].tobytes() == bytes(tensor.contiguous().view(torch.uint8).numpy())
+  for wrong, match in (
+    (tmp_path / 'w.pth', 'is there already; expected a new file'),
+    (tmp_path / 'no' / 'x', 'can not be written'),
+  ):
+    with pytest.raises(UserError, match=match):
+      command.main(['convert', str(tmp_path / 'w.pth'), str(wrong)])
+  with pytest.raises(UserError, match='which is already safetensors'):
+    command.main(['convert', str(tmp_path / 'new'), str(tmp_path / 'x')])
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['new', 'w.pth']
+
+
 @pytest.mark.parametrize(
   ('argv', 'match'),
   [
@@ -1492,6 +1518,8 @@ def test_inspect_says_where_layernorm_and_pixels_differ_from_ours(rng, tmp_path,
     ),
     (['inspect', '/nowhere', '--config=finetune_folder', '--workdir=x'], r'^--workdir is no flag; expected'),
     (['inspect', '/nowhere', '/elsewhere'], r"^'/elsewhere' is not understood; expected one FILE"),
+    (['convert', '/nowhere', 'x'], "FILE is '/nowhere', which is no such file; expected a file of PyTorch's"),
+    (['convert', '/nowhere'], "convert has '' after FILE; expected the name of the new file"),
     (['inspect', '/nowhere', '--config.model.dim=3'], r'^--config is missing; expected a config file'),
   ],
 )
