@@ -243,7 +243,7 @@ class Objective(abc.ABC):
 
     Args:
       model: of this objective.
-      images: uint8 [B, H, W, 3].
+      images: as for `answers`.
     """
     del model, images
     return None

@@ -422,7 +422,7 @@ class Objective(base.Objective):
     """Returns a ViT's attention rollout over its patches (models/rollout.py)."""
     if not isinstance(self.config, vit.Config):
       return None
-    return rollout.attention_rollout(model.encoder, self._seen(images), self.stage['head']['pool'])
+    return rollout.attention_rollout(model.encoder, images, self.stage['head']['pool'])
 
   def _seen(self, images: jax.Array) -> jax.Array:
     """Returns pictures as an evaluation gives them to the encoder: uint8 [B, H, W, 3] → float32 [B, S, S, 3]."""
@@ -435,7 +435,7 @@ class Objective(base.Objective):
     """Returns the normalised images [B, S, S, 3], their rollouts [B, grid, grid] and logits [B, K], float32."""
     model = models.merge(template, params, rest)
     x = self._seen(images)
-    return x, self.attention(model, images), model.classifier(model.features(x)).astype(jnp.float32)
+    return x, self.attention(model, x), self.answers(model, x)['logits']
 
   def _mix_for_drawing(self, batch: Batch, key: jax.Array) -> tuple[jax.Array, mixing.Mixed]:
     """Returns the crops of a batch and what mixing makes of them, mixed for certain."""

@@ -74,9 +74,9 @@ class Model:
     self.class_names = found.class_names
     self.image_size = int(found.reading['image_size'])
     self._mesh = mesh
-    self._answer, self._features, self._attention = (
+    self._answer, self._attention = (
       evaluation.make_step(function, found.template, mesh, found.frozen)
-      for function in (found.objective.evaluate, self._embedded, self._attended)
+      for function in (self._answered, self._attended)
     )
 
   def predict(self, images: Any, *, batch_images: int = BATCH_IMAGES) -> list[Prediction]:
@@ -196,7 +196,7 @@ class Model:
     Raises:
       UserError: as `predict`.
     """
-    return self._each(self._features, 'features', images, batch_images)
+    return self._each(self._answer, 'features', images, batch_images)
 
   def attention(self, images: Any, *, batch_images: int = BATCH_IMAGES) -> np.ndarray:
     """Returns from where in each picture the answer drew, float32 [n, h, w], of patches row by row.
@@ -209,23 +209,22 @@ class Model:
     """
     return self._each(self._attention, 'attention', images, batch_images)
 
-  def _embedded(self, model: nnx.Module, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    objective, reading = self.trained.objective, self.trained.reading
-    outputs = objective.evaluate(model, batch)['outputs']
-    if 'features' not in outputs:
-      how = (reading['interpolation'], reading['mean'], reading['std'])
-      x = augment.evaluation_view(batch['image'], self.image_size, *how)
-      outputs = {'features': model.encoder.features(x)}
-    return {'sums': {}, 'outputs': {'features': outputs['features']}}
+  def _answered(self, model: nnx.Module, batch: dict[str, jax.Array]) -> dict[str, Any]:
+    return {'sums': {}, 'outputs': self.trained.objective.answers(model, self._seen(batch))}
 
   def _attended(self, model: nnx.Module, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    maps = self.trained.objective.attention(model, batch['image'])
+    maps = self.trained.objective.attention(model, self._seen(batch))
     if maps is None:
       raise UserError(
         f'{self.trained.where} can not show attention; expected a fine-tuned ViT (its objective is '
         f'{self.trained.stage.objective}, its encoder {self.trained.config.model.preset})'
       )
     return {'sums': {}, 'outputs': {'attention': maps}}
+
+  def _seen(self, batch: dict[str, jax.Array]) -> jax.Array:
+    reading = self.trained.reading
+    how = (reading['interpolation'], reading['mean'], reading['std'])
+    return augment.evaluation_view(batch['image'], self.image_size, *how)
 
   def _each(self, step: Step, name: str, images: Any, batch_images: int) -> np.ndarray:
     given = pictures.in_a_row(images)
@@ -258,12 +257,10 @@ class Model:
       places = np.flatnonzero(these)
       if not len(places):
         continue
-      targets = {k: target.shape for k, target in self.trained.objective.targets.items()}
       named = [ids[k] for k in places]
-      part = pictures.Pictures([given[k] for k in places], named, at, targets)
+      part = pictures.Pictures([given[k] for k in places], named, at)
       batch = min(batch_images, 1 << (len(places) - 1).bit_length())
       _, index, outputs, skipped = evaluation.outputs_of(
-        self.trained.objective,
         step,
         self.trained.params,
         self.trained.rest,
@@ -274,6 +271,10 @@ class Model:
         interpolation=self.trained.reading['interpolation'],
         on_bad_image='skip',
       )
+      if name not in outputs:
+        raise UserError(
+          f'{self.trained.where}: its objective, {self.trained.stage.objective}, gives no {name}; expected one that does'
+        )
       if rows is None:
         rows = np.full((len(given), *outputs[name].shape[1:]), np.nan, np.float32)
       rows[places[index]] = outputs[name]

@@ -1,7 +1,7 @@
 """Pictures that somebody hands over, as a source without labels."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,6 @@ class Pictures:
     pictures: paths, PIL pictures of any mode, arrays uint8 [H, W, 3] (RGB) or [H, W].
     ids: their names, each once.
     image_shape: (H, W, 3) where all have that size, else None.
-    targets: name → shape, of what the objective reads beside the picture; all 0.
   """
 
   class_names: tuple[str, ...] = ()
@@ -31,11 +30,9 @@ class Pictures:
     pictures: Sequence[Picture],
     ids: Sequence[str],
     image_shape: tuple[int, int, int] | None = None,
-    targets: Mapping[str, tuple[int, ...]] | None = None,
   ) -> None:
     self._pictures, self._ids = pictures, ids
     self.image_shape = image_shape
-    self.targets = {k: np.zeros((len(pictures), *shape), np.float32) for k, shape in (targets or {}).items()}
 
   def __len__(self) -> int:
     return len(self._pictures)

@@ -132,7 +132,6 @@ def make_step(
 
 
 def outputs_of(
-  objective: Objective,
   step: Callable[..., dict[str, Any]],
   params: Any,
   rest: Any,
@@ -143,8 +142,9 @@ def outputs_of(
   image_size: int,
   interpolation: str,
   on_bad_image: str,
+  targets: Sequence[str] = (),
 ) -> tuple[dict[str, np.ndarray], np.ndarray, dict[str, np.ndarray], dict[str, str]]:
-  """Runs every picture of a source through the model; arguments and errors are those of `measure`.
+  """Runs every picture of a source through the model; arguments and errors are those of `measure`, targets what the step reads.
 
   Returns:
     Of every figure (total, count); int [n], the position of each row in the source, rising; the rows by name; and the
@@ -157,7 +157,7 @@ def outputs_of(
     interpolation=interpolation,
     share=pipeline.Share(*sharding.share(mesh)),
     on_bad_image=on_bad_image,
-    targets=list(objective.targets),
+    targets=targets,
   )
   sums: dict[str, np.ndarray] = {}
   rows: list[dict[str, np.ndarray]] = []
@@ -211,7 +211,6 @@ def measure(
     Preempted: when told to stop.
   """
   sums, index, outputs, skipped = outputs_of(
-    objective,
     step,
     params,
     rest,
@@ -221,6 +220,7 @@ def measure(
     image_size=image_size,
     interpolation=interpolation,
     on_bad_image=on_bad_image,
+    targets=list(objective.targets),
   )
   figures: dict[str, Any] = {
     name: float(total / count) if count else math.nan for name, (total, count) in sums.items()
