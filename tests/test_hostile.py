@@ -1,6 +1,6 @@
 """Files that are made to hurt: each is refused in one line with exit code 2, nothing in it is run, and nothing of it is left.
 
-What the page of `mimic demo` is sent: tests/commands/test_demo.py.
+Tables of labels: tests/data/test_csv.py. What the page of `mimic demo` is sent: tests/serving/test_local_page.py.
 """
 
 import io
