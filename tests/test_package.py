@@ -1,5 +1,7 @@
-"""What is handed out: the source distribution and what it installs."""
+"""What is handed out: the source distribution, what it installs, and the notebook, run by what is installed."""
 
+import json
+import os
 import pathlib
 import re
 import shutil
@@ -58,3 +60,27 @@ def test_the_source_distribution_has_what_its_readme_links_to_and_no_tests(sdist
   links = re.findall(r'\]\(([^):#]+)[)#]', (ROOT / 'README.md').read_text('utf-8'))
   assert {*links, 'LICENSE', 'requirements.txt'} <= names
   assert not [name for name in names if name.startswith('tests')]
+
+
+def test_the_notebook_runs_where_the_package_is_installed(installed, tmp_path):
+  cells = json.loads((ROOT / 'docs' / 'quickstart.ipynb').read_text('utf-8'))['cells']
+  code = [''.join(c['source']) for c in cells if c['cell_type'] == 'code']
+  program = '\n'.join(c for c in code if '%pip' not in c)
+  for pattern, instead in (
+    ('--config quickstart ', '--config quickstart:minute '),
+    ('(?m)^!(.*)', r'__import__("subprocess").run("\1", shell=True, check=True)'),
+    ('from IPython.display import HTML', 'HTML = pathlib.Path("shown.html").write_text'),
+  ):
+    program, found = re.subn(pattern, instead, program)
+    assert found == 1, pattern
+  (tmp_path / 'notebook.py').write_text(program)
+
+  environment = {k: v for k, v in os.environ.items() if k not in ('PYTHONPATH', 'XLA_FLAGS')}
+  environment |= {'PATH': f'{installed}/bin:{os.environ["PATH"]}', 'MPLBACKEND': 'Agg'}
+  command = [installed / 'bin' / 'python', 'notebook.py']
+  done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout + done.stderr
+  record = (tmp_path / 'quickstart' / 'record.json').read_text('utf-8')
+  assert f'{installed}/bin/mimic' in record, 'another mimic_jax was run'
+  assert (tmp_path / 'shown.html').read_text('utf-8').count('data:image/') > 3
+  assert done.stdout.count(' read as ') == 14
