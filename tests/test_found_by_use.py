@@ -240,6 +240,15 @@ def test_what_the_output_can_not_spell_is_no_error(encoding, arguments):
   assert done.returncode == (2 if arguments == ['nope'] else 0)
 
 
+def test_a_backend_that_a_notebook_names_for_matplotlib_need_not_be_there(tmp_path):
+  command = [sys.executable, '-m', 'mimic_jax', 'report', str(tmp_path)]
+  done = subprocess.run(
+    command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, 'MPLBACKEND': 'not here'}
+  )
+  assert done.returncode == 2
+  assert 'it has no config.json' in done.stderr
+
+
 @pytest.mark.processes
 def test_data_with_letters_that_the_locale_lacks_are_read_and_such_a_run_folder_is_refused(tmp_path):
   for k in range(6):

@@ -75,6 +75,8 @@ def run(
     end: ends the program early.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+  # A notebook hands its backend to the commands that it starts, where it may not be installed; figures here need none.
+  os.environ.pop('MPLBACKEND', None)
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):  # what an encoding has no letter for is shown as its number
       stream.reconfigure(errors='backslashreplace')
