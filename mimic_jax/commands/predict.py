@@ -98,7 +98,7 @@ def write(path: str, answers: Sequence[Prediction], class_names: Sequence[str]) 
     writer = csv.DictWriter(out, list(made[0]))
     writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in made)
-    return _save(path, out.getvalue().encode('utf-8', 'backslashreplace'))
+    return _save(path, out.getvalue().encode())
   import pyarrow.parquet
 
   out = io.BytesIO()
@@ -113,23 +113,27 @@ def _save(path: str, data: bytes) -> None:
     raise UserError(f"--out '{path}' can not be written ({e.strerror or e}); expected a path that can") from e
 
 
+def _text(name: str) -> str:
+  """Returns a text without what stands for bytes of a file's name that are not UTF-8, which no table holds."""
+  return name.encode('utf-8', 'backslashreplace').decode()
+
+
 def _row(one: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
   box = one.box or (None,) * 4
   chances = {f'p_{name}': one.probabilities.get(name) for name in class_names}
   return {
-    'id': one.id,
+    'id': _text(one.id),
     'label': one.label,
     'probability': None if one.error else one.probability,
     **dict(zip(('left', 'top', 'width', 'height'), box)),
     'score': one.score,
     **chances,
-    'error': one.error,
+    'error': _text(one.error),
   }
 
 
 def save_attention(folder: str, answers: Sequence[Prediction]) -> None:
-  """Writes a PNG for each answer: what the model was shown, and beside it the attention laid over."""
-  os.makedirs(folder, exist_ok=True)
+  """Writes a PNG for each answer into a folder that is there: what the model was shown, and beside it the attention laid over."""
   for k, one in enumerate(answers):
     if one.attention is not None:
       pair = np.concatenate([one.seen, overlay(one.seen[None], one.attention[None])[0]], axis=1)
@@ -178,6 +182,11 @@ def main(argv: Sequence[str]) -> None:
   cutter = faces.Cutter(model.trained.reading, a.faces, a.detector) if a.faces else None
   if cutter is not None and cutter.note:
     log.say(f'note: {cutter.note}')
+  if a.attention:
+    try:
+      os.makedirs(a.attention, exist_ok=True)
+    except OSError as e:
+      raise UserError(f"--attention '{a.attention}' can not be made ({e.strerror}); expected a folder") from e
   ask = functools.partial(
     model.answers, cutter=cutter, attention=bool(a.attention), batch_images=a.batch_images
   )
@@ -189,9 +198,10 @@ def main(argv: Sequence[str]) -> None:
   with contextlib.suppress(*([KeyboardInterrupt] if a.camera >= 0 else [])):  # a camera has no end of its own
     while some := list(itertools.islice(every, size)):
       ids = [name for name, _ in some]
-      answers += rows(ask([frame for _, frame in some], ids=ids), ids)
+      new = rows(ask([frame for _, frame in some], ids=ids), ids)
+      answers += new
       if a.camera >= 0:
-        print(table(answers[-1:])[1], flush=True)
+        print('\n'.join(table(new)[1:]), flush=True)
   _report(a.out, a.attention, answers, model)
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import shutil
 
 import numpy as np
 import pyarrow.parquet
@@ -55,6 +57,15 @@ def folder(tmp_path):
   return tmp_path / 'in'
 
 
+@pytest.fixture
+def two_faces(monkeypatch):
+  """A detector that finds two faces in pictures 20 pixels wide, none in others."""
+  face = Face(np.array([0.0, 0.0, 5.0, 5.0]), np.zeros((5, 2)), 0.9)
+  monkeypatch.setitem(
+    detectors.DETECTORS, 'mtcnn', lambda: lambda image: [face] * 2 if image.width == 20 else []
+  )
+
+
 def ask(*argv) -> None:
   predict.main(['--checkpoint', 'w', *map(str, argv)])
 
@@ -88,13 +99,8 @@ def test_files_folders_and_patterns_are_found_once_each(folder):
   assert predict.find([every[0]]) == ([every[0]], [])  # a name with brackets is first of all a name
 
 
-def test_each_face_has_a_row_and_a_picture_without_one_says_so(folder, tmp_path, monkeypatch, capsys):
-  def find(image):
-    if image.width != 20:
-      return []
-    return [Face(np.array([0.0, 0.0, 5.0, 5.0]), np.zeros((5, 2)), 0.9)] * 2
-
-  monkeypatch.setitem(detectors.DETECTORS, 'mtcnn', lambda: find)
+@pytest.mark.usefixtures('two_faces')
+def test_each_face_has_a_row_and_a_picture_without_one_says_so(folder, tmp_path, capsys):
   ask(folder, '--faces=box(0)', '--out', tmp_path / 'p.jsonl', '--attention', tmp_path / 'seen')
   rows = [json.loads(line) for line in (tmp_path / 'p.jsonl').read_text().splitlines()]
   assert [r['label'] for r in rows] == ['calm', 'calm', '', '']
@@ -139,6 +145,25 @@ def test_a_camera_is_asked_until_ctrl_c(monkeypatch, tmp_path, capsys):
   assert 'camera1@2 calm' in ' '.join(capsys.readouterr().out.split())
 
 
+@pytest.mark.usefixtures('two_faces')
+def test_every_face_that_a_camera_sees_is_printed(monkeypatch, capsys):
+  monkeypatch.setattr(frames, 'of_camera', lambda number: [('shot', np.zeros((9, 20, 3), np.uint8))])
+  ask('--camera=0', '--faces=box(0)')
+  seen, _ = capsys.readouterr().out.split('picture')
+  assert seen.count('shot') == 2
+
+
+def test_a_name_that_is_not_utf8_is_written_all_the_same(folder, tmp_path):
+  name = os.fsencode(folder) + b'/\xff.png'
+  shutil.copy(folder / 'a [1].png', name)
+  for ending in ('csv', 'jsonl', 'parquet'):
+    ask(os.fsdecode(name), '--out', tmp_path / f'p.{ending}')
+  (row,) = csv.DictReader((tmp_path / 'p.csv').open(newline='', encoding='utf-8'))
+  assert row['id'] == f'{folder}/\\udcff.png'
+  assert json.loads((tmp_path / 'p.jsonl').read_text())['id'] == row['id']
+  assert pyarrow.parquet.read_table(tmp_path / 'p.parquet')['id'].to_pylist() == [row['id']]
+
+
 def test_no_camera_is_one_line():
   pytest.importorskip('cv2')
   with pytest.raises(UserError, match='--camera is 97, and no camera answers there'):
@@ -153,6 +178,10 @@ def test_no_camera_is_one_line():
     (['FOLDER/*.gif'], r"\*\.gif' does not exist"),
     (['FOLDER', '--out=x.xlsx'], "--out is 'x.xlsx'; expected a name that ends in .csv, .jsonl, .parquet"),
     (['FOLDER', '--out=/no/such/x.csv'], "--out '/no/such/x.csv' lies in no folder that exists"),
+    (
+      ['FOLDER', '--attention=FOLDER/notes.txt'],
+      r"--attention '.*notes.txt' can not be made \(File exists\)",
+    ),
     (['FOLDER', '--faces=bx'], "--faces is 'bx' \\(did you mean 'box'"),
     (['FOLDER', '--faces', '--detector=dlib'], "--detector is 'dlib'; expected one of mtcnn"),
     (['FOLDER', '--fps=-1'], r'--fps is -1\.0; expected 0 or more'),
