@@ -153,7 +153,8 @@ def write(form: str, model: Trained, preprocess: bool, folder: epath.Path, out: 
   else:
     dtype = np.uint8 if preprocess else np.float32
     found = programs.write(form, forward_of(model, preprocess), m.config.image_size, dtype, folder)
-    about = {**_about(model, m, ()), 'program': f'largest difference {found["largest_difference"]}'}
+    off = ', '.join(f'{name} {by:.1g}' for name, by in found['largest_difference'].items())
+    about = {**_about(model, m, ()), 'largest difference from this model': off}
     pixels = {**m.pixels, 'channels': 'RGB', 'normalises': preprocess}
     files.write_json(folder / 'model.json', {**found, 'class_names': m.class_names, 'pixels': pixels})
     said['inputs'] = f'{np.dtype(dtype).name} [B, {m.config.image_size}, {m.config.image_size}, 3]'

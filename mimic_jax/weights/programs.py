@@ -4,6 +4,7 @@ The batch is symbolic; the weights are in the program. Each is checked against t
 """
 
 import importlib.util
+import logging
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -105,6 +106,7 @@ def _onnx(
     found = forward(images)
     return tuple(found[name] for name in names)
 
+  logging.disable(logging.WARNING)  # a traceback for each library that it could work with and that is not here
   try:
     jax2onnx.to_onnx(
       in_order, [spec], return_mode='file', output_path=path, input_names=[INPUT], output_names=names
@@ -113,6 +115,8 @@ def _onnx(
     raise UserError(
       f'jax2onnx has no way to write this model ({short(e)}); expected --format stablehlo'
     ) from e
+  finally:
+    logging.disable(logging.NOTSET)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # it warns of what it leaves out
   session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
