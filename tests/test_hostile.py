@@ -113,6 +113,7 @@ WEIGHTS: dict[str, tuple[str, Callable[[str], bytes]]] = {
 
 PICTURES: dict[str, tuple[str, Callable[[str], bytes]]] = {
   'a bomb: 3.6 billion pixels in a kilobyte': ('p.png', lambda c: png((b'IHDR', SIZE), (b'IDAT', zlib.compress(bytes(99))), (b'IEND', b''))),
+  'a strip of 40 million pixels': ('p.png', lambda c: _strip()),
   'a text chunk that unpacks to 100 MB': ('p.png', lambda c: png((b'IHDR', struct.pack('>IIBBBBB', 4, 4, 8, 2, 0, 0, 0)), (b'zTXt', b'a\0\0' + zlib.compress(bytes(100 << 20))), (b'IEND', b''))),
   'a picture without pixels': ('p.png', lambda c: png((b'IHDR', struct.pack('>IIBBBBB', 4, 4, 8, 2, 0, 0, 0)), (b'IEND', b''))),
   'a side of 0': ('p.png', lambda c: png((b'IHDR', struct.pack('>IIBBBBB', 0, 4, 8, 2, 0, 0, 0)), (b'IEND', b''))),
@@ -154,6 +155,12 @@ def _resized_jpeg() -> bytes:
   data = picture('JPEG')
   at = data.index(b'\xff\xc0') + 5
   return data[:at] + b'\xff\xff\xff\xff' + data[at + 4 :]
+
+
+def _strip() -> bytes:
+  out = io.BytesIO()
+  Image.new('1', (40_000_000, 1)).save(out, 'PNG')
+  return out.getvalue()
 
 
 def _of_floats() -> bytes:

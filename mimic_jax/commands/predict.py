@@ -28,7 +28,7 @@ from mimic_jax.data import files as files_lib
 from mimic_jax.data.faces import DETECTORS
 from mimic_jax.report.drawing import overlay
 from mimic_jax.runtime import cli, files
-from mimic_jax.runtime.errors import UserError
+from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.serving import faces, frames
 from mimic_jax.serving.model import BATCH_IMAGES, Model, Prediction
 from mimic_jax.training import log
@@ -171,6 +171,7 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f"--out is '{a.out}'; expected a name that ends in {', '.join(OUT)}")
   if a.out and not os.path.isdir(os.path.dirname(a.out) or '.'):
     raise UserError(f"--out '{a.out}' lies in no folder that exists; expected one that does")
+  one_of('--detector', a.detector, DETECTORS)
   if a.batch_images < 1:
     raise UserError(f'--batch_images is {a.batch_images}; expected at least 1')
   if not (a.images or a.camera >= 0):

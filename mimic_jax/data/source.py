@@ -20,6 +20,7 @@ _FORMATS = [
   for f in ['JPEG', 'PNG', 'BMP', 'WEBP', 'TIFF', 'GIF', 'PPM', 'JPEG2000', 'TGA', 'AVIF']
   if f in Image.OPEN
 ]
+MOST_SIDE = 30_000  # pixels; a strip of millions takes minutes and gigabytes to resize
 _ORIENTATION = 0x0112  # Exif tag; values 5 to 8 lie on their side
 
 # `max_pixels` is the bound here, and by default below the one at which Pillow starts to warn.
@@ -79,7 +80,7 @@ def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.I
     data: the file's bytes, where they are in memory already.
 
   Raises:
-    BadImage: on a missing, empty or unreadable file, and on one with too many pixels.
+    BadImage: on a missing, empty or unreadable file, and on one with too many pixels or a side longer than MOST_SIDE.
   """
   with reading(path):
     size = os.path.getsize(path) if data is None else len(data)
@@ -90,6 +91,9 @@ def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.I
   if width * height > max_pixels:
     image.close()
     raise BadImage(path, f'has {width}x{height} pixels, more than max_pixels = {max_pixels}')
+  if max(width, height) > MOST_SIDE:
+    image.close()
+    raise BadImage(path, f'is {width}x{height} pixels, a side longer than {MOST_SIDE:,}')
   return image
 
 

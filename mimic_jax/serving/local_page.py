@@ -38,7 +38,6 @@ from mimic_jax.serving.faces import Cutter
 from mimic_jax.serving.model import Model, Prediction
 from mimic_jax.serving.pictures import MAX_PIXELS
 
-MOST_SIDE = 30_000  # pixels; strips of millions take minutes to resize
 MOST_FACES = 20  # answered for; of a crowd the surest
 SHOWN = 1024  # pixels of the long side of the picture that goes back
 SHOWN_FACE = 256  # of a face
@@ -103,7 +102,7 @@ class Answerer:
       'attention' (data: addresses; None where there is none).
 
     Raises:
-      BadImage: for what is no picture, is damaged or too large (MAX_PIXELS, MOST_SIDE).
+      BadImage: for what is no picture, is damaged or too large.
     """
     image = _decode(data)
     found = self._cutter(image) if self._cutter else []
@@ -137,8 +136,6 @@ def _decode(data: bytes) -> Image.Image:
   """Returns a picture upright and as RGB; raises BadImage."""
   name = 'the picture'
   with sources.open_image(name, MAX_PIXELS, data) as image, sources.reading(name):
-    if max(image.size) > MOST_SIDE:
-      raise BadImage(name, f'is {image.width}x{image.height} pixels, a side longer than {MOST_SIDE:,}')
     return sources.to_rgb(sources.upright(image))
 
 

@@ -106,7 +106,9 @@ def _onnx(
     found = forward(images)
     return tuple(found[name] for name in names)
 
-  logging.disable(logging.WARNING)  # a traceback for each library that it could work with and that is not here
+  logging.disable(
+    logging.WARNING
+  )  # a traceback for each library that it could work with and that is not here
   try:
     jax2onnx.to_onnx(
       in_order, [spec], return_mode='file', output_path=path, input_names=[INPUT], output_names=names

@@ -183,7 +183,7 @@ def test_no_camera_is_one_line():
       r"--attention '.*notes.txt' can not be made \(File exists\)",
     ),
     (['FOLDER', '--faces=bx'], "--faces is 'bx' \\(did you mean 'box'"),
-    (['FOLDER', '--faces', '--detector=dlib'], "--detector is 'dlib'; expected one of mtcnn"),
+    (['FOLDER', '--detector=dlib'], "--detector is 'dlib'; expected one of mtcnn"),
     (['FOLDER', '--fps=-1'], r'--fps is -1\.0; expected 0 or more'),
     (['FOLDER', '--fps=nan'], '--fps is nan'),
     (['FOLDER/below'], r'c\.png: no picture; expected a picture'),
