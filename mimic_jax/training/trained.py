@@ -74,7 +74,7 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
   """
   where = epath.Path(path).expanduser()
   if not where.exists():
-    raise UserError(f"{field} is '{path}', which does not exist; expected a run's folder or a checkpoint")
+    raise UserError(f"{field} is '{path}', which does not exist; expected {weights.EXPECTED}")
   found = []
   if not (where / checkpoint.FOLDER).exists() and not where.name.isdigit():
     stages = [p for p in sorted(where.iterdir()) if (p / checkpoint.FOLDER).is_dir()]
@@ -85,8 +85,7 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
   one = found[0] if found else checkpoint.find(where)
   if one is None:
     raise UserError(
-      f"{field} is '{path}', which holds no checkpoint of mimic_jax; expected a run's folder (with "
-      '<stage>/checkpoints), a stage in it or a checkpoint'
+      f"{field} is '{path}', which holds no checkpoint of mimic_jax and no weights; expected {weights.EXPECTED}"
     )
   return one
 
@@ -176,6 +175,10 @@ def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
   ]
   if not uses:
     raise UserError(f"{field}: '{path}' ({found.kind}) has no classifier; expected fine-tuned weights")
+  if found.facts.get('dim') and not found.facts.get('heads'):
+    raise UserError(
+      f"{field}: '{path}' does not show how many heads it has; expected a model folder whose config.json says num_attention_heads"
+    )
   config, stage, name = defaults.base(), uses[0], 'published'
   config.stages = name
   config.model = sizes.model_section(_unsized(), sizes.model_fields(found.facts), f"{field}: '{path}'")

@@ -117,6 +117,17 @@ def test_the_card_says_what_the_run_says(run, tmp_path):
   assert '75.00 %' not in earlier
 
 
+def test_weights_that_were_exported_leave_again_as_they_are(run, tmp_path):
+  first = exported(run, tmp_path / 'first', 'hf')
+  second = exported(first, tmp_path / 'second', 'timm')
+  a, b = (weights.read(str(folder), 'x') for folder in (first, second))
+  assert a.tensors.keys() == b.tensors.keys()
+  for name, tensor in a.tensors.items():
+    np.testing.assert_array_equal(tensor, b.tensors[name], err_msg=name)
+  assert (b.class_names, {k: b.facts[k] for k in AUGMENT}) == (NAMES, AUGMENT)
+  assert 'initial weights (Hugging Face BEiT): not known here' in (second / 'README.md').read_text()
+
+
 def test_a_stablehlo_program_says_bit_by_bit_what_the_model_says(run, tmp_path, rng):
   pytest.importorskip('flatbuffers')
   pictures = rng.integers(0, 256, (5, 16, 16, 3), np.uint8)

@@ -218,6 +218,10 @@ def test_published_weights_with_a_classifier_answer_as_transformers_does(tmp_pat
   np.testing.assert_allclose(probabilities(model.predict(x)), want, atol=1e-6)
   with pytest.raises(UserError, match=r'--ema: path is .*no second set'):
     mimic_jax.load(tmp_path / 'w', ema=True)
+  with pytest.raises(
+    UserError, match=r"safetensors' does not show how many heads it has; expected a model folder"
+  ):
+    mimic_jax.load(tmp_path / 'w' / 'model.safetensors')
   transformers.ViTModel(config).save_pretrained(tmp_path / 'bare')
   with pytest.raises(UserError, match='has no classifier; expected fine-tuned weights'):
     mimic_jax.load(tmp_path / 'bare')
