@@ -25,7 +25,7 @@ from PIL import Image
 
 from mimic_jax import serving
 from mimic_jax.data import files as files_lib
-from mimic_jax.data.faces import DETECTORS
+from mimic_jax.data.faces import DETECTORS, alignment
 from mimic_jax.report.drawing import overlay
 from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError, one_of
@@ -172,6 +172,8 @@ def main(argv: Sequence[str]) -> None:
   if a.out and not os.path.isdir(os.path.dirname(a.out) or '.'):
     raise UserError(f"--out '{a.out}' lies in no folder that exists; expected one that does")
   one_of('--detector', a.detector, DETECTORS)
+  if a.faces:  # it may have taken a picture's name for its own
+    alignment.parse(a.faces, '--faces')
   if a.batch_images < 1:
     raise UserError(f'--batch_images is {a.batch_images}; expected at least 1')
   if not (a.images or a.camera >= 0):

@@ -182,6 +182,7 @@ def test_no_camera_is_one_line():
       ['FOLDER', '--attention=FOLDER/notes.txt'],
       r"--attention '.*notes.txt' can not be made \(File exists\)",
     ),
+    (['--faces', 'FOLDER/b.JPG'], r"--faces is '.*b\.JPG'; expected"),
     (['FOLDER', '--faces=bx'], "--faces is 'bx' \\(did you mean 'box'"),
     (['FOLDER', '--detector=dlib'], "--detector is 'dlib'; expected one of mtcnn"),
     (['FOLDER', '--fps=-1'], r'--fps is -1\.0; expected 0 or more'),
