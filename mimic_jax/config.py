@@ -20,9 +20,12 @@ from mimic_jax.runtime.errors import UserError, nearest, one_of
 # What may be set differently when a run is resumed: it changes how the run is carried out, not what it computes. Of where the
 # data are that holds by their fingerprint, which is compared.
 RESUMABLE = re.compile(
-  r'^(mesh|log)\.|^profile$|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|resident|on_bad_image|root|held_out)$|^data\.|'
+  r'^(mesh|log)\.|^profile$|\.checkpoint\.|\.data\.(threads|workers|worker_restarts|prefetch|cache|resident|on_bad_image|root)$|^data\.|'
   r'\.eval\.root$|^model\.(scan|remat|attention)$|\.max_bad_steps$'
 )
+
+# What configs of configs/ have set since there was such a field: a run from before goes on, held by its data's fingerprint.
+LATER = re.compile(r'\.data\.held_out$')
 
 # Flags that say which process of several this is, and for how long it waits for the others.
 PROCESS_FLAGS = ('coordinator_address', 'num_processes', 'process_id', 'connect_seconds')
@@ -146,17 +149,18 @@ def filled(config: Mapping[str, Any]) -> ConfigDict:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
   """Returns the fields that differ between two configs and must not when a run is resumed, as 'field: old → new'.
 
-  A field that `old` does not have, since it is from an earlier version, counts as its default.
+  A field that `old` does not have, since it is from an earlier version, counts as its default; one of LATER as the same.
   """
-  a, b = dict(fields(filled(old))), dict(fields(new))
+  had, a, b = dict(fields(old)), dict(fields(filled(old))), dict(fields(new))
 
   def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
   return [
     f'{name}: {plain(a.get(name, "(absent)"))} → {plain(b.get(name, "(absent)"))}'
-    for name in sorted({*dict(fields(old)), *b})
-    if not RESUMABLE.search(name) and plain(a.get(name)) != plain(b.get(name))
+    for name in sorted({*had, *b})
+    if not RESUMABLE.search(name) and (name in had or not LATER.search(name))
+    if plain(a.get(name)) != plain(b.get(name))
   ]
 
 

@@ -192,6 +192,10 @@ def test_a_field_that_an_older_run_does_not_have_counts_as_its_default():
   assert config_lib.differences(old, new) == []
   new.finetune.data.sampler = 'balanced'
   assert config_lib.differences(old, new) == ['finetune.data.sampler: shuffle → balanced']
+  new.finetune.data.sampler, new.finetune.data.held_out = 'shuffle', 0.1
+  assert config_lib.differences(old, new) == ['finetune.data.held_out: 0.0 → 0.1']
+  del old['finetune']['data']['held_out']  # configs/finetune_folder.py has a tenth since there was one
+  assert config_lib.differences(old, new) == []
   old['finetune']['forgotten'] = 1
   assert 'finetune.forgotten: 1 → (absent)' in config_lib.differences(old, new)
 

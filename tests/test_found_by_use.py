@@ -137,7 +137,6 @@ def test_a_config_is_found_in_the_home_folder(tmp_path, monkeypatch):
     'data.threads=3',
     'data.prefetch=9',
     'data.cache=False',
-    'data.held_out=0.1',  # a run from before there was such a field; what is read is held by its fingerprint
   ],
 )
 def test_a_run_is_resumed_whatever_does_not_change_what_it_computes(flag):
