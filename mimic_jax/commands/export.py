@@ -188,8 +188,6 @@ def into_new_folder(out: str, fill: Callable[[epath.Path], Any]) -> Any:
     UserError: when there is something already, or it can't be written.
   """
   folder = epath.Path(out)
-  if '://' in out:
-    raise UserError(f"--out is '{out}'; expected a folder on this machine")
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"--out is '{out}', which is there already; expected a new or empty folder")
   beside = folder.parent / f'.{folder.name}.{os.getpid()}'
@@ -225,6 +223,8 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(
       f"--preprocess is of programs, and --format is '{form}'; expected {' or '.join(programs.NEEDS)}"
     )
+  if files.is_remote(given.out):
+    raise UserError(f"--out is '{given.out}'; expected a folder on this machine")
   programs.check_installed(form)
   model = trained.load(given.checkpoint, sharding.make_mesh(), ema=given.ema)
   writing.check(form, described(model), '--format')

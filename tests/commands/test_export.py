@@ -187,6 +187,7 @@ def test_a_program_that_says_otherwise_is_no_export(run, tmp_path, monkeypatch):
       "--preprocess is of programs, and --format is 'hf'; expected stablehlo or onnx",
     ),
     (['--format=hf', '--out={full}'], 'which is there already; expected a new or empty folder'),
+    (['--format=hf', '--out=gs://b/x'], "--out is 'gs://b/x'; expected a folder on this machine"),
     (['--format=hf', '--out={full}/file/x'], "--out '.*' can not be written"),
     (['--format=hf', '--checkpoint=/nowhere'], "--checkpoint is '/nowhere', which does not exist"),
   ],
