@@ -224,6 +224,7 @@ if '{name}' == 'SIGINT':
   assert done.stdout.split('\n')[:-1] == (['heard', 'at once'] if name == 'SIGINT' else ['heard']), (
     done.stderr
   )
+  assert ('Ctrl-C once more stops at once' in done.stderr) == (name == 'SIGINT')
 
 
 # 11, 63: any encoding of the terminal and of names

@@ -21,9 +21,4 @@ def main(argv: Sequence[str]) -> None:
     with distributed.watching_peers():
       run.run(command, mimic_jax.BEGAN)
 
-  cli.run(
-    start,
-    argv,
-    'interrupted; the same command goes on from the last checkpoint, where there is one',
-    distributed.end,
-  )
+  cli.run(start, argv, distributed.end)

@@ -48,7 +48,7 @@ def read(workdir: epath.Path) -> Run:
   for name in stage_names(config):
     folder, section = workdir / name, config.get(name)
     try:
-      lines = read_jsonl(folder / 'metrics.jsonl')
+      lines = logged(folder)
     except UserError as error:
       lines = []
       problems.append(str(error))
@@ -64,6 +64,11 @@ def read(workdir: epath.Path) -> Run:
     )
   title = str(config.get('name') or workdir.name)
   return Run(title, config, _json(workdir / 'record.json', problems), stages, problems)
+
+
+def logged(stage_folder: epath.Path) -> list[dict[str, Any]]:
+  """Returns the lines of a stage's metrics.jsonl, which all have 'step' and 'split'; raises UserError as read_jsonl."""
+  return read_jsonl(stage_folder / 'metrics.jsonl', ('step', 'split'))
 
 
 def stage_names(config: dict[str, Any]) -> list[str]:

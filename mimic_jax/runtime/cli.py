@@ -63,7 +63,6 @@ def end(code: int, said: str, error: BaseException | None = None) -> NoReturn:
 def run(
   main: Callable[[Sequence[str]], None],
   argv: Sequence[str],
-  interrupted: str = 'interrupted',
   end: Callable[[int, str, BaseException], NoReturn] = end,
 ) -> None:
   """Runs a command on its arguments; an error of the user's is one line on standard error and exit code 2.
@@ -71,7 +70,6 @@ def run(
   Args:
     main: gets argv.
     argv: the command line without the program's name.
-    interrupted: what is said after Ctrl-C; its exit code is 130.
     end: ends the program early.
   """
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
@@ -97,7 +95,7 @@ def run(
     where = f'{e.filename}: ' if e.filename else ''
     end(2, f'mimic: error: {where}{e.strerror or e}', e)
   except KeyboardInterrupt as e:
-    end(130, f'mimic: {interrupted}', e)
+    end(130, f'mimic: {str(e) or "interrupted"}', e)
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,11 +77,11 @@ def read_json(path: epath.Path) -> dict[str, Any]:
   return value
 
 
-def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
+def read_jsonl(path: epath.Path, keys: Sequence[str] = ()) -> list[dict[str, Any]]:
   """Returns the lines of a jsonl; [] when there is no file. A last line torn by a crash is left out.
 
   Raises:
-    UserError: naming the file and the line, when another line is not a JSON object.
+    UserError: naming the file and the line, when another line is not a JSON object or a line has not all `keys`.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -96,6 +96,8 @@ def read_jsonl(path: epath.Path) -> list[dict[str, Any]]:
     except json.JSONDecodeError:
       line = None
     if isinstance(line, dict):
+      if lacking := [k for k in keys if k not in line]:
+        raise UserError(f"{path}: line {number} has no '{lacking[0]}'; expected what mimic_jax wrote")
       lines.append(line)
     elif number < len(rows):
       raise UserError(f'{path}: line {number} is not a JSON object; expected one line per logged step')

@@ -66,8 +66,9 @@ def _as_sigterm(signum: int, frame: FrameType | None) -> None:
 
 
 def _once_only(signum: int) -> None:
-  """Lets a second Ctrl-C interrupt."""
+  """Lets a second Ctrl-C interrupt, and says so: whoever typed the first one waits."""
   if signum == signal.SIGINT:
+    os.write(2, b'\nmimic: stopping at the next step and saving; Ctrl-C once more stops at once\n')
     signal.signal(signum, signal.default_int_handler)
 
 
@@ -81,4 +82,4 @@ def look() -> None:
     _notice.places += 1
     _notice.heard = multihost_utils.reached_preemption_sync_point(_notice.places)
   if _notice.heard:
-    raise Preempted('told to stop; what was done is saved, the same command goes on')
+    raise Preempted('told to stop; the same command goes on')

@@ -23,7 +23,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax.data import source as source_lib
-from mimic_jax.runtime import checkpoint, cli, distributed, feed, files, sharding
+from mimic_jax.report import run as runs
+from mimic_jax.runtime import checkpoint, cli, distributed, feed, sharding
 from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.training import nonfinite
 from mimic_jax.training import stage as stage_lib
@@ -216,7 +217,7 @@ def _changes(
 
 def _logged(folder: epath.Path, step: int) -> dict[str, Any]:
   """Returns the figures that the run logged for this very step; {} when it logged none, or means of several."""
-  lines = {x['step']: x for x in files.read_jsonl(folder / 'metrics.jsonl') if x.get('split') == 'train'}
+  lines = {x['step']: x for x in runs.logged(folder) if x['split'] == 'train'}
   return lines.get(step, {}) if step == 1 or step - 1 in lines else {}
 
 

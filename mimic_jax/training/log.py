@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mimic_jax import weights
 from mimic_jax.objectives.base import Crops
+from mimic_jax.report import run as runs
 from mimic_jax.runtime import distributed, files
 from mimic_jax.training import evaluation
 from mimic_jax.training.stage import Stage
@@ -58,7 +59,7 @@ class Log:
     if self._main:
       folder.mkdir(parents=True, exist_ok=True)
       self._writers.append(files.JsonlWriter(folder / 'metrics.jsonl', step))
-      kept = files.read_jsonl(folder / 'metrics.jsonl')
+      kept = runs.logged(folder)
       self._measured = {(x['step'], x['split']) for x in kept if x['split'] != 'train'}
       if options['tensorboard'] and files.is_remote(folder):
         logging.info('TensorBoard files are not written to %s (local folders only); metrics.jsonl is', folder)

@@ -9,6 +9,7 @@ import numpy as np
 from etils import epath
 
 from mimic_jax.report import page, sheets
+from mimic_jax.report import run as runs
 from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import chips, distributed, files, sharding
 from mimic_jax.training import evaluation, speed, workdir
@@ -37,7 +38,7 @@ def _draw(run: Stage, state: dict[str, Any]) -> None:
 
 def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
   """Returns the epoch with the highest accuracy on a split, over all lines of metrics.jsonl."""
-  lines = [x for x in files.read_jsonl(folder / 'metrics.jsonl') if x['split'] == split and 'accuracy' in x]
+  lines = [x for x in runs.logged(folder) if x['split'] == split and 'accuracy' in x]
   if not lines:
     return None
   best = max(lines, key=lambda x: x['accuracy'])
@@ -46,9 +47,7 @@ def _best(folder: epath.Path, split: str) -> dict[str, Any] | None:
 
 def _usual_rate(folder: epath.Path) -> float | None:
   """Returns the median of the logged images per second, which compiling and evaluating do not count in."""
-  rates = [
-    x['images_per_second'] for x in files.read_jsonl(folder / 'metrics.jsonl') if 'images_per_second' in x
-  ]
+  rates = [x['images_per_second'] for x in runs.logged(folder) if 'images_per_second' in x]
   return float(np.median(rates)) if rates else None
 
 

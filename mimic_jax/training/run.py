@@ -7,9 +7,9 @@ from typing import Any
 from etils import epath
 
 from mimic_jax import config as config_lib
-from mimic_jax.report import page
+from mimic_jax.report import page, summary
 from mimic_jax.runtime import checkpoint, compile_cache, distributed, lease, preemption, sharding
-from mimic_jax.runtime.errors import UserError
+from mimic_jax.runtime.errors import Preempted, UserError
 from mimic_jax.training import debugging, loop, sizes, workdir
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
@@ -64,13 +64,25 @@ def run(command: config_lib.Command, began: float | None = None) -> None:
     for name in names:
       if name not in todo:
         say(f'{name}: done before')
-    while stages:
-      preemption.look()
-      # popped, so that its pictures and weights are let go before the next
-      loop.run_stage(stages.pop(0), folder.check, clock)
-      clock = start_lib.Clock()
+    try:
+      while stages:
+        preemption.look()
+        # popped, so that its pictures and weights are let go before the next
+        loop.run_stage(stages.pop(0), folder.check, clock)
+        clock = start_lib.Clock()
+    except (Preempted, KeyboardInterrupt) as e:
+      said = 'told to stop' if isinstance(e, Preempted) else 'interrupted'
+      raise type(e)(f'{said}; {_on_disk(folder.path, names)}; the same command goes on') from e
     distributed.agree(lambda: str(page.write(folder.path)))  # so that no process leaves before it is written
-    say(f'report: {folder.path / "report.html"}')
+    say(summary.of_run(folder.path))
+
+
+def _on_disk(folder: epath.Path, names: Sequence[str]) -> str:
+  """Returns which step of a run is saved: 'step 40 of finetune is on disk (runs/x/finetune/checkpoints)'."""
+  for name in reversed(names):
+    if found := checkpoint.find(folder / name):
+      return f'step {found[1]:,} of {name} is on disk ({found[0]})'
+  return 'there is no checkpoint yet'
 
 
 class _Folder:

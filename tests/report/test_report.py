@@ -15,7 +15,7 @@ from scipy import stats
 
 from mimic_jax import metrics
 from mimic_jax.commands.report import main
-from mimic_jax.report import figures, page, tables
+from mimic_jax.report import figures, page, summary, tables
 from mimic_jax.report.drawing import GAP, HEAT_OPACITY, Drawing, in_rows, overlay, save_drawing
 from mimic_jax.runtime import files
 from mimic_jax.runtime.errors import UserError
@@ -283,12 +283,35 @@ def test_the_page_of_a_run_that_has_only_begun(tmp_path):
 def test_files_that_cannot_be_read_are_named_on_the_page(tmp_path, rng):
   make_run(tmp_path, rng)
   (tmp_path / 'finetune' / 'result.json').write_text('{"half')
-  (tmp_path / 'pretrain' / 'metrics.jsonl').write_text('{"step": 1}\nx\n{"step": 2}\n')
+  row = '{"step": 1, "split": "train", "loss": 2}\n'
+  (tmp_path / 'pretrain' / 'metrics.jsonl').write_text(f'{row}x\n{row}')
+  (tmp_path / 'scratch').mkdir()
+  (tmp_path / 'scratch' / 'metrics.jsonl').write_text(f'{row}{{"step": 2, "loss": 1}}\n{row}')
   (tmp_path / 'pretrain' / 'features.npz').write_bytes(b'PK junk')
   page.write(tmp_path)
   text = text_of(tmp_path)
   assert 'finetune/result.json is not a JSON object' in text
-  assert 'metrics.jsonl: line 2 is not a JSON object' in text
+  assert 'pretrain/metrics.jsonl: line 2 is not a JSON object' in text
+  assert 'scratch/metrics.jsonl: line 2 has no &#x27;split&#x27;' in text
+
+
+def test_a_run_ends_with_a_table_where_things_are_and_what_is_next(tmp_path, rng):
+  held = make_run(tmp_path, rng)
+  result = held['finetune']
+  result['metrics']['valid']['intervals'] = {'accuracy': {'value': 0.5, 'low': 0.41117, 'high': 0.62228}}
+  (tmp_path / 'finetune' / 'result.json').write_text(json.dumps(result))
+  lines = summary.of_run(epath.Path(tmp_path)).splitlines()
+  (row,) = [line.split() for line in lines if line.startswith('finetune')]
+  scores = result['metrics']['valid']
+  accuracy, mean_class, f1 = (
+    f'{100 * scores[k]:.2f}' for k in ('accuracy', 'mean_class_accuracy', 'macro_f1')
+  )
+  assert row[1:] == [
+    *('valid', accuracy, '%', '[41.12,', '62.23]', mean_class, '%', f1, '%', f'{scores["loss"]:.4g}', '321'),
+    *('1', 'min', '30', 's'),
+  ]
+  assert ['report', str(tmp_path / 'report.html')] in [line.split() for line in lines]
+  assert lines[-1].split(maxsplit=1) == ['next', f'mimic predict --checkpoint {tmp_path}/finetune PICTURES']
 
 
 def test_tsne_is_kept_until_the_features_change(tmp_path, rng, monkeypatch):
