@@ -69,3 +69,40 @@ def classification(labels: np.ndarray, logits: np.ndarray, class_names: Sequence
     'confusion': confusion.tolist(),
     'count': len(truth),
   }
+
+
+def calibration(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> dict[str, Any]:
+  """Returns how far the probabilities of the answers are from how often these are right, ready for JSON.
+
+  The expected calibration error of Guo et al. (2017, eq. 3): answers fall by their probability p into bins of equal width,
+  (low, high]; ECE = Σ over bins of count / N · |share of right answers − mean p|.
+
+  Args:
+    labels: int [N], or float [N, K], whose largest entry counts.
+    logits: [N, K].
+    bins: how many.
+
+  Returns:
+    'ece', 0..1, and 'bins': of each low, high, count, and the means confidence and accuracy, None where count is 0.
+  """
+  logits = np.asarray(logits).astype(np.float64)
+  chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+  sure = 1 / chances.sum(axis=1)  # the largest numerator is 1
+  right = logits.argmax(axis=1) == dominant(labels)
+  place = np.clip(np.ceil(sure * bins).astype(int) - 1, 0, bins - 1)
+  held, ece = [], 0.0
+  for k in range(bins):
+    mine = place == k
+    count = int(mine.sum())
+    confidence, accuracy = (float(v[mine].mean()) if count else None for v in (sure, right))
+    ece += count / len(sure) * abs(accuracy - confidence) if count else 0.0
+    held.append(
+      {
+        'low': k / bins,
+        'high': (k + 1) / bins,
+        'count': count,
+        'confidence': confidence,
+        'accuracy': accuracy,
+      }
+    )
+  return {'ece': ece, 'bins': held}

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import subprocess
 import sys
 import time
@@ -90,6 +91,30 @@ def test_a_label_out_of_range_is_named():
     metrics.classification(np.array([-1, 2]), np.zeros((2, 7)), NAMES)
   with pytest.raises(UserError, match='no example'):
     metrics.classification(np.zeros(0, int), np.zeros((0, 7)), NAMES)
+
+
+@pytest.mark.parametrize('soft', [False, True])
+def test_calibration_is_the_expected_calibration_error_by_its_definition(rng, soft):
+  n, k, bins = 500, 4, 15
+  logits = 2.0 * rng.normal(size=(n, k))
+  labels = rng.integers(0, k, n)
+  found = metrics.calibration(np.eye(k)[labels] * 0.7 if soft else labels, logits, bins)
+  chances = np.array([[math.exp(v) / sum(map(math.exp, row)) for v in row] for row in logits])
+  ece, counts = 0.0, []
+  for b in range(bins):
+    mine = [i for i in range(n) if b / bins < chances[i].max() <= (b + 1) / bins]
+    counts.append(len(mine))
+    if mine:
+      right = np.mean([chances[i].argmax() == labels[i] for i in mine])
+      ece += len(mine) / n * abs(right - np.mean([chances[i].max() for i in mine]))
+  assert found['ece'] == pytest.approx(ece, abs=1e-12)
+  assert [x['count'] for x in found['bins']] == counts
+  sure = metrics.calibration(
+    np.array([1]), np.array([[-np.inf, 0.0]]), bins
+  )  # a probability of 1 is in the last bin
+  assert sure['ece'] == 0
+  assert sure['bins'][-1]['count'] == 1
+  assert sure['bins'][0]['accuracy'] is None
 
 
 def test_jsonl_keeps_lines_up_to_the_step_it_resumes_from(tmp_path):

@@ -35,11 +35,16 @@ class Target(NamedTuple):
 
 
 class Figure(NamedTuple):
-  """What a figure that `loss` or `evaluate` gives is, for the report: its title, whether it is a share of 1, a term of the loss."""
+  """What a figure that `loss` or `evaluate` gives is, for the report.
+
+  Its title, whether it is a share of 1, a term of the loss; its unit, and what a reader must know of it.
+  """
 
   title: str
   share: bool = False
   term: bool = False
+  unit: str = ''
+  note: str = ''
 
 
 class Frozen(NamedTuple):

@@ -35,6 +35,11 @@ METHODS = {
   'scl_dominant': {'contrast.labels': 'dominant'},
 }
 
+ON_MIXED = (
+  'Training figures are on random crops, most of them mixed (mix.probability) and scored against the mixed label; those '
+  'of a split are on whole pictures. The two are not to be compared.'
+)
+
 
 def use_method(s: ConfigDict, name: str) -> None:
   """Changes a fine-tuning stage to one of METHODS."""
@@ -109,6 +114,8 @@ class Objective(base.Objective):
   }
 
   FIGURES: ClassVar = {
+    'loss': base.Figure('Loss', unit='nats', note=ON_MIXED),
+    'accuracy': base.Figure('Accuracy', share=True, note=ON_MIXED),
     'ce': base.Figure('Cross-entropy', term=True),
     'contrast': base.Figure('Contrast', term=True),
     'anchors_without_positive': base.Figure('Anchors without a positive', share=True),

@@ -1,23 +1,17 @@
-"""A grid of pictures with titles, and the two files it becomes in a run's folder: <name>.png and <name>.json."""
+"""A grid of pictures with titles and captions, and the two files it becomes in a run's folder: <name>.png and <name>.json."""
 
-import functools
 import io
-import json
-import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 from etils import epath
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-GAP = 6  # pixels between pictures and around them
-LEAST_SIDE = 96  # pixels; smaller pictures are enlarged
-TITLE_SIZE = 12
-CAPTION_SIZE = 11
-MAX_LINES = 3  # of a caption; what is longer ends in '…'
-PAPER, INK, QUIET = (255, 255, 255), (28, 32, 36), (82, 90, 98)
+from mimic_jax.runtime import files
+from mimic_jax.runtime.errors import READ_ERRORS, UserError
+
 HEAT_COLOURS = 'inferno'  # of matplotlib; its lightness rises evenly, so it reads without colour, too
 HEAT_OPACITY = 0.65  # where the heat is greatest
 
@@ -25,29 +19,55 @@ HEAT_OPACITY = 0.65  # where the heat is greatest
 class Drawing(NamedTuple):
   """Pictures for the report.
 
-  images: uint8 [R, C, H, W, 3]; columns: C titles, or () for none; cells: R lists of C captions, or None.
+  images: uint8 [R, C, H, W, 3]; columns: C titles, or () for none; cells: R lists of C captions, or None; ids: of the
+  pictures, row by row, where they have any. White pictures at the end are places left over.
   """
 
   title: str
   caption: str
   images: np.ndarray
-  columns: tuple[str, ...] = ()
+  columns: Sequence[str] = ()
   cells: list[list[str]] | None = None
+  ids: Sequence[str] = ()
 
 
 def save_drawing(directory: epath.Path, name: str, drawing: Drawing) -> None:
-  """Writes `drawing` as <name>.png (the montage) and <name>.json (title and caption) into `directory`.
+  """Writes `drawing` as <name>.png (the pictures side by side) and <name>.json (all else) into `directory`.
 
   Raises:
     ValueError: when images, columns and cells do not fit together.
   """
+  images = np.asarray(drawing.images)
+  _check(drawing, images)
+  rows, columns, height, width, _ = images.shape
+  sheet = images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
   buffer = io.BytesIO()
-  montage(drawing).save(buffer, format='PNG', optimize=True)
+  Image.fromarray(sheet).save(buffer, format='PNG', optimize=True)
   directory = epath.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   (directory / f'{name}.png').write_bytes(buffer.getvalue())
-  about = json.dumps({'title': drawing.title, 'caption': drawing.caption}, ensure_ascii=False)
-  (directory / f'{name}.json').write_bytes(about.encode())
+  about = {k: v for k, v in drawing._asdict().items() if k != 'images'}
+  files.write_json(directory / f'{name}.json', {**about, 'grid': [rows, columns]})
+
+
+def read_drawing(directory: epath.Path, name: str) -> Drawing:
+  """Reads what `save_drawing` wrote; what an earlier version did, whose captions are in the picture, is one picture.
+
+  Raises:
+    UserError: naming the file that can't be read.
+  """
+  path = epath.Path(directory) / f'{name}.json'
+  about = files.read_json(path) if path.exists() else {}
+  try:
+    sheet = np.asarray(Image.open(io.BytesIO((path.parent / f'{name}.png').read_bytes())).convert('RGB'))
+    rows, columns = about.pop('grid', (1, 1))
+    height, width = sheet.shape[0] // rows, sheet.shape[1] // columns
+    images = sheet.reshape(rows, height, columns, width, 3).transpose(0, 2, 1, 3, 4)
+    return Drawing(**{'title': name, 'caption': '', **about}, images=images)
+  except READ_ERRORS as e:
+    raise UserError(
+      f'{path.parent / name}.png: not a sheet of pictures; expected what mimic_jax wrote'
+    ) from e
 
 
 def in_rows(
@@ -91,84 +111,6 @@ def overlay(pictures: np.ndarray, heat: np.ndarray) -> np.ndarray:
     opacity = HEAT_OPACITY * smooth
     laid.append(grey * (1 - opacity) + 255 * colours(smooth[..., 0])[..., :3] * opacity)
   return np.rint(np.stack(laid)).astype(np.uint8)
-
-
-def enlargement(height: int, width: int) -> int:
-  """Returns the least whole factor that makes both sides of a picture at least LEAST_SIDE pixels."""
-  return max(1, -(-LEAST_SIDE // min(height, width)))
-
-
-def montage(drawing: Drawing) -> Image.Image:
-  """Returns the pictures of `drawing` as one RGB picture: titles above the columns, captions under the cells."""
-  images = np.asarray(drawing.images)
-  _check(drawing, images)
-  rows, columns, height, width, _ = images.shape
-  factor = enlargement(height, width)
-  height, width = height * factor, width * factor
-  title_font, caption_font = _font(TITLE_SIZE), _font(CAPTION_SIZE)
-  titles = [wrap(t, title_font, width) for t in drawing.columns]
-  captions = [[wrap(t, caption_font, width) for t in row] for row in drawing.cells or []]
-  head = _text_height(titles, TITLE_SIZE)
-  feet = [_text_height(row, CAPTION_SIZE) for row in captions] or [0] * rows
-
-  sheet = Image.new(
-    'RGB', (columns * (width + GAP) + GAP, GAP + head + sum(feet) + rows * (height + GAP)), PAPER
-  )
-  draw = ImageDraw.Draw(sheet)
-  for c, lines in enumerate(titles):
-    _write(draw, lines, GAP + c * (width + GAP), GAP, width, title_font, TITLE_SIZE, INK)
-  top = GAP + head
-  for r in range(rows):
-    for c in range(columns):
-      left = GAP + c * (width + GAP)
-      picture = Image.fromarray(images[r, c])
-      sheet.paste(picture.resize((width, height), Image.Resampling.BICUBIC), (left, top))
-      if captions:
-        _write(draw, captions[r][c], left, top + height + 3, width, caption_font, CAPTION_SIZE, QUIET)
-    top += height + feet[r] + GAP
-  return sheet
-
-
-@functools.cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-  # Pillow's own font has no λ, no × and no umlauts, which captions and class names do have.
-  return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), 'fonts/ttf/DejaVuSans.ttf'), size)
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-  """Returns `text` in at most MAX_LINES lines no wider than `width` pixels; what does not fit ends in '…'."""
-  lines = []
-  for paragraph in str(text).split('\n'):
-    line = ''
-    for word in paragraph.split():
-      longer = f'{line} {word}'.strip()
-      if line and font.getlength(longer) > width:
-        lines.append(line)
-        longer = word
-      line = longer
-    lines.append(line)
-  if len(lines) > MAX_LINES:
-    lines = [*lines[: MAX_LINES - 1], ' '.join(lines[MAX_LINES - 1 :])]
-  return [_shorten(line, font, width) for line in lines]
-
-
-def _shorten(line: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-  if font.getlength(line) <= width:
-    return line
-  while line and font.getlength(line + '…') > width:
-    line = line[:-1]
-  return line.rstrip() + '…'
-
-
-def _text_height(blocks: list[list[str]], size: int) -> int:
-  """Returns the pixels that the tallest of some wrapped texts needs, with a margin; 0 when all are empty."""
-  lines = max((len(block) for block in blocks if any(block)), default=0)
-  return lines * round(size * 1.3) + 7 if lines else 0
-
-
-def _write(draw, lines, left, top, width, font, size, colour) -> None:
-  for i, line in enumerate(lines):
-    draw.text((left + width / 2, top + i * round(size * 1.3)), line, fill=colour, font=font, anchor='ma')
 
 
 def _check(drawing: Drawing, images: np.ndarray) -> None:

@@ -1,13 +1,14 @@
-"""Curves and t-SNE as inline SVG. Colours and text are CSS variables of the page, so that they follow light and dark."""
+"""Curves, reliability and t-SNE as SVG: for the page, whose colours are variables that follow light and dark, and to keep."""
 
 import hashlib
 import io
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -28,9 +29,10 @@ COLOURS = {
 }
 PALETTE = tuple(COLOURS)
 MARKERS = 'o^sDvPX*'
-GLYPHS = '●▲■◆▼✚✖★'
-INK, LINE = '#010203', '#040506'  # stand in for the page's own colours
+INK, LINE = '#5b6571', '#dfe3e8'  # of text and grid
+VARIABLES = {**COLOURS, INK: '--quiet', LINE: '--line'}
 MOST_POINTS = 400  # of a curve; neighbours are averaged beyond
+MOST_NAMED = 40  # classes in the legend of a t-SNE
 TSNE_POINTS = 1000
 # On 700 features half the time of 500 steps at perplexity 30 and angle 0.5 (1.35 s against 2.6 s).
 TSNE_SETTINGS = {'n_components': 2, 'init': 'pca', 'random_state': 0, 'max_iter': 350, 'angle': 0.8}
@@ -47,9 +49,19 @@ class Curve(NamedTuple):
   dashed: bool = False
 
 
-def curves(lines: Sequence[Curve], x_label: str, percent: bool = False, noisy: bool = True) -> str:
-  """Returns an SVG of `lines`. Long ones are thinned, and where they are `noisy` drawn faint under their mean."""
-  figure, axes = _axes((4.0, 2.3), left=0.14, bottom=0.19)
+def curves(
+  title: str, lines: Sequence[Curve], x_label: str, percent: bool = False, noisy: bool = True
+) -> str:
+  """Returns an SVG of `lines`. Long ones are thinned, and where they are `noisy` drawn faint under their mean.
+
+  Args:
+    title: what is on the y-axis, with its unit.
+    lines: the curves; several are named in a legend.
+    x_label: what is on the x-axis.
+    percent: whether y are shares, drawn as percent.
+    noisy: whether to smooth.
+  """
+  figure, axes = _axes(title, x_label, [curve.name for curve in lines])
   for curve in lines:
     x, y = thin(curve.x), thin(curve.y) * (100 if percent else 1)
     style = {'color': curve.colour, 'linestyle': (0, (4, 2)) if curve.dashed else '-'}
@@ -57,18 +69,40 @@ def curves(lines: Sequence[Curve], x_label: str, percent: bool = False, noisy: b
       axes.plot(x, y, alpha=0.25, linewidth=0.8, **style)
       y = running_mean(y, len(y) // 20)
     few = {'marker': 'o', 'markersize': 3} if len(x) <= 30 else {}
-    axes.plot(x, y, linewidth=1.6, **few, **style)
-  axes.set_xlabel(x_label)
+    axes.plot(x, y, linewidth=1.6, label=curve.name, **few, **style)
   axes.margins(x=0.02)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=max(c.x.max() for c in lines) >= 3))
   axes.yaxis.set_major_locator(MaxNLocator(5))
   axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g} %' if percent else tick(v)))
-  levels = {v * (100 if percent else 1) for curve in lines for v in curve.y}
-  if len(levels) == 1:  # matplotlib would zoom into rounding
-    (level,) = levels
-    axes.set_ylim(*sorted((0, 2 * level)) if level else (-1, 1))
   axes.grid(axis='y', color=LINE, linewidth=0.7)
-  return _svg(figure)
+  return _svg(figure, axes)
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
+  """Returns an SVG of how often the answers in each bin of `metrics.calibration` are right, against their probability."""
+  figure, axes = _axes('Right answers', 'probability of the answer', ())
+  held = [b for b in bins if b['count']]
+  axes.bar(
+    [100 * b['low'] for b in held],
+    [100 * b['accuracy'] for b in held],
+    width=[100 * (b['high'] - b['low']) for b in held],
+    align='edge',
+    color=PALETTE[0],
+    linewidth=0.8,
+    edgecolor=LINE,
+  )
+  axes.plot([0, 100], [0, 100], color=INK, linewidth=0.9, linestyle=(0, (4, 2)))
+  axes.set(xlim=(0, 100), ylim=(0, 100))
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f'{v:g} %'))
+  return _svg(figure, axes)
+
+
+def inline(svg: str) -> str:
+  """Returns an SVG for the page: its colours are the page's variables."""
+  for colour, name in VARIABLES.items():
+    svg = svg.replace(colour, f'var({name})')
+  return svg
 
 
 def thin(values: np.ndarray) -> np.ndarray:
@@ -98,25 +132,24 @@ def tick(value: float) -> str:
   return f'{value:g}'
 
 
-def look(k: int) -> tuple[str, str, str]:
-  """Returns the colour, matplotlib's marker and the glyph of class `k`; the pairs repeat only after 64 classes."""
-  marker = (k + k // 8) % 8
-  return PALETTE[k % 8], MARKERS[marker], GLYPHS[marker]
+def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str:
+  """Returns an SVG of `points` [n, 2], marked by their class ids `labels` [n]; −1 (no label) is a small grey dot.
 
-
-def scatter(points: np.ndarray, labels: np.ndarray) -> str:
-  """Returns an SVG of `points` [n, 2], marked by their class ids `labels` [n]; −1 (no label) is a small grey dot."""
-  figure, axes = _axes((6.0, 4.2), left=0, bottom=0)
-  for k in np.unique(labels):
-    colour, marker, _ = look(int(k)) if k >= 0 else (INK, '.', '')
+  Colour and marker repeat together only after 64 classes; `names` are those of the classes, for the legend.
+  """
+  known = [k for k in np.unique(labels).tolist() if k >= 0]
+  label = {k: names[k] if k < len(names) else f'class {k}' for k in known[:MOST_NAMED]}
+  figure, axes = _axes('', '', label.values(), height=3.2)
+  for k in np.unique(labels).tolist():
+    style = {'color': INK, 'marker': '.'}
+    if k >= 0:
+      style = {'color': PALETTE[k % 8], 'marker': MARKERS[(k + k // 8) % 8], 'label': label.get(k)}
     mine = points[labels == k]
-    axes.plot(
-      mine[:, 0], mine[:, 1], linestyle='', color=colour, alpha=0.75, marker=marker, markersize=4, mew=0
-    )
+    axes.plot(mine[:, 0], mine[:, 1], linestyle='', alpha=0.75, markersize=3.8, mew=0, **style)
   axes.set_xticks([])
   axes.set_yticks([])
   axes.spines[:].set_visible(False)
-  return _svg(figure)
+  return _svg(figure, axes)
 
 
 def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | None:
@@ -157,27 +190,50 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | N
   return points, labels
 
 
-def _axes(inches: tuple[float, float], left: float, bottom: float):
+def _axes(title: str, x_label: str, names: Iterable[str], height: float = 2.3) -> tuple[Figure, Axes]:
+  """Returns a figure 4 inches wide and its axes, `height` inches high with their labels; below is room for a legend."""
   # Fixed margins: matplotlib's own layout engines take longer than the drawing itself.
-  figure = Figure(figsize=inches)
+  names = list(names)
+  legend = 0.19 * -(-len(names) // _columns(names)) if len(names) > 1 else 0.0
+  whole = height + legend
+  figure = Figure(figsize=(4.0, whole))
   figure.patch.set_visible(False)
-  axes = figure.add_axes((left, bottom, 0.98 - left, 0.97 - bottom))
+  bottom, top = legend + (0.44 if x_label else 0.1), 0.27 if title else 0.05
+  left = 0.13 if title else 0.01
+  axes = figure.add_axes((left, bottom / whole, 0.98 - left, 1 - (bottom + top) / whole))
   axes.patch.set_visible(False)
   axes.spines[['top', 'right', 'left']].set_visible(False)
   axes.spines['bottom'].set_color(LINE)
   axes.tick_params(colors=INK, labelsize=9, length=0, pad=5)
-  axes.xaxis.label.set(color=INK, size=9)
+  axes.set_xlabel(x_label, color=INK, size=9)
+  figure.text(0.005, 1 - 0.02 / whole, title, va='top', size=10, weight='bold', color=INK)
   return figure, axes
 
 
-def _svg(figure: Figure) -> str:
-  """Returns `figure` as an <svg> element whose text is text and whose colours are the page's."""
+def _columns(names: Sequence[str]) -> int:
+  return 3 if max(map(len, names)) < 14 else 2
+
+
+def _svg(figure: Figure, axes: Axes) -> str:
+  """Returns `figure` as an <svg> element whose text is text, with a legend under it where several things have names."""
+  handles, names = axes.get_legend_handles_labels()
+  if len(names) > 1:
+    figure.legend(
+      handles,
+      names,
+      loc='lower left',
+      ncols=_columns(names),
+      frameon=False,
+      fontsize=8.5,
+      labelcolor=INK,
+      borderaxespad=0,
+      handlelength=1.4,
+      columnspacing=1.2,
+      labelspacing=0.25,
+    )
   buffer = io.StringIO()
   with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mimic_jax'}):
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
   text = buffer.getvalue()
-  text = text[text.index('<svg') :].replace(INK, 'var(--quiet)').replace(LINE, 'var(--line)')
-  for colour, name in COLOURS.items():
-    text = text.replace(colour, f'var({name})')
-  return text
+  return text[text.index('<svg') :]

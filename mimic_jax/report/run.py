@@ -7,27 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from etils import epath
 
+from mimic_jax.report.drawing import Drawing, read_drawing
 from mimic_jax.runtime.errors import READ_ERRORS, UserError
 from mimic_jax.runtime.files import read_jsonl
 
 
-class Picture(NamedTuple):
-  """A montage: its PNG, and what to say about it."""
-
-  png: bytes
-  title: str
-  caption: str
-
-
 class Stage(NamedTuple):
-  """One stage; `lines` are those of metrics.jsonl, `result` is {} until it has ended."""
+  """One stage; `lines` are those of metrics.jsonl, `result` is {} until it has ended, `pictures` are by file name."""
 
   name: str
   folder: epath.Path
   config: dict[str, Any]
   lines: list[dict[str, Any]]
   result: dict[str, Any]
-  pictures: list[Picture]
+  pictures: dict[str, Drawing]
 
 
 class Run(NamedTuple):
@@ -101,14 +94,12 @@ def _json(path: epath.Path, problems: list[str]) -> dict[str, Any]:
   return value
 
 
-def _pictures(folder: epath.Path, problems: list[str]) -> list[Picture]:
-  if not folder.exists():
-    return []
-  pictures = []
-  for path in sorted((p for p in folder.iterdir() if p.name.endswith('.png')), key=lambda p: p.name):
-    name = path.name.removesuffix('.png')
-    about = _json(folder / f'{name}.json', problems)
-    pictures.append(
-      Picture(path.read_bytes(), str(about.get('title') or name), str(about.get('caption') or ''))
-    )
+def _pictures(folder: epath.Path, problems: list[str]) -> dict[str, Drawing]:
+  pictures = {}
+  found = folder.iterdir() if folder.exists() else ()
+  for name in sorted(p.name.removesuffix('.png') for p in found if p.name.endswith('.png')):
+    try:
+      pictures[name] = read_drawing(folder, name)
+    except UserError as error:
+      problems.append(str(error))
   return pictures

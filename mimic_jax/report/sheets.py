@@ -1,7 +1,7 @@
 """Sheets of pictures: what is trained on, and what a classifier is most confidently wrong about."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from etils import epath
@@ -11,22 +11,20 @@ from mimic_jax import metrics
 from mimic_jax.data.source import BadImage
 from mimic_jax.report.drawing import Drawing, in_rows, save_drawing
 
-if TYPE_CHECKING:
-  pass
-
 MOST_MISTAKES = 24  # pictures shown of those that a classifier is most confidently wrong about
 SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their side in pixels
 
 
 def save_contact_sheet(folder: epath.Path, source: Any, rows: int = 3) -> None:
   """Saves a sheet of a source's pictures, evenly spread over it, with their classes."""
-  pictures, captions = [], []
+  pictures, captions, ids = [], [], []
   picks = np.linspace(0, len(source) - 1, min(rows * SHEET_COLUMNS, len(source))).astype(int)
   for i in picks:
     try:
       pictures.append(_square(source, int(i)))
     except BadImage:
       continue
+    ids.append(source.id(int(i)))
     label = source.label(int(i))
     k = int(label) if np.ndim(label) == 0 else int(np.argmax(label))
     captions.append(source.class_names[k] if source.class_names else '')
@@ -34,7 +32,7 @@ def save_contact_sheet(folder: epath.Path, source: Any, rows: int = 3) -> None:
     return
   images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
   about = f'{len(pictures)} of the {len(source):,} pictures.'
-  sheet = Drawing('Training pictures', about, images, (), cells if source.class_names else None)
+  sheet = Drawing('Training pictures', about, images, (), cells if source.class_names else None, ids)
   save_drawing(folder / 'pictures', 'data_train', sheet)
 
 
@@ -69,12 +67,13 @@ def mistakes(
   chances = np.exp(logits - logits.max(axis=1, keepdims=True))
   guess, surest = logits.argmax(axis=1), 1 / chances.sum(axis=1)  # the largest numerator is 1
   wrong = np.flatnonzero(guess != truth)
-  pictures, captions = [], []
+  pictures, captions, ids = [], [], []
   for row in wrong[np.argsort(-surest[wrong], kind='stable')]:
     try:
       pictures.append(_square(source, int(index[row])))
     except BadImage:
       continue
+    ids.append(source.id(int(index[row])))
     captions.append(f'{class_names[truth[row]]} → {class_names[guess[row]]} {surest[row]:.2f}')
     if len(pictures) == MOST_MISTAKES:
       break
@@ -88,4 +87,5 @@ def mistakes(
     images,
     (),
     cells,
+    ids,
   )

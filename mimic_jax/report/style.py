@@ -52,32 +52,36 @@ th:first-child { padding-left: 0; }
 table.results { width: 100%; }
 table.results :is(th, td) { padding-inline: .45rem; }
 table.results :is(th, td):first-child { padding-left: 0; }
-table.results td.main { font-weight: 650; }
-table.results td small { display: block; font-weight: 400; font-size: .72rem; color: var(--quiet); }
+table.results td:nth-child(3) { font-weight: 650; }
+td small { display: block; font-weight: 400; font-size: .72rem; color: var(--quiet); }
 table.classes :is(th, td) { padding-inline: .4rem; }
 table.classes :is(th, td):first-child { padding-left: 0; }
-td.ends { color: var(--quiet); font-size: .8rem; }
-tr.also th, tr.also td { color: var(--quiet); font-weight: 400; font-size: .82rem; }
-tr.also th { text-align: right; }
-.share { background: linear-gradient(to right, rgba(var(--heat), .22) calc(var(--v) * 100%), transparent 0); min-width: 5.5rem; }
+.share { display: block; padding-right: .2rem; background: linear-gradient(to right, rgba(var(--heat), .22) calc(var(--v) * 100%), transparent 0); min-width: 4.5rem; }
 .confusion td { text-align: center; min-width: 3rem; height: 2.9rem; padding: .2rem; border: 2px solid var(--paper); line-height: 1.15; }
-.confusion td small { display: block; font-size: .7rem; opacity: .8; }
+.confusion td small { font-size: .7rem; color: inherit; opacity: .8; }
 .confusion td.dark { color: #fff; }
 .confusion td.hit { outline: 1px solid var(--quiet); outline-offset: -3px; }
 .confusion th { border: 0; }
 .confusion thead th { text-align: center; font-weight: 500; font-size: .74rem; padding: .2rem .1rem; }
 .confusion tbody th { text-align: right; padding-right: .7rem; }
+.whole { grid-column: 1 / -1; margin: 0; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16.5rem, 100%), 1fr)); gap: 1.25rem 1.75rem; margin: 1rem 0; }
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; margin-top: .3rem; overflow: visible; }
 figure svg text { font-family: inherit !important; }
-figure.scatter { max-width: 46rem; }
 figcaption p { margin: .15rem 0 .5rem; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: start; }
 .pair > div { min-width: 0; max-width: 100%; }
-.legend { display: flex; flex-wrap: wrap; gap: .1rem .9rem; margin-top: .15rem; font-size: .8rem; color: var(--quiet); }
 .picture { margin: 1.75rem 0; }
-.picture img { display: block; max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 8px; background: #fff; padding: 4px; }
+.sheets { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: start; }
+.picture { max-width: 100%; min-width: min(20rem, 100%); }
+.sheet { display: grid; gap: .6rem .4rem; font-size: .74rem; line-height: 1.25; color: var(--quiet); text-align: center; overflow-wrap: anywhere; }
+.sheet b { font-weight: 500; }
+.sheet svg { display: block; width: 100%; height: auto; margin: 0 0 .2rem; border-radius: 3px; overflow: hidden; }
+.half { width: 26rem; max-width: 100%; }
+.save { font-size: .74rem; font-weight: 400; text-decoration: none; margin-left: .6rem; letter-spacing: 0; }
+figure > figcaption .save:first-child { margin-left: 0; }
+.copy { user-select: all; white-space: pre-wrap; overflow-wrap: anywhere; }
 .tree { font-size: .84rem; width: 100%; }
 .tree th, .tree td { text-align: left; white-space: normal; vertical-align: top; padding: .3rem .7rem .3rem 0; overflow-wrap: anywhere; }
 .tree th { color: var(--quiet); font-weight: 500; font-size: .84rem; width: 11rem; }
@@ -86,9 +90,22 @@ figcaption p { margin: .15rem 0 .5rem; }
 details { margin: .6rem 0; }
 summary { cursor: pointer; color: var(--link); font-size: .92rem; }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 1rem; overflow-x: auto; font-size: .8rem; line-height: 1.5; }
-footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 @media (max-width: 40rem) {
   body { padding: 1.5rem 1rem 3rem; }
+  .stack, .stack tbody, .stack tr, .stack th, .stack td { display: block; border: 0; padding: .05rem 0 !important; }
+  .stack thead, .stack td:empty { display: none; }
+  .stack tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
+  .stack tbody th { font-weight: 650; }
+  .stack td { text-align: right !important; white-space: normal; }
+  .stack td::before { content: attr(data-label); float: left; color: var(--quiet); font-weight: 400; }
+  .stack td small { display: inline; margin-left: .5rem; }
+  .classes :is(th, td) { padding-inline: .15rem !important; font-size: .74rem !important; white-space: normal; }
+  .classes small { font-size: .62rem; white-space: nowrap; }
+  .share { min-width: 3rem; }
+  .confusion td { min-width: 0; width: 2.5rem; font-size: .74rem; border-width: 1px; }
+  .confusion td small { font-size: .62rem; }
+  .confusion thead th { writing-mode: vertical-rl; text-align: left; }
+  .confusion tbody th { font-size: .74rem; padding-right: .3rem; }
   .tree, .tree tbody, .tree tr, .tree th, .tree td { display: block; width: auto; border: 0; padding: 0; }
   .tree tr { margin: .4rem 0; }
   .tree .tree { padding-left: .8rem; }

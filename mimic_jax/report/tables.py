@@ -1,7 +1,11 @@
 """The page's numbers: results over the stages, cards, confusion matrices, per-class scores, nested records."""
 
+import base64
+import csv
 import html
-from collections.abc import Iterator, Mapping
+import io
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mimic_jax import uncertainty
@@ -88,6 +92,12 @@ def initial(run: Run, stage: Stage) -> str:
   return str(init or 'from scratch')
 
 
+def class_counts(run: Run, stage: Stage) -> Mapping[str, Any]:
+  """Returns the training pictures of every class, as far as the record has them."""
+  held = _mapping(_mapping(run.record.get('data')).get(stage.name))
+  return _mapping(_mapping(held.get('train')).get('class_counts'))
+
+
 def last_train(stage: Stage) -> dict[str, Any]:
   """Returns the newest training line of a stage, or {}."""
   return next((line for line in reversed(stage.lines) if line.get('split', 'train') == 'train'), {})
@@ -107,24 +117,6 @@ def seconds(stage: Stage) -> float | None:
   """Returns how long a stage took, or has taken so far, where that is known."""
   took = stage.result.get('seconds', last_train(stage).get('seconds'))
   return took if is_number(took) else None
-
-
-def speed(stage: Stage) -> str:
-  """Returns how fast a stage trained, as far as its result says: '93 pictures/s · 0.012 model TFLOP/s · MFU …', or ''."""
-  held = stage.result
-  if not is_number(held.get('model_tflops_per_second')):
-    return ''
-  parts = [
-    f'{number(held.get("images_per_second"))} pictures/s',
-    f'{held["model_tflops_per_second"]:.4g} model TFLOP/s',
-  ]
-  if is_number(held.get('mfu')):
-    parts.append(f'MFU {percent(held["mfu"], 1)}')
-  if is_number(held.get('input_overhead')):
-    parts.append(f'{held["input_overhead"]:.2f} × the time without waiting for input')
-  if is_number(held.get('peak_memory_bytes')):
-    parts.append(f'at most {held["peak_memory_bytes"] / 2**30:.1f} GiB on a device')
-  return ' · '.join(parts)
 
 
 def cards(run: Run) -> str:
@@ -168,42 +160,84 @@ def _value(stage: Stage) -> tuple[str, str]:
   return NONE, objective(stage)
 
 
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = '', texts: int = 1) -> str:
+  """Returns a table (HTML); the first cell of a row heads it.
+
+  Args:
+    head: titles of the columns.
+    rows: cells, HTML; a row may end early.
+    kind: its class; 'stack' turns rows into blocks where the screen is narrow.
+    texts: how many of the first columns are words, the rest being numbers.
+  """
+
+  def classed(k: int) -> str:
+    return ' class="text"' if k < texts else ''
+
+  titles = ''.join(f'<th scope="col"{classed(k)}>{esc(title)}</th>' for k, title in enumerate(head))
+  body = []
+  for first, *cells in rows:
+    inner = (f'<td{classed(k)} data-label="{esc(head[k])}">{cell}</td>' for k, cell in enumerate(cells, 1))
+    body.append(f'<tr><th scope="row">{first}</th>{"".join(inner)}</tr>')
+  return (
+    f'<div class="wide"><table class="{kind}"><thead><tr>{titles}</tr></thead>'
+    f'<tbody>{"".join(body)}</tbody></table></div>'
+  )
+
+
+def download(name: str, content: str, kind: str) -> str:
+  """Returns a link that saves `content` as the file <name>.<kind>."""
+  mime = {'svg': 'image/svg+xml', 'csv': 'text/csv'}[kind]
+  data = base64.b64encode(content.encode()).decode()
+  return f'<a class="save" download="{esc(name)}.{kind}" href="data:{mime};base64,{data}">{kind.upper()}</a>'
+
+
+def as_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+  """Returns comma-separated lines; None is empty."""
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows([head, *rows])
+  return text.getvalue()
+
+
 def results(run: Run) -> str:
   """Returns the table of results: the last epoch of every stage on every split."""
-  head = ''.join(
-    f'<th scope="col"{" class=text" if text else ""}>{title}</th>'
-    for title, text in (
-      *(('stage', 1), ('objective', 1), ('initial weights', 1), ('split', 1), ('accuracy', 0)),
-      *(('mean class', 0), ('macro F1', 0), ('loss', 0), ('pictures', 0), ('img/s', 0), ('minutes', 0)),
-    )
-  )
-  rows = ''.join(row for stage in run.stages for row in _rows(run, stage))
+  head = ('stage', 'split', 'accuracy', 'mean class', 'macro F1', 'loss', 'pictures', 'img/s', 'time')
+  rows = [row for stage in run.stages for row in _rows(stage)]
+  kept = [_kept(stage, split, held) for stage in run.stages for split, held in splits(stage).items()]
+  link = download(f'{run.name}-results', as_csv(_KEPT, kept), 'csv')
   return (
-    '<h3 id="results">Results of the last epoch</h3><div class="wide"><table class="results">'
-    f'<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{_about_intervals(run)}{_best(run)}'
+    f'<h3 id="results">Results of the last epoch {link}</h3>{table(head, rows, "results stack", 2)}'
+    f'{_about_intervals(run)}{_best(run)}'
   )
 
 
-def _rows(run: Run, stage: Stage) -> Iterator[str]:
+_KEPT = ('stage', 'split', *uncertainty.SCORES, 'accuracy_low', 'accuracy_high', 'ece', 'loss', 'count')
+
+
+def _kept(stage: Stage, split: str, held: Mapping[str, Any]) -> list[Any]:
+  low, high = interval(held, 'accuracy') or (None, None)
+  scores = [held.get(name) for name in uncertainty.SCORES]
+  ece = _mapping(held.get('calibration')).get('ece')
+  return [stage.name, split, *scores, low, high, ece, held.get('loss'), held.get('count')]
+
+
+def _rows(stage: Stage) -> Iterator[list[str]]:
   took = seconds(stage)
-  speed = stage.result.get('images_per_second', last_train(stage).get('images_per_second'))
-  first = [esc(stage.name), esc(objective(stage)), esc(initial(run, stage))]
-  last = [number(speed), number(took / 60 if took is not None else None, '.1f')]
+  rate = stage.result.get('images_per_second', last_train(stage).get('images_per_second'))
+  last = [number(rate), NONE if took is None else duration(took)]
   for split, held in splits(stage).items() or {NONE: {}}.items():
-    cells = [*first, esc(split), *(_score(held, name) for name in uncertainty.SCORES)]
-    cells += [
+    scores = [_score(held, name) for name in uncertainty.SCORES]
+    yield [
+      esc(stage.name),
+      esc(split),
+      *scores,
       number(held.get('loss'), '.4g'),
       number(held.get('count')),
       *last,
     ]
-    yield _row(cells)
     for name, words in ALSO.items():
       if is_number(held.get(f'accuracy_{name}')):
         count = number(held.get(f'count_{name}', held.get('count')))
-        yield (
-          f'<tr class="also"><th scope="row" colspan="4">{esc(split)} {words}</th>'
-          f'<td>{percent(held[f"accuracy_{name}"])}</td>{"<td></td>" * 3}<td>{count}</td>{"<td></td>" * 2}</tr>'
-        )
+        yield ['', f'{esc(split)} {words}', percent(held[f'accuracy_{name}']), '', '', '', count]
 
 
 def _score(held: Mapping[str, Any], name: str) -> str:
@@ -226,56 +260,53 @@ def _about_intervals(run: Run) -> str:
   return f'<p class="small quiet">{esc(" ".join(texts))}</p>' if texts else ''
 
 
-def _row(cells: list[str]) -> str:
-  body = ''.join(
-    f'<td{" class=text" if i < 3 else " class=main" if i == 3 else ""}>{cell}</td>'
-    for i, cell in enumerate(cells[1:])
-  )
-  return f'<tr><th scope="row">{cells[0]}</th>{body}</tr>'
-
-
 def _best(run: Run) -> str:
   """Returns the accuracies of chosen epochs, under their own names, or ''."""
-  items = []
-  for stage in run.stages:
-    for name in ('best_on_valid', 'best_on_test'):
-      held = stage.result.get(name)
-      if isinstance(held, dict):
-        items.append(
-          f'<tr><th scope="row">{esc(stage.name)}</th><td class="text"><code>{name}</code></td>'
-          f'<td>{percent(held.get("accuracy"))}</td><td>{number(held.get("epoch"), "g")}</td></tr>'
-        )
-  if not items:
+  rows = [
+    [esc(stage.name), f'<code>{name}</code>', percent(held.get('accuracy')), number(held.get('epoch'), 'g')]
+    for stage in run.stages
+    for name in ('best_on_valid', 'best_on_test')
+    if isinstance(held := stage.result.get(name), dict)
+  ]
+  if not rows:
     return ''
   return (
-    '<h3>Epochs chosen by accuracy</h3><p class="small quiet">The best epoch on the split that it was chosen on: '
-    'optimistic, and not the result above.</p><div class="wide"><table><thead><tr><th class="text">stage</th>'
-    '<th class="text">chosen by</th><th>accuracy</th><th>epoch</th></tr></thead>'
-    f'<tbody>{"".join(items)}</tbody></table></div>'
+    '<details><summary>Epochs chosen by accuracy</summary><p class="small quiet">The best epoch on the split that it '
+    'was chosen on: optimistic, and not the result above.</p>'
+    f'{table(("stage", "chosen by", "accuracy", "epoch"), rows, texts=2)}</details>'
   )
 
 
-def per_class(held: Mapping[str, Any]) -> str:
-  """Returns recall, precision, F1 and support of every class; recall with a bar and its Wilson interval."""
+def per_class(held: Mapping[str, Any], trained_on: Mapping[str, Any]) -> str:
+  """Returns recall, precision, F1 and counts of every class; recall with a bar and its Wilson interval.
+
+  Args:
+    held: figures of a split.
+    trained_on: class → its training pictures, as far as it is known.
+  """
   rows = []
   for name, row in held.get('per_class', {}).items():
-    there = row.get('support', 0) > 0
-    bar = f'<td class="share" style="--v:{row["recall"]:.4f}">' if there else '<td>'
-    scores = ''.join(f'<td>{percent(row.get(k), 1)}</td>' for k in ('precision', 'f1'))
-    recall, ends = NONE, NONE
-    if there:
-      recall = percent(row['recall'], 1)
+    recall = NONE
+    if row.get('support', 0) > 0:
       ends = span(uncertainty.wilson(round(row['recall'] * row['support']), row['support']), 1)
-    rows.append(
-      f'<tr><th scope="row">{esc(name)}</th>{bar}{recall}</td><td class="ends">{ends}</td>{scores}'
-      f'<td>{number(row.get("support"))}</td></tr>'
-    )
+      recall = f'<span class="share" style="--v:{row["recall"]:.4f}">{percent(row["recall"], 1)}</span><small>{ends}</small>'
+    counts = (number(row.get('support')), number(trained_on.get(name)))
+    rows.append([esc(name), recall, percent(row.get('precision'), 1), percent(row.get('f1'), 1), *counts])
   return (
-    '<p class="small quiet">Interval: of recall (Wilson, 95 %), each picture taken as independent.</p>'
-    '<div class="wide"><table class="classes"><thead><tr><th class="text">class</th><th>recall</th><th>interval</th>'
-    '<th>precision</th><th>F1</th><th>pictures</th></tr></thead>'
-    f'<tbody>{"".join(rows)}</tbody></table></div>'
+    '<p class="small quiet">Under recall its 95 % interval by Wilson, each picture taken as independent.</p>'
+    + table(('class', 'recall', 'precision', 'F1', 'pictures', 'trained on'), rows, 'classes')
   )
+
+
+def classes_csv(held: Mapping[str, Any]) -> str:
+  """Returns what `per_class` and `confusion` show as CSV: a line per class, its row of the confusion matrix behind it."""
+  names = list(held.get('per_class', {}))
+  scores = ('recall', 'precision', 'f1', 'support')
+  rows = [
+    [name, *(held['per_class'][name].get(k) for k in scores), *held['confusion'][i]]
+    for i, name in enumerate(names)
+  ]
+  return as_csv(('class', *scores, *(f'taken for {name}' for name in names)), rows)
 
 
 def confusion(held: Mapping[str, Any]) -> str:
@@ -306,14 +337,54 @@ def confusion(held: Mapping[str, Any]) -> str:
 
 def _confusions(names: list[str], matrix: list[list[int]]) -> str:
   pairs = ((n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j)
-  rows = ''.join(
-    f'<tr><th scope="row">{esc(names[i])}</th><td class="text">{esc(names[j])}</td><td>{n:,}</td></tr>'
-    for n, i, j in sorted(pairs, key=lambda p: (-p[0], p[1], p[2]))[:CONFUSIONS]
-  )
+  most = sorted(pairs, key=lambda p: (-p[0], p[1], p[2]))[:CONFUSIONS]
+  rows = [[esc(names[i]), esc(names[j]), f'{n:,}'] for n, i, j in most]
   return (
     f'<p class="small quiet">The most frequent of the confusions between {len(matrix)} classes; result.json has all.</p>'
-    '<div class="wide"><table><thead><tr><th class="text">true</th><th class="text">predicted</th><th>pictures</th>'
-    f'</tr></thead><tbody>{rows}</tbody></table></div>'
+    + table(('true', 'predicted', 'pictures'), rows, texts=2)
+  )
+
+
+def machine(run: Run) -> str:
+  """Returns what the run ran on, its command, and where time and memory went."""
+  held = _mapping(run.record.get('environment'))
+  devices, versions = _mapping(held.get('devices')), _mapping(held.get('versions'))
+  kinds = ' + '.join(f'{n} × {kind}' for kind, n in _mapping(devices.get('kinds')).items())
+  if not kinds:
+    return ''
+  processes = devices.get('processes', 1)
+  ran = [
+    f'{kinds} ({devices.get("backend")}), {processes} process{"es" if processes != 1 else ""}',
+    f'jax {versions.get("jax", NONE)}, Python {held.get("python", NONE)}, {held.get("platform", NONE)}',
+    f'git {str(_mapping(held.get("git")).get("revision", NONE))[:12]}'
+    + (' with changes' if _mapping(held.get('git')).get('changed') else ''),
+  ]
+  parts = ('import', 'data', 'restore', 'compile')
+  head = ('stage', 'time', *parts, 'waiting for input', 'img/s', 'TFLOP/s', 'MFU', 'device memory')
+  rows = []
+  for stage in run.stages:
+    start = _mapping(_mapping(run.record.get('start')).get(stage.name))
+    took, memory = seconds(stage), stage.result.get('peak_memory_bytes')
+    rows.append(
+      [esc(stage.name), NONE if took is None else duration(took)]
+      + [duration(start[part]) if is_number(start.get(part)) else NONE for part in parts]
+      + [percent(stage.result.get('input_wait'), 1), number(stage.result.get('images_per_second'))]
+      + [number(stage.result.get('model_tflops_per_second'), '.3g'), percent(stage.result.get('mfu'), 1)]
+      + [f'{memory / 2**30:.1f} GiB' if is_number(memory) else NONE]
+    )
+  command = held.get('command')
+  words = [str(word) for word in command] if isinstance(command, list) else []
+  if words and words[0].endswith('.py'):
+    words[:1] = ['python', '-m', 'mimic_jax.main' if words[0].endswith('main.py') else 'mimic_jax']
+  copied = (
+    f'<p class="small quiet">The command, to copy:</p><pre class="copy">{esc(shlex.join(words))}</pre>'
+    if words
+    else ''
+  )
+  return (
+    f'<h2 id="machine">How it ran</h2><p class="small">{esc(" · ".join(ran))}</p>{copied}{table(head, rows, "stack")}'
+    '<p class="small quiet">Time: of the training loop with its evaluations. Import, data, restore, compile: of the '
+    'newest start, up to its first step; the loop’s time begins before the first step compiles.</p>'
   )
 
 

@@ -236,6 +236,7 @@ def _classification(
 ) -> dict[str, Any]:
   """Returns the scores on all pictures; without duplicates and among shared classes, where that is another thing."""
   figures = metrics.classification(labels, logits, class_names)
+  figures['calibration'] = metrics.calibration(labels, logits)
   if split.duplicates is not None:
     keep = ~split.duplicates[index]
     figures['count_without_duplicates'] = int(keep.sum())

@@ -1,11 +1,14 @@
 """The pictures and the page of a run, on run folders made up here."""
 
 import base64
+import csv
+import html
 import io
 import json
 import re
 import subprocess
 import sys
+import xml.etree.ElementTree
 
 import numpy as np
 import pytest
@@ -16,42 +19,27 @@ from scipy import stats
 from mimic_jax import metrics
 from mimic_jax.commands.report import main
 from mimic_jax.report import figures, page, summary, tables
-from mimic_jax.report.drawing import GAP, HEAT_OPACITY, Drawing, in_rows, overlay, save_drawing
+from mimic_jax.report.drawing import HEAT_OPACITY, Drawing, in_rows, overlay, read_drawing, save_drawing
 from mimic_jax.runtime import files
 from mimic_jax.runtime.errors import UserError
 
 NAMES = ('surprise', '_fear $x$', '<b>anger</b>')
 
 
-def png(path):
-  return np.asarray(Image.open(io.BytesIO(path.read_bytes())))
-
-
-@pytest.mark.parametrize(('side', 'factor'), [(32, 3), (48, 2), (64, 2), (100, 1), (224, 1)])
-def test_a_drawing_without_text_is_enlarged_pictures_and_gaps(tmp_path, rng, side, factor):
-  images = rng.integers(0, 256, (2, 3, side, side, 3), dtype=np.uint8)
-  save_drawing(epath.Path(tmp_path) / 'new', 'grid', Drawing('A title', 'ein Satz über λ', images))
-  sheet = png(tmp_path / 'new' / 'grid.png')
-  big = side * factor
-  assert sheet.shape == (2 * (big + GAP) + GAP, 3 * (big + GAP) + GAP, 3)
-  if factor == 1:
-    top, left = GAP + side + GAP, GAP + 2 * (side + GAP)
-    np.testing.assert_array_equal(sheet[top : top + side, left : left + side], images[1, 2])
-  about = json.loads((tmp_path / 'new' / 'grid.json').read_text(encoding='utf-8'))
-  assert about == {'title': 'A title', 'caption': 'ein Satz über λ'}
-
-
-def test_titles_and_captions_add_height_and_ink_and_never_width(tmp_path, rng):
-  images = np.full((2, 2, 96, 96, 3), 255, np.uint8)
-  cells = [['happiness 0.62 sadness 0.38', ''], ['averyveryverylongwordthatcannotfit', 'λ = 0.5']]
-  save_drawing(epath.Path(tmp_path), 'plain', Drawing('', '', images))
-  save_drawing(epath.Path(tmp_path), 'told', Drawing('', '', images, ('masked', 'original'), cells))
-  plain, told = png(tmp_path / 'plain.png'), png(tmp_path / 'told.png')
-  assert plain.min() == 255
-  assert told.shape[1] == plain.shape[1]
-  assert told.shape[0] > plain.shape[0] + 40
-  assert (told.min(-1) < 128).sum() > 300
-  assert told[:, GAP + 96 : 2 * GAP + 96].min() == 255  # a caption stays under its picture
+def test_a_drawing_is_kept_as_its_pictures_side_by_side_and_read_back(tmp_path, rng):
+  images = rng.integers(0, 256, (2, 3, 8, 12, 3), dtype=np.uint8)
+  cells = [['λ = 0.5', '', 'c'], ['d', 'e', 'f']]
+  drawing = Drawing('A title', 'ein Satz über λ', images, ('a', 'b', 'c'), cells, ('x.png',))
+  save_drawing(epath.Path(tmp_path) / 'new', 'grid', drawing)
+  sheet = np.asarray(Image.open(tmp_path / 'new' / 'grid.png'))
+  np.testing.assert_array_equal(sheet[8:, 24:], images[1, 2])
+  back = read_drawing(epath.Path(tmp_path) / 'new', 'grid')
+  np.testing.assert_array_equal(back.images, images)
+  assert back._replace(images=None, columns=('a', 'b', 'c'), ids=('x.png',)) == drawing._replace(images=None)
+  (tmp_path / 'new' / 'grid.json').write_text(
+    '{"title": "Old", "caption": "with its captions in the picture"}'
+  )
+  assert read_drawing(epath.Path(tmp_path) / 'new', 'grid').images.shape == (1, 1, 16, 36, 3)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +130,11 @@ def make_run(folder, rng, ended=('pretrain', 'finetune')):
     held[name] = result
     if name in ended:
       (folder / name / 'result.json').write_text(json.dumps(result))
-  picture = rng.integers(0, 256, (1, 2, 16, 16, 3), dtype=np.uint8)
-  save_drawing(
-    epath.Path(folder) / 'pretrain' / 'pictures', 'faces', Drawing('Fa<c>es', 'a "caption"', picture)
-  )
+  picture = rng.integers(0, 256, (1, 3, 16, 16, 3), dtype=np.uint8)
+  picture[0, 2] = 255  # a place left over
+  drawing = Drawing('Fa<c>es', 'a "caption"', picture, (), [['', '', '']], ('<x>.png', 'y.png'))
+  for name in ('pretrain', 'finetune'):
+    save_drawing(epath.Path(folder) / name / 'pictures', 'faces', drawing)
   return held
 
 
@@ -153,33 +142,126 @@ def text_of(path):
   return (path / 'report.html').read_text(encoding='utf-8')
 
 
-def test_the_page_has_every_stage_and_its_numbers(tmp_path, rng):
+def test_the_page_has_every_stage_and_its_numbers_and_what_has_a_score_comes_first(tmp_path, rng):
   held = make_run(tmp_path, rng)
   assert page.write(tmp_path) == epath.Path(tmp_path) / 'report.html'
   text = text_of(tmp_path)
-  assert [text.index(f'<h2 id="stage-{name}"') for name in held] == sorted(
-    text.index(f'<h2 id="stage-{name}"') for name in held
-  )
-  assert 'stage-scratch' in text
+  order = [
+    'id="results"',
+    'id="stage-finetune"',
+    'Confusion on valid',
+    'id="stage-pretrain"',
+    'id="stage-scratch"',
+    'id="record"',
+  ]
+  places = [text.index(x) for x in order]
+  assert places == sorted(places)
   scores = held['finetune']['metrics']['valid']
   for name in ('accuracy', 'mean_class_accuracy', 'macro_f1', 'accuracy_without_duplicates'):
-    assert (
-      f'<td class=main>{100 * scores[name]:.2f} %</td>' in text
-      or f'<td>{100 * scores[name]:.2f} %</td>' in text
-    )
+    assert f'>{100 * scores[name]:.2f} %</td>' in text
   among = text[text.index('valid with answers among its own classes only') :]
-  assert among.index('<td>54.32 %</td>') < among.index('<td>60</td>') < among.index('</tr>')
+  assert among.index('>54.32 %</td>') < among.index('>60</td>') < among.index('</tr>')
   for result in held.values():
-    assert f'<td>{result["metrics"]["valid"]["loss"]:.4g}</td>' in text
-  assert text.count('<td>321</td><td>1.5</td>') == 2
+    assert f'>{result["metrics"]["valid"]["loss"]:.4g}</td>' in text
+  assert text.count('data-label="time">1 min 30 s</td>') == 2
   for row in scores['confusion']:
     for count in filter(None, row):
       assert f'{100 * count / sum(row):.0f} %<small>{count}</small>' in text
   best = text[text.index('Epochs chosen by accuracy') :]
   assert '98.77 %' in best
   assert '98.77 %' not in text[: text.index('Epochs chosen by accuracy')]
-  (data,) = re.findall(r'data:image/png;base64,([^"]+)', text)
-  assert base64.b64decode(data) == (tmp_path / 'pretrain/pictures/faces.png').read_bytes()
+
+
+def test_pictures_stand_on_the_page_as_webp_once_each_with_ids_to_copy(tmp_path, rng):
+  make_run(tmp_path, rng)
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  pictures = re.findall('data:image/webp;base64,([^"]+)', text)
+  assert len(pictures) == 2  # of two stages that both show both
+  sheet = np.asarray(Image.open(tmp_path / 'pretrain/pictures/faces.png'), np.float32)
+  for k, data in enumerate(pictures):
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert shown.format == 'WEBP'
+    assert (
+      np.abs(np.asarray(shown, np.float32) - sheet[:, 16 * k : 16 * k + 16]).mean() < 60
+    )  # noise, at quality 80
+  assert text.count('<use href="#picture-0"/>') == text.count('<use href="#picture-1"/>') >= 1
+  assert text.count('<pre class="copy">&lt;x&gt;.png\ny.png</pre>') == 2
+
+
+def decoded(text, name):
+  (data,) = re.findall(f'download="{name}" href="data:[a-z/+]+;base64,([^"]+)"', text)
+  return base64.b64decode(data).decode()
+
+
+def test_tables_and_curves_can_be_kept_as_files(tmp_path, rng):
+  held = make_run(tmp_path, rng)
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  scores = held['finetune']['metrics']['valid']
+  rows = list(csv.DictReader(io.StringIO(decoded(text, 'finetune-valid-classes.csv'))))
+  assert [row['class'] for row in rows] == list(NAMES)
+  for k, row in enumerate(rows):
+    assert float(row['recall']) == scores['per_class'][NAMES[k]]['recall']
+    assert [int(row[f'taken for {name}']) for name in NAMES] == scores['confusion'][k]
+  results = list(csv.DictReader(io.StringIO(decoded(text, 'my &lt;run&gt; &amp; co-results.csv'))))
+  assert [row['accuracy'] for row in results] == ['', str(scores['accuracy'])]
+  curve = list(csv.DictReader(io.StringIO(decoded(text, 'finetune-loss.csv'))))
+  logged = [
+    x for x in files.read_jsonl(epath.Path(tmp_path) / 'finetune' / 'metrics.jsonl') if x['split'] == 'train'
+  ]
+  assert [float(row['epoch']) for row in curve if row['series'] == 'train'] == [x['epoch'] for x in logged]
+  svg = decoded(text, 'finetune-loss.svg')
+  assert xml.etree.ElementTree.fromstring(svg).tag.endswith('svg')
+  assert 'var(' not in svg  # stands alone
+
+
+def test_what_never_changes_is_a_sentence_and_units_stand_on_the_plots(tmp_path, rng):
+  make_run(tmp_path, rng)
+  record = json.loads((tmp_path / 'record.json').read_text())
+  record['figures'] = {'finetune': {'loss': {'title': 'Loss', 'unit': 'nats', 'note': 'on <mixed> samples'}}}
+  (tmp_path / 'record.json').write_text(json.dumps(record))
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  stage = text[text.index('id="stage-finetune"') : text.index('id="stage-pretrain"')]
+  assert 'Odd measure: 1 (throughout).' in stage
+  assert 'Loss (nats)' in stage
+  assert 'on &lt;mixed&gt; samples' in stage
+  assert 'aria-label="Loss by epoch: train from ' in stage
+  folded = stage.index('<summary>Diagnostics')
+  assert stage.index('Loss (nats)') < folded < stage.index('Odd measure')
+
+
+def test_the_page_says_how_the_run_ran_and_gives_its_command_to_copy(tmp_path, rng):
+  held = make_run(tmp_path, rng)
+  record = json.loads((tmp_path / 'record.json').read_text())
+  record['environment'] = {
+    'devices': {'backend': 'gpu', 'kinds': {'NVIDIA X': 8}, 'processes': 2},
+    'versions': {'jax': '0.10.2'},
+    'command': ['/there/mimic_jax/main.py', '--config', 'a b'],
+  }
+  record['start'] = {'finetune': {'import': 3.2, 'compile': 75.4}}
+  (tmp_path / 'record.json').write_text(json.dumps(record))
+  result = {**held['finetune'], 'peak_memory_bytes': 3 * 2**30, 'input_wait': 0.123, 'mfu': 0.4567}
+  (tmp_path / 'finetune' / 'result.json').write_text(json.dumps(result))
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  ran = html.unescape(text[text.index('How it ran</h2>') : text.index('id="record"')])
+  assert '8 × NVIDIA X (gpu), 2 processes' in ran
+  assert '<pre class="copy">python -m mimic_jax.main --config \'a b\'</pre>' in ran
+  (row,) = re.findall('<tr><th scope="row">finetune</th>(.*?)</tr>', ran)
+  cells = dict(re.findall('data-label="([^"]*)">([^<]*)<', row))
+  wanted = {'time': '1 min 30 s', 'import': '3 s', 'compile': '1 min 15 s', 'waiting for input': '12.3 %'}
+  assert cells.items() >= {**wanted, 'img/s': '321', 'MFU': '45.7 %', 'device memory': '3.0 GiB'}.items()
+
+
+def test_stages_of_one_objective_share_their_plots(tmp_path, rng):
+  make_run(tmp_path, rng)
+  page.write(tmp_path)
+  text = text_of(tmp_path)
+  assert 'aria-label="Loss on train by epoch: pretrain from ' in text
+  assert 'aria-label="Accuracy on va' not in text  # measured once: nothing to draw
+  assert 'Accuracy on va&lt;l&gt;id: pretrain 43.2 %, finetune 43.2 % (at epoch 9.5, logged once).' in text
 
 
 def test_intervals_stand_under_their_scores_and_say_where_they_are_from(tmp_path, rng):
@@ -230,17 +312,18 @@ def test_each_class_has_its_recall_with_interval_precision_f1_and_support(rng):
   labels = np.repeat([0, 1], [40, 25])  # the third class has no picture
   guess = np.where(rng.random(65) < 0.6, labels, rng.integers(0, 3, 65))
   held = metrics.classification(labels, np.eye(3)[guess], NAMES)
-  rows = re.findall('<tr>(.*?)</tr>', tables.per_class(held))[1:]
+  rows = re.findall('<tr>(.*?)</tr>', tables.per_class(held, {NAMES[0]: 1234}))[1:]
   assert len(rows) == 3
   for k, (row, support) in enumerate(zip(rows[:2], (40, 25))):
     scores = held['per_class'][NAMES[k]]
     hits = int((guess[labels == k] == k).sum())
     low, high = stats.binomtest(hits, support).proportion_ci(0.95, method='wilson')
-    cells = re.findall('<td[^>]*>([^<]*)</td>', row)
-    shares = (scores['recall'], scores['precision'], scores['f1'])
-    recall, precision, f1 = (f'{100 * share:.1f} %' for share in shares)
-    assert cells == [recall, f'{100 * low:.1f} – {100 * high:.1f} %', precision, f1, str(support)]
-  assert re.findall('<td[^>]*>([^<]*)</td>', rows[2])[:2] == ['–', '–']
+    cells = [html.unescape(re.sub('<[^>]*>', ' ', c)).strip() for c in re.findall('<td[^>]*>(.*?)</td>', row)]
+    shares = (scores['precision'], scores['f1'])
+    recall = f'{100 * scores["recall"]:.1f} % {100 * low:.1f} – {100 * high:.1f} %'
+    assert ' '.join(cells[0].split()) == recall
+    assert cells[1:] == [*(f'{100 * share:.1f} %' for share in shares), str(support), ('1,234', '–')[k]]
+  assert re.findall('<td[^>]*>([^<]*)</td>', rows[2])[0] == '–'
 
 
 def test_the_page_escapes_and_asks_for_nothing_from_outside(tmp_path, rng):
@@ -259,7 +342,9 @@ def test_the_page_escapes_and_asks_for_nothing_from_outside(tmp_path, rng):
     assert told in text, told
   assert not re.search(r'<(script|link|iframe)|@import|url\((?!#)', text)
   for value in re.findall(r'(?:src|href)="([^"]*)"', text):
-    assert value.startswith(('#', 'data:image/png;base64,')), value
+    assert value.startswith(
+      ('#', 'data:image/webp;base64,', 'data:image/svg+xml;base64,', 'data:text/csv;base64,')
+    ), value
 
 
 def test_a_running_stage_shows_its_step_and_no_final_number(tmp_path, rng):
@@ -288,9 +373,11 @@ def test_files_that_cannot_be_read_are_named_on_the_page(tmp_path, rng):
   (tmp_path / 'scratch').mkdir()
   (tmp_path / 'scratch' / 'metrics.jsonl').write_text(f'{row}{{"step": 2, "loss": 1}}\n{row}')
   (tmp_path / 'pretrain' / 'features.npz').write_bytes(b'PK junk')
+  (tmp_path / 'pretrain' / 'pictures' / 'faces.png').write_bytes(b'junk')
   page.write(tmp_path)
   text = text_of(tmp_path)
   assert 'finetune/result.json is not a JSON object' in text
+  assert 'pretrain/pictures/faces.png: not a sheet of pictures' in text
   assert 'pretrain/metrics.jsonl: line 2 is not a JSON object' in text
   assert 'scratch/metrics.jsonl: line 2 has no &#x27;split&#x27;' in text
 
