@@ -53,6 +53,7 @@ table.results { width: 100%; }
 table.results :is(th, td) { padding-inline: .45rem; }
 table.results :is(th, td):first-child { padding-left: 0; }
 table.results td:nth-child(3) { font-weight: 650; }
+tr:has(th:empty) td { color: var(--quiet); font-size: .82rem; font-weight: 400 !important; }
 td small { display: block; font-weight: 400; font-size: .72rem; color: var(--quiet); }
 table.classes :is(th, td) { padding-inline: .4rem; }
 table.classes :is(th, td):first-child { padding-left: 0; }
@@ -72,7 +73,8 @@ figure svg text { font-family: inherit !important; }
 figcaption p { margin: .15rem 0 .5rem; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: start; }
 .pair > div { min-width: 0; max-width: 100%; }
-.picture { margin: 1.75rem 0; }
+.pair > div > p { width: 0; min-width: 100%; }
+.picture { margin: 0 0 1.5rem; }
 .sheets { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: start; }
 .picture { max-width: 100%; min-width: min(20rem, 100%); }
 .sheet { display: grid; gap: .6rem .4rem; font-size: .74rem; line-height: 1.25; color: var(--quiet); text-align: center; overflow-wrap: anywhere; }
@@ -99,7 +101,8 @@ pre { background: var(--card); border: 1px solid var(--line); border-radius: 8px
   .stack td { text-align: right !important; white-space: normal; }
   .stack td::before { content: attr(data-label); float: left; color: var(--quiet); font-weight: 400; }
   .stack td small { display: inline; margin-left: .5rem; }
-  .classes :is(th, td) { padding-inline: .15rem !important; font-size: .74rem !important; white-space: normal; }
+  .classes :is(th, td) { padding-inline: .15rem !important; font-size: .72rem !important; }
+  .classes th { white-space: normal; }
   .classes small { font-size: .62rem; white-space: nowrap; }
   .share { min-width: 3rem; }
   .confusion td { min-width: 0; width: 2.5rem; font-size: .74rem; border-width: 1px; }

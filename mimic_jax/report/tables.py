@@ -4,7 +4,6 @@ import base64
 import csv
 import html
 import io
-import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -43,7 +42,7 @@ def number(value: Any, form: str = ',.0f') -> str:
 
 def interval(held: Mapping[str, Any], name: str) -> tuple[float, float] | None:
   """Returns the ends of the interval of a split's score, where its figures hold one."""
-  ends = _mapping(_mapping(held.get('intervals')).get(name))
+  ends = mapping(mapping(held.get('intervals')).get(name))
   low, high = ends.get('low'), ends.get('high')
   return (low, high) if is_number(low) and is_number(high) else None
 
@@ -54,13 +53,13 @@ def span(ends: tuple[float, float], digits: int = 2) -> str:
   return f'{low} – {high} %'
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def mapping(value: Any) -> Mapping[str, Any]:
   return value if isinstance(value, Mapping) else {}
 
 
 def _level(held: Mapping[str, Any]) -> str:
   """Returns '95 %', of the intervals of a split."""
-  return percent(_mapping(_mapping(held.get('intervals')).get('method')).get('level'), 0)
+  return percent(mapping(mapping(held.get('intervals')).get('method')).get('level'), 0)
 
 
 def duration(seconds: float) -> str:
@@ -94,8 +93,8 @@ def initial(run: Run, stage: Stage) -> str:
 
 def class_counts(run: Run, stage: Stage) -> Mapping[str, Any]:
   """Returns the training pictures of every class, as far as the record has them."""
-  held = _mapping(_mapping(run.record.get('data')).get(stage.name))
-  return _mapping(_mapping(held.get('train')).get('class_counts'))
+  held = mapping(mapping(run.record.get('data')).get(stage.name))
+  return mapping(mapping(held.get('train')).get('class_counts'))
 
 
 def last_train(stage: Stage) -> dict[str, Any]:
@@ -216,7 +215,7 @@ _KEPT = ('stage', 'split', *uncertainty.SCORES, 'accuracy_low', 'accuracy_high',
 def _kept(stage: Stage, split: str, held: Mapping[str, Any]) -> list[Any]:
   low, high = interval(held, 'accuracy') or (None, None)
   scores = [held.get(name) for name in uncertainty.SCORES]
-  ece = _mapping(held.get('calibration')).get('ece')
+  ece = mapping(held.get('calibration')).get('ece')
   return [stage.name, split, *scores, low, high, ece, held.get('loss'), held.get('count')]
 
 
@@ -251,7 +250,7 @@ def _about_intervals(run: Run) -> str:
   drawn: dict[str, list[str]] = {}
   for stage in run.stages:
     for split, held in splits(stage).items():
-      how = _mapping(_mapping(held.get('intervals')).get('method'))
+      how = mapping(mapping(held.get('intervals')).get('method'))
       if how:
         kind = f'{_level(held)} interval ({how.get("interval")}, {number(how.get("samples"))} resamples)'
         units = f'{number(how.get("units"))} {how.get("over")} ({stage.name}, {split})'
@@ -273,7 +272,7 @@ def _best(run: Run) -> str:
   return (
     '<details><summary>Epochs chosen by accuracy</summary><p class="small quiet">The best epoch on the split that it '
     'was chosen on: optimistic, and not the result above.</p>'
-    f'{table(("stage", "chosen by", "accuracy", "epoch"), rows, texts=2)}</details>'
+    f'{table(("stage", "chosen by", "accuracy", "epoch"), rows, "stack", 2)}</details>'
   )
 
 
@@ -342,49 +341,6 @@ def _confusions(names: list[str], matrix: list[list[int]]) -> str:
   return (
     f'<p class="small quiet">The most frequent of the confusions between {len(matrix)} classes; result.json has all.</p>'
     + table(('true', 'predicted', 'pictures'), rows, texts=2)
-  )
-
-
-def machine(run: Run) -> str:
-  """Returns what the run ran on, its command, and where time and memory went."""
-  held = _mapping(run.record.get('environment'))
-  devices, versions = _mapping(held.get('devices')), _mapping(held.get('versions'))
-  kinds = ' + '.join(f'{n} × {kind}' for kind, n in _mapping(devices.get('kinds')).items())
-  if not kinds:
-    return ''
-  processes = devices.get('processes', 1)
-  ran = [
-    f'{kinds} ({devices.get("backend")}), {processes} process{"es" if processes != 1 else ""}',
-    f'jax {versions.get("jax", NONE)}, Python {held.get("python", NONE)}, {held.get("platform", NONE)}',
-    f'git {str(_mapping(held.get("git")).get("revision", NONE))[:12]}'
-    + (' with changes' if _mapping(held.get('git')).get('changed') else ''),
-  ]
-  parts = ('import', 'data', 'restore', 'compile')
-  head = ('stage', 'time', *parts, 'waiting for input', 'img/s', 'TFLOP/s', 'MFU', 'device memory')
-  rows = []
-  for stage in run.stages:
-    start = _mapping(_mapping(run.record.get('start')).get(stage.name))
-    took, memory = seconds(stage), stage.result.get('peak_memory_bytes')
-    rows.append(
-      [esc(stage.name), NONE if took is None else duration(took)]
-      + [duration(start[part]) if is_number(start.get(part)) else NONE for part in parts]
-      + [percent(stage.result.get('input_wait'), 1), number(stage.result.get('images_per_second'))]
-      + [number(stage.result.get('model_tflops_per_second'), '.3g'), percent(stage.result.get('mfu'), 1)]
-      + [f'{memory / 2**30:.1f} GiB' if is_number(memory) else NONE]
-    )
-  command = held.get('command')
-  words = [str(word) for word in command] if isinstance(command, list) else []
-  if words and words[0].endswith('.py'):
-    words[:1] = ['python', '-m', 'mimic_jax.main' if words[0].endswith('main.py') else 'mimic_jax']
-  copied = (
-    f'<p class="small quiet">The command, to copy:</p><pre class="copy">{esc(shlex.join(words))}</pre>'
-    if words
-    else ''
-  )
-  return (
-    f'<h2 id="machine">How it ran</h2><p class="small">{esc(" · ".join(ran))}</p>{copied}{table(head, rows, "stack")}'
-    '<p class="small quiet">Time: of the training loop with its evaluations. Import, data, restore, compile: of the '
-    'newest start, up to its first step; the loop’s time begins before the first step compiles.</p>'
   )
 
 

@@ -248,7 +248,7 @@ def test_the_page_says_how_the_run_ran_and_gives_its_command_to_copy(tmp_path, r
   text = text_of(tmp_path)
   ran = html.unescape(text[text.index('How it ran</h2>') : text.index('id="record"')])
   assert '8 × NVIDIA X (gpu), 2 processes' in ran
-  assert '<pre class="copy">python -m mimic_jax.main --config \'a b\'</pre>' in ran
+  assert '<pre class="copy">python -m mimic_jax.main \\\n  --config \'a b\'</pre>' in ran
   (row,) = re.findall('<tr><th scope="row">finetune</th>(.*?)</tr>', ran)
   cells = dict(re.findall('data-label="([^"]*)">([^<]*)<', row))
   wanted = {'time': '1 min 30 s', 'import': '3 s', 'compile': '1 min 15 s', 'waiting for input': '12.3 %'}
