@@ -61,6 +61,7 @@ def base() -> ConfigDict:
   c.log = ConfigDict()  # a resumed run may change it
   c.log.every = 20  # steps between lines of metrics.jsonl
   c.log.tensorboard = True
+  c.log.wandb = ''  # project of Weights & Biases that gets the lines, too (`pip install wandb`); '' = off
   c.log.progress = True  # the bar on standard error
   c.log.report_every = 60.0  # seconds between rewrites of report.html at the least
   c.log.compile_cache = 'auto'  # folder that keeps compiled programs for the next start; auto = ~/.cache/mimic_jax/compile, '' = off

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+import types
 
 import ml_dtypes
 import numpy as np
@@ -224,13 +225,41 @@ def test_tensorboard_gets_the_numbers_and_the_purge_step(tmp_path):
   assert [e.step for e in events if e.HasField('session_log')] == [7]
 
 
+def test_wandb_gets_the_numbers_of_each_line_and_a_stage_goes_on_in_its_run(tmp_path, monkeypatch):
+  heard = []
+  fake = types.ModuleType('wandb')
+  fake.init = lambda **given: (
+    heard.append(given)
+    or types.SimpleNamespace(
+      log=lambda values, step: heard.append((step, values)), finish=lambda: heard.append('end')
+    )
+  )
+  monkeypatch.setitem(sys.modules, 'wandb', fake)
+  for step in (8, 9):
+    with progress_log(tmp_path, wandb='faces', progress=False) as lines:
+      lines._write(
+        {'step': step, 'split': 'valid', 'loss': np.float32(0.25), 'bad': math.nan, 'total_steps': 9}
+      )
+  first, *told, again = heard[:4]
+  assert told == [(8, {'valid/loss': 0.25}), 'end']
+  assert first == again
+  assert (first['project'], first['group'], first['resume']) == ('faces', tmp_path.name, 'allow')
+
+
+def test_wandb_that_is_not_installed_is_one_line(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  log.check_wandb('')
+  with pytest.raises(UserError, match=r"config\.log\.wandb is 'faces', but wandb is not installed"):
+    log.check_wandb('faces')
+
+
 class Terminal(io.StringIO):
   def isatty(self):
     return True
 
 
 def progress_log(tmp_path, **options) -> log.Log:
-  given = {'every': 1, 'progress': True, 'tensorboard': False, **options}
+  given = {'every': 1, 'progress': True, 'tensorboard': False, 'wandb': '', **options}
   return log.Log(epath.Path(tmp_path / 'run'), 40, given, 'pretrain', 50, [])
 
 
@@ -292,7 +321,7 @@ def test_nothing_of_a_run_imports_pytorch_and_it_can_still_be_imported(tmp_path)
 
 def test_tensorboard_leaves_remote_folders_alone_and_says_so(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(files, 'is_remote', lambda path: True)
-  options = {'every': 1, 'progress': False, 'tensorboard': True}
+  options = {'every': 1, 'progress': False, 'tensorboard': True, 'wandb': ''}
   with caplog.at_level('INFO', logger='absl'), log.Log(epath.Path(tmp_path / 'run'), 0, options, 'a', 5, []):
     pass
   (record,) = caplog.records

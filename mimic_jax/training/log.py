@@ -1,5 +1,7 @@
-"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard, the progress bar and standard error."""
+"""Where a run's numbers go while it runs: metrics.jsonl, TensorBoard, W&B, the progress bar and standard error."""
 
+import hashlib
+import importlib.util
 import os
 import sys
 import time
@@ -16,6 +18,7 @@ from mimic_jax import weights
 from mimic_jax.objectives.base import Crops
 from mimic_jax.report import run as runs
 from mimic_jax.runtime import distributed, files
+from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation
 from mimic_jax.training.stage import Stage
 
@@ -33,7 +36,7 @@ def say(text: str) -> None:
 
 
 class Log:
-  """Lines of metrics.jsonl, TensorBoard and the progress bar; averages what is added between lines.
+  """Lines of metrics.jsonl, TensorBoard, W&B and the progress bar; averages what is added between lines.
 
   Use as a context manager around the loop.
   """
@@ -65,6 +68,8 @@ class Log:
         logging.info('TensorBoard files are not written to %s (local folders only); metrics.jsonl is', folder)
       elif options['tensorboard']:
         self._writers.append(TensorBoardWriter(folder / 'tensorboard', step + 1))
+      if options['wandb']:
+        self._writers.append(WandbWriter(folder, options['wandb']))
 
   def __enter__(self) -> 'Log':
     if self._bar_wanted and sys.stderr.isatty():
@@ -174,12 +179,59 @@ class TensorBoardWriter:
 
   def write(self, line: Mapping[str, Any]) -> None:
     """Adds the numbers of `line`, which has 'step' and may have 'split'."""
-    line = files.jsonable(line)
-    split = line.get('split', 'train')
-    for name, value in line.items():
-      if name in ('step', 'total_steps') or isinstance(value, bool) or not isinstance(value, (int, float)):
-        continue
-      self._writer.add_scalar(f'{split}/{name}', value, line['step'])
+    for name, value in _scalars(line).items():
+      self._writer.add_scalar(name, value, line['step'])
+
+
+class WandbWriter:
+  """Sends the numbers of a line to Weights & Biases as '<split>/<name>', a stage being a run of a group."""
+
+  def __init__(self, folder: epath.Path, project: str):
+    """Opens the stage's run, or goes on with it where the stage does: W&B leaves out steps that it has.
+
+    Raises:
+      UserError: when W&B will not have it.
+    """
+    import wandb
+
+    place = str(folder.resolve())
+    try:
+      self._run = wandb.init(
+        project=project,
+        group=folder.parent.name,
+        name=f'{folder.parent.name}/{folder.name}',
+        id=hashlib.sha256(place.encode()).hexdigest()[:16],
+        resume='allow',
+        dir=None if files.is_remote(folder) else place,
+      )
+    except wandb.Error as e:
+      raise UserError(f"config.log.wandb is '{project}': {e}") from e
+    self.close = self._run.finish
+
+  def write(self, line: Mapping[str, Any]) -> None:
+    """Sends the numbers of `line`."""
+    self._run.log(_scalars(line), step=line['step'])
+
+  def flush(self) -> None:
+    """Does nothing: a process of W&B's own sends."""
+
+
+def check_wandb(project: str) -> None:
+  """Raises UserError where lines are to be sent to Weights & Biases and its package is not installed."""
+  if project and importlib.util.find_spec('wandb') is None:
+    raise UserError(
+      f"config.log.wandb is '{project}', but wandb is not installed; expected `pip install wandb` before, or ''"
+    )
+
+
+def _scalars(line: Mapping[str, Any]) -> dict[str, float]:
+  """Returns the numbers of a line of metrics.jsonl as '<split>/<name>', but its steps."""
+  split = line.get('split', 'train')
+  return {
+    f'{split}/{name}': value
+    for name, value in files.jsonable(line).items()
+    if name not in ('step', 'total_steps') and isinstance(value, (int, float)) and not isinstance(value, bool)
+  }
 
 
 def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:

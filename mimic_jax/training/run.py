@@ -13,7 +13,7 @@ from mimic_jax.runtime.errors import Preempted, UserError
 from mimic_jax.training import debugging, loop, sizes, workdir
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
-from mimic_jax.training.log import say
+from mimic_jax.training.log import check_wandb, say
 
 
 def run(command: config_lib.Command, began: float | None = None) -> None:
@@ -41,6 +41,7 @@ def run(command: config_lib.Command, began: float | None = None) -> None:
     }
   )
   config, of_init = sizes.resolved(config, command.workdir)
+  check_wandb(config.log.wandb)
   compile_cache.keep(config.log.compile_cache, command.workdir, say)
   names = config_lib.stages(config)
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
