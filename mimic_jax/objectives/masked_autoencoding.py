@@ -75,7 +75,7 @@ class Objective(base.Objective):
   """Masked autoencoding; see base.py for the contract."""
 
   RANGES: ClassVar = {'mae.mask_ratio': (0.01, 0.99)}
-  FIGURES: ClassVar = {'loss': base.Figure('Loss', unit='mean squared error of the removed patches')}
+  FIGURES: ClassVar = {'loss': base.Figure('Loss', unit='mean squared error')}
 
   @classmethod
   def defaults(cls) -> ConfigDict:

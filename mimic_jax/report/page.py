@@ -116,12 +116,13 @@ def _stage(run: Run, stage: Stage, final: bool, shown: dict[str, str]) -> str:
     parts.append(
       pair if i == 0 else f'<details><summary>{esc(split)}, class by class</summary>{pair}</details>'
     )
-  curves, folded = plots.of_stage(stage, run.record.get('figures', {}).get(stage.name, {}))
+  curves, folded = plots.of_stage(run, stage)
   order = sorted(stage.pictures, key=lambda n: (PICTURES.index(n) if n in PICTURES else len(PICTURES), n))
   sheets = {name: _sheet(stage.pictures[name], shown) for name in order}
   data = ''.join(sheets.pop(name) for name in order if name.startswith('data_'))
-  parts += [curves, f'<div class="sheets">{"".join(sheets.values())}</div>' if sheets else '']
-  parts += [plots.calibration(stage), plots.tsne(stage, final)]
+  parts.append(curves)
+  for row in (sheets.values(), (plots.calibration(stage), plots.tsne(stage, final))):
+    parts.append(f'<div class="row">{"".join(row)}</div>')
   if folded or data:
     parts.append(f'<details><summary>Diagnostics and training pictures</summary>{folded}{data}</details>')
   return '\n'.join(parts)

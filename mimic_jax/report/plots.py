@@ -40,30 +40,33 @@ def _series(stage: Stage) -> tuple[dict[tuple[str, str], tuple[np.ndarray, np.nd
   return {key: tuple(np.array(held, np.float64).T) for key, held in points.items()}, x
 
 
+def _known(run: Run, stage: Stage) -> dict[str, Mapping[str, Any]]:
+  """Returns what the quantities of a stage are."""
+  return {**FIGURES, **tables.mapping(tables.mapping(run.record.get('figures')).get(stage.name))}
+
+
 def side_by_side(run: Run) -> str:
   """Returns plots in which each of several stages has a curve: accuracy on a split, training loss of one objective."""
   plots: dict[tuple[str, str, str], list[Curve]] = {}
+  abouts = {}
   for k, stage in enumerate(run.stages):
     series, x_label = _series(stage)
     for (split, name), (x, y) in series.items():
       if (name == 'accuracy') == (split != 'train') and name in ('accuracy', 'loss'):
-        alike = tables.objective(stage) if name == 'loss' else ''
-        plots.setdefault((name, split, alike), []).append(Curve(stage.name, x, y, figures.PALETTE[k % 8]))
+        key = (name, split, tables.objective(stage) if name == 'loss' else '')
+        plots.setdefault(key, []).append(Curve(stage.name, x, y, figures.PALETTE[k % 8]))
+        abouts[key] = _known(run, stage)[name]
   drawn = [
-    _plot(f'{name.capitalize()} on {split}', lines, x_label, {'share': name == 'accuracy'}, run.name)
-    for (name, split, _), lines in sorted(plots.items())
+    _plot(f'{key[0].capitalize()} on {key[1]}', lines, x_label, abouts[key], run.name)
+    for key, lines in sorted(plots.items())
     if len(lines) > 1
   ]
   return f'<h3>Stages side by side</h3><div class="plots">{"".join(drawn)}</div>' if drawn else ''
 
 
-def of_stage(stage: Stage, known: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-  """Returns the curves of a stage, one plot per quantity with all splits in it: those shown, and those folded.
-
-  Args:
-    known: says what quantities are.
-  """
-  known = {**FIGURES, **known}
+def of_stage(run: Run, stage: Stage) -> tuple[str, str]:
+  """Returns the curves of a stage, one plot per quantity with all splits in it: those shown, and those folded."""
+  known = _known(run, stage)
   by_plot: dict[str, list[Curve]] = {}
   series, x_label = _series(stage)
   for (split, name), (x, y) in series.items():
@@ -158,12 +161,11 @@ def calibration(stage: Stage) -> str:
   table = tables.as_csv(bins[0], [tuple(b.values()) for b in bins])
   told = f'Reliability on {split}: expected calibration error {error}'
   return (
-    f'<h3>Calibration on {esc(split)}</h3><div class="pair"><div class="half">'
-    f'{_figure(figures.reliability(bins), told, f"{stage.name}-calibration", table)}</div><div class="half"><p class="small">'
-    f'Expected calibration error {error}. An answer’s probability is the largest of its softmax. Answers fall by it into '
-    f'{len(bins)} bins of equal width; the error is the mean over all answers of the distance, in their bin, between the '
-    'share that is right (the bar) and the mean probability (about the dashed line). Bars under the line: surer than '
-    'right.</p></div></div>'
+    f'<div class="half"><h3>Calibration on {esc(split)}</h3><p class="small quiet">Expected calibration error {error}: '
+    f'answers fall by their probability, the largest of the softmax, into {len(bins)} bins of equal width; the error is '
+    'the mean over all answers of the distance, in their bin, between the share that is right (bar) and the mean '
+    'probability (about the dashed line). Bars under the line: surer than right.</p>'
+    f'{_figure(figures.reliability(bins), told, f"{stage.name}-calibration", table)}</div>'
   )
 
 
@@ -181,8 +183,7 @@ def tsne(stage: Stage, final: bool) -> str:
     ('x', 'y', 'class'), [(f'{x:.3f}', f'{y:.3f}', k) for (x, y), k in zip(points, labels)]
   )
   return (
-    '<h3>t-SNE of the encoder’s features</h3>'
-    f'<p class="small quiet">{len(labels):,} pictures. Distances between groups mean little in t-SNE; '
-    'what matters is who is among whom.</p><div class="half">'
+    f'<div class="half"><h3>t-SNE of the encoder’s features</h3><p class="small quiet">{len(labels):,} pictures. '
+    'Distances between groups mean little in t-SNE; what matters is who is among whom.</p>'
     f'{_figure(figures.scatter(points, labels, names), told, f"{stage.name}-tsne", table)}</div>'
   )

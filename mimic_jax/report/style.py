@@ -66,16 +66,15 @@ table.classes :is(th, td):first-child { padding-left: 0; }
 .confusion thead th { text-align: center; font-weight: 500; font-size: .74rem; padding: .2rem .1rem; }
 .confusion tbody th { text-align: right; padding-right: .7rem; }
 .whole { grid-column: 1 / -1; margin: 0; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(16.5rem, 100%), 1fr)); gap: 1.25rem 1.75rem; margin: 1rem 0; }
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(16.5rem, 100%), 1fr)); gap: 1.25rem 1.75rem; margin: 1rem 0; }
 figure { margin: 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; margin-top: .3rem; overflow: visible; }
 figure svg text { font-family: inherit !important; }
 figcaption p { margin: .15rem 0 .5rem; }
-.pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: start; }
+.row, .pair { display: flex; flex-wrap: wrap; gap: 0 2.5rem; align-items: start; }
 .pair > div { min-width: 0; max-width: 100%; }
 .pair > div > p { width: 0; min-width: 100%; }
 .picture { margin: 0 0 1.5rem; }
-.sheets { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: start; }
 .picture { max-width: 100%; min-width: min(20rem, 100%); }
 .sheet { display: grid; gap: .6rem .4rem; font-size: .74rem; line-height: 1.25; color: var(--quiet); text-align: center; overflow-wrap: anywhere; }
 .sheet b { font-weight: 500; }
