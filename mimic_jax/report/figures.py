@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,7 +70,7 @@ def curves(
       axes.plot(x, y, alpha=0.25, linewidth=0.8, **style)
       y = running_mean(y, len(y) // 20)
     few = {'marker': 'o', 'markersize': 3} if len(x) <= 30 else {}
-    axes.plot(x, y, linewidth=1.6, label=curve.name, **few, **style)
+    axes.plot(x, y, linewidth=1.6, label=_named(curve.name), **few, **style)
   axes.margins(x=0.02)
   axes.xaxis.set_major_locator(MaxNLocator(6, integer=max(c.x.max() for c in lines) >= 3))
   axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -143,7 +144,11 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str
   for k in np.unique(labels).tolist():
     style = {'color': INK, 'marker': '.'}
     if k >= 0:
-      style = {'color': PALETTE[k % 8], 'marker': MARKERS[(k + k // 8) % 8], 'label': label.get(k)}
+      style = {
+        'color': PALETTE[k % 8],
+        'marker': MARKERS[(k + k // 8) % 8],
+        'label': label.get(k) and _named(label[k]),
+      }
     mine = points[labels == k]
     axes.plot(mine[:, 0], mine[:, 1], linestyle='', alpha=0.75, markersize=3.8, mew=0, **style)
   axes.set_xticks([])
@@ -206,8 +211,13 @@ def _axes(title: str, x_label: str, names: Iterable[str], height: float = 2.3) -
   axes.spines['bottom'].set_color(LINE)
   axes.tick_params(colors=INK, labelsize=9, length=0, pad=5)
   axes.set_xlabel(x_label, color=INK, size=9)
-  figure.text(0.005, 1 - 0.02 / whole, title, va='top', size=10, weight='bold', color=INK)
+  said = {'va': 'top', 'size': 10, 'weight': 'bold', 'color': INK, 'parse_math': False}
+  figure.text(0.005, 1 - 0.02 / whole, title, **said)
   return figure, axes
+
+
+def _named(name: str) -> str:
+  return f' {name}' if name.startswith('_') else name  # matplotlib hides names that begin so
 
 
 def _columns(names: Sequence[str]) -> int:
@@ -218,7 +228,7 @@ def _svg(figure: Figure, axes: Axes) -> str:
   """Returns `figure` as an <svg> element whose text is text, with a legend under it where several things have names."""
   handles, names = axes.get_legend_handles_labels()
   if len(names) > 1:
-    figure.legend(
+    legend = figure.legend(
       handles,
       names,
       loc='lower left',
@@ -231,8 +241,16 @@ def _svg(figure: Figure, axes: Axes) -> str:
       columnspacing=1.2,
       labelspacing=0.25,
     )
+    for text in legend.get_texts():
+      text.set_parse_math(False)
   buffer = io.StringIO()
-  with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mimic_jax'}):
+  with (
+    matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mimic_jax'}),
+    warnings.catch_warnings(),
+  ):
+    warnings.filterwarnings(
+      'ignore', 'Glyph .* missing'
+    )  # it only measures with its own font; the browser has more
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
   text = buffer.getvalue()

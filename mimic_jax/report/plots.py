@@ -1,6 +1,5 @@
 """The page's plots: curves of a stage, stages side by side, calibration, t-SNE; what never changes is a sentence."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -145,7 +144,6 @@ def _figure(svg: str, told: str, kept: str, table: str = '') -> str:
   """Returns an SVG as a figure that says in words what it shows; with `kept`, offered as files of that name."""
   links = ''
   if kept:
-    kept = re.sub(r'\W+', '-', kept.lower())
     links = tables.download(kept, svg, 'svg') + (tables.download(kept, table, 'csv') if table else '')
   held = figures.inline(svg).replace('<svg', f'<svg role="img" aria-label="{esc(told)}"', 1)
   return f'<figure>{held}<figcaption>{links}</figcaption></figure>'

@@ -4,6 +4,7 @@ import base64
 import csv
 import html
 import io
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -54,6 +55,7 @@ def span(ends: tuple[float, float], digits: int = 2) -> str:
 
 
 def mapping(value: Any) -> Mapping[str, Any]:
+  """Returns `value`, out of JSON, where it is a mapping, and {} otherwise."""
   return value if isinstance(value, Mapping) else {}
 
 
@@ -184,10 +186,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], kind: str = '', te
 
 
 def download(name: str, content: str, kind: str) -> str:
-  """Returns a link that saves `content` as the file <name>.<kind>."""
+  """Returns a link that saves `content` as a file of this name, in letters that any system takes."""
+  name = re.sub(r'\W+', '-', name.lower()).strip('-')
   mime = {'svg': 'image/svg+xml', 'csv': 'text/csv'}[kind]
   data = base64.b64encode(content.encode()).decode()
-  return f'<a class="save" download="{esc(name)}.{kind}" href="data:{mime};base64,{data}">{kind.upper()}</a>'
+  return f'<a class="save" download="{name}.{kind}" href="data:{mime};base64,{data}">{kind.upper()}</a>'
 
 
 def as_csv(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -289,11 +292,15 @@ def per_class(held: Mapping[str, Any], trained_on: Mapping[str, Any]) -> str:
     if row.get('support', 0) > 0:
       ends = span(uncertainty.wilson(round(row['recall'] * row['support']), row['support']), 1)
       recall = f'<span class="share" style="--v:{row["recall"]:.4f}">{percent(row["recall"], 1)}</span><small>{ends}</small>'
-    counts = (number(row.get('support')), number(trained_on.get(name)))
+    counts = [number(row.get('support')), *([number(trained_on.get(name))] if trained_on else ())]
     rows.append([esc(name), recall, percent(row.get('precision'), 1), percent(row.get('f1'), 1), *counts])
   return (
     '<p class="small quiet">Under recall its 95 % interval by Wilson, each picture taken as independent.</p>'
-    + table(('class', 'recall', 'precision', 'F1', 'pictures', 'trained on'), rows, 'classes')
+    + table(
+      ('class', 'recall', 'precision', 'F1', 'pictures', *(('trained on',) if trained_on else ())),
+      rows,
+      'classes',
+    )
   )
 
 

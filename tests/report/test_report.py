@@ -204,7 +204,7 @@ def test_tables_and_curves_can_be_kept_as_files(tmp_path, rng):
   for k, row in enumerate(rows):
     assert float(row['recall']) == scores['per_class'][NAMES[k]]['recall']
     assert [int(row[f'taken for {name}']) for name in NAMES] == scores['confusion'][k]
-  results = list(csv.DictReader(io.StringIO(decoded(text, 'my &lt;run&gt; &amp; co-results.csv'))))
+  results = list(csv.DictReader(io.StringIO(decoded(text, 'my-run-co-results.csv'))))
   assert [row['accuracy'] for row in results] == ['', str(scores['accuracy'])]
   curve = list(csv.DictReader(io.StringIO(decoded(text, 'finetune-loss.csv'))))
   logged = [
@@ -427,6 +427,18 @@ def test_tsne_is_kept_until_the_features_change(tmp_path, rng, monkeypatch):
 def test_features_that_cannot_be_drawn_are_left_out(tmp_path, features):
   np.savez(tmp_path / 'features.npz', features=features, label=np.zeros(len(features), int))
   assert figures.tsne(epath.Path(tmp_path), compute=True) is None
+
+
+def test_any_name_stands_in_the_legend_as_it_is(rng, recwarn):
+  names = ('_fear $x$', r'$\nonsense{$', '喜び', '<b>')
+  svg = figures.scatter(rng.normal(size=(40, 2)), np.arange(40) % 4, names)
+  texts = {
+    ''.join(t.itertext()).strip()
+    for t in xml.etree.ElementTree.fromstring(svg).iter()
+    if t.tag.endswith('text')
+  }
+  assert set(names) <= texts
+  assert not recwarn.list
 
 
 def test_many_classes_are_listed_rather_than_drawn(rng):
