@@ -21,7 +21,7 @@ def section(run: Run) -> str:
     + (' with changes' if mapping(held.get('git')).get('changed') else ''),
   ]
   parts = ('import', 'data', 'restore', 'compile')
-  head = ('stage', 'time', *parts, 'waiting for input', 'img/s', 'TFLOP/s', 'MFU', 'device memory')
+  head = ('stage', 'time', *parts, 'input overhead', 'img/s', 'TFLOP/s', 'MFU', 'device memory')
   rows = []
   for stage in run.stages:
     start = mapping(mapping(run.record.get('start')).get(stage.name))
@@ -29,7 +29,7 @@ def section(run: Run) -> str:
     rows.append(
       [esc(stage.name), NONE if took is None else duration(took)]
       + [duration(start[part]) if is_number(start.get(part)) else NONE for part in parts]
-      + [percent(stage.result.get('input_wait'), 1), number(stage.result.get('images_per_second'))]
+      + [number(stage.result.get('input_overhead'), '.2f'), number(stage.result.get('images_per_second'))]
       + [number(stage.result.get('model_tflops_per_second'), '.3g'), percent(stage.result.get('mfu'), 1)]
       + [f'{memory / 2**30:.1f} GiB' if is_number(memory) else NONE]
     )
