@@ -46,13 +46,15 @@ number() {  # number FLAG VALUE: refuses what is no whole number from 1
   esac
 }
 
-take_run() {  # sets RUN to the flags of mimic_jax.main, given bare or behind 'python -m mimic_jax.main', and WORKDIR to its folder
+take_run() {  # sets RUN to the flags of mimic_jax.main, given bare or behind 'python -m mimic_jax.main'; of these WORKDIR and SEEDS
   if [ "${2-} ${3-}" = '-m mimic_jax.main' ]; then shift 3; fi
-  RUN=("$@") WORKDIR=
+  RUN=("$@") WORKDIR='' SEEDS=''
   while [ $# -gt 0 ]; do
     case $1 in
       --workdir=*) WORKDIR=${1#*=} ;;
       --workdir) WORKDIR=${2-} ;;
+      --seeds=*) SEEDS=${1#*=} ;;
+      --seeds) SEEDS=${2-} ;;
     esac
     shift
   done

@@ -16,6 +16,7 @@
 #   --cpu               no GPUs; one process per machine unless --tasks says otherwise
 #   --tasks=N           processes on each machine, with --cpu
 #   --cpus=N            CPU cores per process; the cluster's default otherwise
+#   --array             one job for each of the run's --seeds=LIST, side by side, each of which goes on by itself
 #   --time=TIME         time limit of one go, as Slurm writes it (D-HH:MM:SS)
 #   --partition=NAME, --account=NAME, --name=NAME (mimic)
 #   --grace=SECONDS     how long before the time limit the run is told to stop (120)
@@ -27,7 +28,7 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-DRY_RUN='' nodes=1 gpus=1 cpu='' tasks='' cpus='' grace=120 name=mimic python=$(own_python)
+DRY_RUN='' nodes=1 gpus=1 cpu='' tasks='' cpus='' array='' grace=120 name=mimic python=$(own_python)
 extra=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,6 +36,7 @@ while [ $# -gt 0 ]; do
     --help | -h) help ;;
     --dry-run) DRY_RUN=1; shift ;;
     --cpu) cpu=1; shift ;;
+    --array) array=1; shift ;;
     --*=*) flag=${1%%=*} rest=${1#*=}; shift; set -- "$flag" "$rest" "$@" ;;
     --nodes) value "$@"; number "$1" "$2"; nodes=$2; shift 2 ;;
     --gpus) value "$@"; number "$1" "$2"; gpus=$2; shift 2 ;;
@@ -59,8 +61,15 @@ else
   flags+=(--ntasks-per-node="$gpus" --gpus-per-node="$gpus")
 fi
 [ -z "$cpus" ] || flags+=(--cpus-per-task="$cpus")
+own="\$SLURM_JOB_ID" seed='' log=mimic-%j.log
+if [ -n "$array" ]; then
+  [ -n "$SEEDS" ] || die "no --seeds among the flags after '--'; --array makes a job for each of them"
+  # The last of several --seeds counts. SLURM_JOB_ID of one of an array's jobs is the number of them all.
+  flags+=(--array="$SEEDS") seed=" --seeds=\"\$SLURM_ARRAY_TASK_ID\""
+  own="\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID" log=mimic-%A_%a.log
+fi
 # Without 'B:' before USR1 it goes to the processes of the run and not to the job's shell.
-flags+=(--requeue --open-mode=append --output=mimic-%j.log --signal="USR1@$grace")
+flags+=(--requeue --open-mode=append --output="$log" --signal="USR1@$grace")
 [ ${#extra[@]} = 0 ] || flags+=("${extra[@]}")
 
 # Since Slurm 22.05 srun does not take --cpus-per-task from the job. A process that ends must not have the others killed
@@ -73,12 +82,12 @@ job=$(cat <<JOB
 cd $(quoted "$CHECKOUT") || exit 1
 export PYTHONUNBUFFERED=1${cpu:+ JAX_PLATFORMS=cpu}
 trap : TERM USR1  # Slurm signals this shell as well, which must live to see how the run ended
-$(quoted "${srun[@]}" "$python" -m mimic_jax.main "${RUN[@]}")
+$(quoted "${srun[@]}" "$python" -m mimic_jax.main "${RUN[@]}")$seed
 code=\$?
 # Only a job that is still running is put back: one that was requeued is in the queue already, and scancel means to end it.
 if [ \$code = $PREEMPTED ]; then
-  case \$(scontrol show job "\$SLURM_JOB_ID") in
-    *JobState=RUNNING*) scontrol requeue "\$SLURM_JOB_ID" ;;
+  case \$(scontrol show job "$own") in
+    *JobState=RUNNING*) scontrol requeue "$own" ;;
   esac
 fi
 exit \$code
@@ -91,4 +100,4 @@ if [ -n "$DRY_RUN" ]; then
 fi
 number=$(sbatch --parsable "${flags[@]}" <<<"$job")
 number=${number%%;*}  # a cluster's name may follow
-echo "job $number; its output: mimic-$number.log; to end it: scancel $number"
+echo "job $number; its output: mimic-$number${array:+_SEED}.log; to end it: scancel $number"

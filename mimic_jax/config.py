@@ -37,15 +37,17 @@ class Command:
 
   Attributes:
     config: with its overrides, checked.
-    workdir: the run's folder.
+    workdir: the run's folder; of several seeds, the folder that theirs are in.
     debug_step: '[STAGE:]N', a step to look at instead of a run; '' = run.
     processes: the arguments of distributed.initialize.
+    seeds: one run each; () = one run, of config.seed.
   """
 
   config: FrozenConfigDict
   workdir: str
   debug_step: str
   processes: dict[str, Any]
+  seeds: tuple[int, ...] = ()
 
 
 def config_folders() -> list[pathlib.Path]:
@@ -351,6 +353,7 @@ def parse(argv: Sequence[str]) -> Command:
     'config', None, 'Config file or name, with :variant.', flag_values=values, sys_argv=argv
   )
   flags.DEFINE_string('workdir', '', 'Folder of the run; default runs/<config name>.', flag_values=values)
+  flags.DEFINE_string('seeds', None, 'One run each, in a folder of its own: 0,1,2.', flag_values=values)
   flags.DEFINE_string('debug_step', '', '[STAGE:]N: recompute one step with checks on.', flag_values=values)
   flags.DEFINE_string('coordinator_address', '', 'HOST:PORT of process 0.', flag_values=values)
   flags.DEFINE_integer(
@@ -378,12 +381,31 @@ def parse(argv: Sequence[str]) -> Command:
   config.name = config.name or base.name
   _find_home(config)
   check(config)
+  seeds = _seeds(values.seeds, argv, values.debug_step)
+  which = '_seeds' if seeds else f'_seed{config.seed}' if config.seed else ''
   return Command(
     FrozenConfigDict(config),
-    os.path.expanduser(values.workdir) or f'runs/{config.name}'.replace(',', '_'),
+    os.path.expanduser(values.workdir) or f'runs/{config.name}{which}'.replace(',', '_'),
     values.debug_step,
     {k: values[k].value for k in PROCESS_FLAGS},
+    seeds,
   )
+
+
+def _seeds(given: str | None, argv: Sequence[str], debug_step: str) -> tuple[int, ...]:
+  """Returns what --seeds names, () without it; raises UserError, also for a flag that has no effect beside it."""
+  if given is None:
+    return ()
+  words = [word.strip() for word in given.split(',')]
+  if not all(re.fullmatch('[0-9]{1,9}', word) for word in words) or len(set(map(int, words))) < len(words):
+    raise UserError(f"--seeds is '{given}'; expected whole numbers from 0, each once, such as 0,1,2")
+  if any(re.match(r'--?config\.seed(=|$)', arg) for arg in argv):
+    raise UserError('--config.seed has no effect beside --seeds; expected one of them')
+  if debug_step:
+    raise UserError(
+      '--debug_step looks at one run; expected --config.seed=N and --workdir FOLDER/seedN instead of --seeds'
+    )
+  return tuple(map(int, words))
 
 
 def _parsed(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
@@ -407,7 +429,7 @@ def _one_line(error: Exception) -> str:
 
 def _check_flag(name: str) -> None:
   """Raises UserError unless a flag of that name, without its dashes, is one of `mimic train`."""
-  known = ['config', 'workdir', 'debug_step', 'help', *PROCESS_FLAGS]
+  known = ['config', 'workdir', 'seeds', 'debug_step', 'help', *PROCESS_FLAGS]
   if name.split('.')[0] not in known:
     raise UserError(
       f'--{name} is no flag{nearest(name, known)}; expected --config, --workdir, --config.field=value'
@@ -416,11 +438,12 @@ def _check_flag(name: str) -> None:
 
 def _usage() -> str:
   return (
-    'usage: mimic train --config CONFIG [--workdir FOLDER] [--config.field=value …]\n'
+    'usage: mimic train --config CONFIG [--workdir FOLDER] [--seeds=0,1,2] [--config.field=value …]\n'
     '         [--debug_step [STAGE:]N] [--coordinator_address HOST:PORT --num_processes N --process_id I]\n'
     '         [--connect_seconds 300]\n\n'
     f'CONFIG is a file or one of: {", ".join(config_names())}; NAME:VARIANT picks a variant.\n'
-    'FOLDER holds the run (default runs/<config name>); the same command on it resumes.\n'
+    'FOLDER holds the run (default runs/<config name>); the same command on it resumes. With --seeds it holds a run for\n'
+    'each, seed0, seed1, …, one after the other.\n'
     'mimic train --config CONFIG --help prints what CONFIG is, its words and its fields.\n'
     'N is a step of the run in FOLDER to compute once more, with checks that find what is not finite; writes nothing.\n'
     'A run of several processes is found by itself under Slurm, Open MPI and on a TPU slice; elsewhere each process gets\n'

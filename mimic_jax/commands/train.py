@@ -1,6 +1,6 @@
 """Trains the stages of a config in order; the same command goes on where it was stopped.
 
-mimic train --config CONFIG [--workdir FOLDER] [--config.field=value …]
+mimic train --config CONFIG [--workdir FOLDER] [--seeds=0,1,2] [--config.field=value …]
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,6 @@ def main(argv: Sequence[str]) -> None:
 
   def start(_: Sequence[str]) -> None:
     with distributed.watching_peers():
-      run.run(command, mimic_jax.BEGAN)
+      (run.run_seeds if command.seeds else run.run)(command, mimic_jax.BEGAN)
 
   cli.run(start, argv, distributed.end)

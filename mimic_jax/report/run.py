@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,6 +63,21 @@ def read(workdir: epath.Path) -> Run:
 def logged(stage_folder: epath.Path) -> list[dict[str, Any]]:
   """Returns the lines of a stage's metrics.jsonl, which all have 'step' and 'split'; raises UserError as read_jsonl."""
   return read_jsonl(stage_folder / 'metrics.jsonl', ('step', 'split'))
+
+
+def seed_folder(workdir: epath.Path, seed: int) -> epath.Path:
+  """Returns the folder of one seed's run among those of several."""
+  return workdir / f'seed{seed}'
+
+
+def seeds(workdir: epath.Path) -> dict[int, epath.Path]:
+  """Returns the folders of the seeds in a folder of several, by number; {} where it is none."""
+  found = {}
+  for path in workdir.iterdir() if workdir.is_dir() else ():
+    match = re.fullmatch(r'seed(\d+)', path.name)
+    if match and (path / 'config.json').exists():
+      found[int(match[1])] = path
+  return dict(sorted(found.items()))
 
 
 def stage_names(config: dict[str, Any]) -> list[str]:

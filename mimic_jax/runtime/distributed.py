@@ -73,6 +73,8 @@ def initialize(
   Raises:
     UserError: when the values do not make sense together, or the others can't be reached.
   """
+  if jax.distributed.is_initialized():  # by an earlier run of this program
+    return
   found = cluster(os.environ, coordinator_address, num_processes, process_id)
   if found is None and num_processes == 0 and _tpu_hosts() > 1:
     found = {}  # JAX knows how the hosts of a slice find each other

@@ -1,15 +1,18 @@
 """A run: the stages of a config in order, in a folder of its own that one program writes to."""
 
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax.report import page, summary
-from mimic_jax.runtime import checkpoint, compile_cache, distributed, lease, preemption, sharding
-from mimic_jax.runtime.errors import Preempted, UserError
+from mimic_jax.report import run as runs
+from mimic_jax.runtime import checkpoint, compile_cache, distributed, files, lease, preemption, sharding
+from mimic_jax.runtime.errors import Ended, Preempted, UserError
 from mimic_jax.training import debugging, loop, sizes, workdir
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import start as start_lib
@@ -84,6 +87,45 @@ def _on_disk(folder: epath.Path, names: Sequence[str]) -> str:
     if found := checkpoint.find(folder / name):
       return f'step {found[1]:,} of {name} is on disk ({found[0]})'
   return 'there is no checkpoint yet'
+
+
+def run_seeds(command: config_lib.Command, began: float | None = None) -> None:
+  """Runs the config once for each of the command's seeds, in order, in folders of their own; those that are done stay.
+
+  Args:
+    command, began: as for `run`.
+
+  Raises:
+    UserError, Ended: as `run`, naming the seed; UserError, too, when the folder holds a run of its own or another
+      config's seeds.
+  """
+  workdir_flag = epath.Path(command.workdir)
+  if (workdir_flag / 'config.json').exists():
+    raise UserError(
+      f'--workdir {workdir_flag} holds a run of its own; expected a folder for those of --seeds'
+    )
+  each = {seed: _of_seed(command, seed) for seed in command.seeds}
+  for seed, folder in runs.seeds(workdir_flag).items():
+    if seed not in each and workdir.begun(folder) is not None:
+      config, _ = sizes.resolved(_of_seed(command, seed).config, str(folder))
+      if differs := config_lib.differences(files.read_json(folder / 'config.json'), workdir.as_dict(config)):
+        raise UserError(
+          f'{folder} is a seed of another config ({"; ".join(differs[:5])}); expected the same one, or another --workdir'
+        )
+  for seed, one in each.items():
+    try:
+      run(one, began)
+    except (UserError, Ended) as e:
+      raise type(e)(f'seed {seed}: {e}') from e
+    began = None
+  say(f'seeds {", ".join(map(str, each))} done in {workdir_flag}; mimic table {workdir_flag} has them in one')
+
+
+def _of_seed(command: config_lib.Command, seed: int) -> config_lib.Command:
+  config = ConfigDict(command.config)
+  config.seed = seed
+  folder = runs.seed_folder(epath.Path(command.workdir), seed)
+  return dataclasses.replace(command, config=FrozenConfigDict(config), workdir=str(folder), seeds=())
 
 
 class _Folder:

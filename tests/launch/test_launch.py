@@ -253,6 +253,7 @@ def test_a_wrong_command_line_is_one_line_and_calls_nothing(world, script, args,
     ('tpu.sh', ('delete', *SLICE, *RUN), "'delete' takes no command"),
     ('slurm.sh', ('--nodes=0', *LOCAL), "--nodes is '0'; expected a whole number from 1"),
     ('slurm.sh', ('--tasks=2', *LOCAL), '--tasks goes with --cpu'),
+    ('slurm.sh', ('--array', *LOCAL), 'no --seeds'),
     ('gpu.sh', ('--mount=data', *LOCAL), "--mount is 'data'"),
     ('gpu.sh', ('--mount=/no/such/folder', *LOCAL), 'no folder'),
   ],
@@ -329,6 +330,19 @@ def test_a_slurm_job_is_put_back_only_when_pre_empted(world, code, state, requeu
   assert ran['argv'][3:] == [*MAIN, *AWKWARD, '--workdir=/runs/x']
   assert ran['cwd'] == str(ROOT)
   assert (['scontrol', 'requeue', '42'] in [c['argv'] for c in world.calls()]) == requeued
+
+
+def test_slurm_makes_a_job_of_each_seed_and_puts_back_the_one_that_was_pre_empted(world):
+  flags, script = submitted(world, '--cpu', '--array', '--python=python', *LOCAL, '--seeds=0,1,5')
+  assert {'--array=0,1,5', '--output=mimic-%A_%a.log'} <= set(flags)
+  world.plan('75')
+  world.answers(jobstate=['RUNNING'])
+  env = {'SLURM_JOB_ID': '42', 'SLURM_ARRAY_JOB_ID': '42', 'SLURM_ARRAY_TASK_ID': '5'}
+  subprocess.run(['bash', '-c', script], env={**world.env, **env})
+  ran = next(c for c in world.calls() if c['argv'][0] == 'srun')
+  assert ran['argv'][-2:] == ['--seeds=0,1,5', '--seeds=5']
+  assert ['scontrol', 'requeue', '42_5'] in [c['argv'] for c in world.calls()]
+  assert ['scontrol', 'requeue', '42'] not in [c['argv'] for c in world.calls()]
 
 
 # -- GPU machines
