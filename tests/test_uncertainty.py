@@ -199,7 +199,9 @@ def test_a_classifier_does_not_differ_from_itself(rng):
   labels, logits = case(rng)
   found = uncertainty.paired(labels, logits, 3 * logits, NAMES)
   for name in uncertainty.SCORES:
-    assert (found[name]['difference'], found[name]['low'], found[name]['high']) == (0, 0, 0)
+    most = uncertainty.wilson(0, 80 if name == 'accuracy' else np.bincount(labels).min())[1]
+    assert found[name]['difference'] == 0
+    assert [found[name]['low'], found[name]['high']] == pytest.approx([-most, most])
   assert found['mcnemar_p'] == 1
   assert found['counts']['only_a'] == found['counts']['only_b'] == 0
 
@@ -308,3 +310,95 @@ def test_clusters_of_another_length_are_refused(rng):
   labels, logits = case(rng)
   with pytest.raises(ValueError, match=r'clusters \(79,\) for 80 pictures'):
     uncertainty.intervals(labels, logits, NAMES, np.arange(79))
+
+
+def seeds_case(rng, seeds=3, n=60, lift=0.4):
+  """Returns labels [n] and logits [seeds, n, 4] of two methods, the second better by a little on every picture."""
+  labels, base = case(rng, n)
+  a, b = (base + rng.normal(0, 0.8, (2, seeds, n, 4)))[:]
+  return labels, a, b + lift * np.eye(4)[labels]
+
+
+def plain(truth, guess):
+  """Returns the three scores, class by class."""
+  there = [k for k in range(4) if (truth == k).any() or (guess == k).any()]
+  hits, support, guessed = (
+    np.array([x.sum() for x in y])
+    for y in zip(*(((truth == k) & (guess == k), truth == k, guess == k) for k in there))
+  )
+  recall = (hits[support > 0] / support[support > 0]).mean()
+  return (truth == guess).mean(), recall, (2 * hits / (support + guessed)).mean()
+
+
+def test_over_seeds_the_difference_is_the_mean_of_theirs_and_its_spread_that_of_a_loop_over_both_drawn(rng):
+  labels, a, b = seeds_case(rng)
+  found = uncertainty.across_seeds(labels, a, b, NAMES, samples=4000)
+  each = [[three(metrics.classification(labels, x, NAMES)) for x in part] for part in (a, b)]
+  gaps = np.subtract(each[1], each[0])
+  drawn = []
+  for _ in range(1000):
+    again = rng.integers(60, size=60)
+    gap = [np.subtract(*(plain(labels[again], x[s].argmax(-1)[again]) for x in (b, a))) for s in range(3)]
+    drawn.append(np.mean([gap[s] for s in rng.integers(3, size=2)], axis=0))
+  variance, of_seeds = np.var(drawn, axis=0), np.var(gaps, axis=0, ddof=1) / 3
+  degrees = variance**2 / (of_seeds**2 / 2 + np.maximum(variance - of_seeds, 0) ** 2 / 59)
+  for i, name in enumerate(uncertainty.SCORES):
+    got = found[name]
+    assert [got['a'], got['b']] == pytest.approx(np.mean(each, axis=1)[:, i])
+    assert got['difference'] == pytest.approx(gaps[:, i].mean())
+    reach = stats.t.ppf(0.975, degrees[i]) * variance[i] ** 0.5
+    assert got['high'] - got['difference'] == pytest.approx(reach, rel=0.25)
+    assert got['difference'] - got['low'] == pytest.approx(got['high'] - got['difference'])
+    assert (got['p'] < 0.05) == (got['low'] > 0 or got['high'] < 0)
+  assert found['method']['seeds'] == 3
+
+
+def test_over_seeds_intervals_hold_the_truth_about_as_often_as_they_say():
+  rng = np.random.default_rng(4)
+  seeds, n, held = 4, 150, []
+
+  def right(sets, pictures):  # [2, sets, pictures]: the second method helps by 0.1, more on some pictures
+    base, help_ = rng.normal(0.8, 1, pictures), rng.normal(0.1, 0.3, pictures)
+    own = rng.normal(0, 0.2, (2, sets, 1)) + rng.normal(0, 0.5, (2, sets, pictures))
+    return base + np.array([0, 1])[:, None, None] * help_ + own > 0
+
+  truth = np.mean([np.subtract(*right(1, 200_000).mean((1, 2))[::-1]) for _ in range(200)])
+  labels = np.arange(n) % 2
+  for k in range(60):
+    a, b = np.eye(2)[np.where(right(seeds, n), labels, 1 - labels)]
+    found = uncertainty.across_seeds(labels, a, b, NAMES[:2], samples=200, seed=k)['accuracy']
+    held.append(found['low'] <= truth <= found['high'])
+  assert np.mean(held) >= 0.88
+
+
+def test_over_seeds_a_method_does_not_differ_from_itself_and_no_interval_is_without_width(rng):
+  labels, logits = case(rng)
+  found = uncertainty.across_seeds(labels, np.stack([logits] * 3), np.stack([logits] * 3), NAMES, samples=200)
+  for name in uncertainty.SCORES:
+    assert found[name]['low'] < found[name]['difference'] == 0 < found[name]['high']
+    assert found[name]['p'] == 1
+
+
+def test_few_pictures_have_wilsons_intervals_squared_and_added():
+  low, high = uncertainty.few(0.05, 0.02, 100)
+  z = stats.norm.ppf(0.975)
+
+  def ends(p, n=100):
+    middle, reach = p + z * z / 2 / n, z * np.sqrt(p * (1 - p) / n + z * z / 4 / n / n)
+    return (middle - reach) / (1 + z * z / n), (middle + reach) / (1 + z * z / n)
+
+  (l1, u1), (l2, u2) = ends(0.05), ends(0.02)
+  want = 0.03 - np.hypot(0.05 - l1, u2 - 0.02), 0.03 + np.hypot(u1 - 0.05, 0.02 - l2)
+  assert (low, high) == pytest.approx(want)
+
+
+def test_holms_p_is_the_least_level_at_which_his_steps_reject(rng):
+  p = rng.random(6) ** 3
+  adjusted = uncertainty.holm(p)
+  for level in [*rng.random(200), 0.05]:
+    rejected = set()
+    for step, k in enumerate(np.argsort(p)):
+      if p[k] > level / (6 - step):
+        break
+      rejected.add(k)
+    assert rejected == {k for k in range(6) if adjusted[k] <= level}

@@ -1,191 +1,33 @@
-"""Says by how much two models differ on the same pictures, and how sure that is.
+"""Says by how much models differ on the same pictures, and how sure that is.
 
   mimic compare runs/mscl/finetune runs/ce/finetune --split valid --json difference.json
+  mimic compare runs/mscl runs/scl --against runs/ce
 
 A and B are runs, stages, evaluations or predictions.npz. Pictures are paired by id and classes by name; both are scored on
-the same resamples of what is in both (uncertainty.py).
+the same resamples of what is in both (uncertainty.py). A folder of --seeds counts as one method, and so do runs whose configs
+differ in their seed alone; with --against, or where A or B is such a folder, each method is compared with B's over the
+pictures and the seeds that both have, and p is adjusted for the number of methods (Holm).
 """
 
-import io
 import json
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from mimic_jax import metrics, uncertainty
-from mimic_jax.data import classes
-from mimic_jax.report import run as runs
+from mimic_jax import uncertainty
+from mimic_jax.report.predictions import aligned, find, load, of_split, pair
 from mimic_jax.runtime import cli, files
-from mimic_jax.runtime.errors import READ_ERRORS, UserError, one_of
+from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import arms as arms_lib
+from mimic_jax.training.arms import Arm
 
-FILE = 'predictions.npz'
-FIELDS = ('id', 'split', 'label', 'logits', 'class_names')
 WORDS = {
   'accuracy': 'accuracy',
   'mean_class_accuracy': 'mean-class accuracy',
   'macro_f1': 'macro F1',
 }
-
-
-class Predictions(NamedTuple):
-  """One classifier's answers: id, split [N] of str; label int [N]; logits float64 [N, K]; the K class names."""
-
-  path: epath.Path
-  id: np.ndarray
-  split: np.ndarray
-  label: np.ndarray
-  logits: np.ndarray
-  class_names: tuple[str, ...]
-
-
-def find(path: str) -> epath.Path:
-  """Returns the predictions.npz that `path` means: the file, or that of a stage's, an evaluation's or a run's folder.
-
-  Raises:
-    UserError: when there is none, or a run has several stages with one.
-  """
-  given = epath.Path(path).expanduser()
-  if not given.exists():
-    raise UserError(f"'{path}' does not exist; expected a run, a stage, an evaluation or a {FILE}")
-  if not given.is_dir():
-    return given
-  if (given / FILE).exists():
-    return given / FILE
-  config = given / 'config.json'
-  stages = runs.stage_names(files.read_json(config)) if config.exists() else []
-  held = [given / name / FILE for name in stages if (given / name / FILE).exists()]
-  if len(held) > 1:
-    names = ', '.join(f"'{p.parent}'" for p in held)
-    raise UserError(f"'{path}' has {len(held)} stages with predictions; expected one of {names}")
-  if not held:
-    none = f'has no {FILE}' + (f' in any of its stages ({", ".join(stages)})' if stages else '')
-    raise UserError(f"'{path}' {none}; expected a run that has ended, a stage of one, or an evaluation")
-  return held[0]
-
-
-def load(path: epath.Path) -> Predictions:
-  """Reads a predictions.npz.
-
-  Raises:
-    UserError: naming the file, when it is no such file, holds too little, or its arrays or numbers do not fit.
-  """
-  try:
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-      missing = [name for name in FIELDS if name not in file.files]
-      if missing:
-        raise UserError(f'{path}: has no {", ".join(missing)}; expected {", ".join(FIELDS)}')
-      held = {name: file[name] for name in FIELDS}
-  except READ_ERRORS:
-    raise UserError(
-      f'{path}: is not an .npz that can be read; expected {FILE} as mimic_jax writes it'
-    ) from None
-  names = tuple(str(name) for name in held['class_names'].reshape(-1))
-  n = held['id'].size
-  shapes = {name: held[name].shape for name in FIELDS[:4]}
-  wanted = {'id': [(n,)], 'split': [(n,)], 'label': [(n,), (n, len(names))], 'logits': [(n, len(names))]}
-  for name, shape in shapes.items():
-    if shape not in wanted[name]:
-      raise UserError(
-        f"{path}: '{name}' is {list(shape)}; expected {list(wanted[name][0])} for {n} ids and {len(names)} classes"
-      )
-  label = metrics.dominant(held['label'])
-  wrong = np.flatnonzero((label < 0) | (label >= len(names)))
-  if wrong.size:
-    raise UserError(
-      f"{path}: label {label[wrong[0]]} of '{held['id'][wrong[0]]}' is out of range; expected 0 to {len(names) - 1}"
-    )
-  logits = held['logits'].astype(np.float64)
-  bad = np.flatnonzero(np.isnan(logits).any(axis=1))
-  if bad.size:
-    raise UserError(
-      f"{path}: logits of '{held['id'][bad[0]]}' are not numbers ({bad.size} of {n}); expected no NaN"
-    )
-  return Predictions(path, held['id'].astype(str), held['split'].astype(str), label, logits, names)
-
-
-def of_split(a: Predictions, b: Predictions, split: str) -> tuple[Predictions, Predictions, str]:
-  """Returns both cut down to one split: the one named, or with '' the only one that is in both.
-
-  Raises:
-    UserError: when a split is in one only, or there are several to choose from.
-  """
-  there = [list(dict.fromkeys(p.split.tolist())) for p in (a, b)]
-  both = [name for name in there[0] if name in there[1]]
-  if split:
-    for p, names in zip((a, b), there):
-      one_of(f'--split (of {p.path})', split, names)
-  elif len(both) == 1:
-    (split,) = both
-  elif both:
-    raise UserError(f"--split is ''; expected one of {', '.join(both)}, which both have")
-  else:
-    raise UserError(
-      f'{a.path} has split {", ".join(there[0]) or "none"}, {b.path} {", ".join(there[1]) or "none"}; '
-      'expected one that both have'
-    )
-  return *(_rows(p, np.flatnonzero(p.split == split)) for p in (a, b)), split
-
-
-def pair(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions, dict[str, Any]]:
-  """Returns both on the pictures that both have, in one order, with one numbering of the classes.
-
-  The classes are A's and then those that only B has; what a classifier has no class for it never answers (logit −∞).
-
-  Returns:
-    A, B, and {'both', 'only_a', 'only_b': counts; 'classes_only_a', 'classes_only_b': names}.
-
-  Raises:
-    UserError: when an id stands twice, none is in both, labels of one picture differ, or no class is in both.
-  """
-  for p in (a, b):
-    names, times = np.unique(p.id, return_counts=True)
-    if (times > 1).any():
-      raise UserError(
-        f"{p.path}: '{names[times > 1][0]}' stands {times.max()} times; expected each picture once"
-      )
-  _, of_a, of_b = np.intersect1d(a.id, b.id, return_indices=True)
-  if not of_a.size:
-    raise UserError(
-      f"{a.path} and {b.path} share no picture; expected the same ids (such as '{a.id[0]}' and '{b.id[0]}')"
-    )
-  order = np.argsort(of_a)  # A's own
-  about = {'both': of_a.size, 'only_a': len(a.id) - of_a.size, 'only_b': len(b.id) - of_b.size}
-  a, b, unlike = _numbered_alike(_rows(a, of_a[order]), _rows(b, of_b[order]))
-  differs = np.flatnonzero(a.label != b.label)
-  if differs.size:
-    i = differs[0]
-    raise UserError(
-      f"'{a.id[i]}' is {a.class_names[a.label[i]]} in {a.path} and {a.class_names[b.label[i]]} in {b.path} "
-      f'({differs.size} of {len(a.id)} labels differ); expected predictions on the same labels (the same label rule)'
-    )
-  return a, b, about | unlike
-
-
-def _rows(p: Predictions, index: np.ndarray) -> Predictions:
-  return p._replace(id=p.id[index], split=p.split[index], label=p.label[index], logits=p.logits[index])
-
-
-def _numbered_alike(a: Predictions, b: Predictions) -> tuple[Predictions, Predictions, dict[str, Any]]:
-  """Returns A and B with the classes of A and then those of B alone, and which classes only one has."""
-  places = classes.match(a.class_names, b.class_names)
-  if all(k < 0 for k in places):
-    raise UserError(
-      f'{a.path} has the classes {", ".join(a.class_names)}, {b.path} {", ".join(b.class_names)}; '
-      'expected at least one in common'
-    )
-  only_b = [name for name, k in zip(b.class_names, places) if k < 0]
-  only_a = [name for k, name in enumerate(a.class_names) if k not in places]
-  names = (*a.class_names, *only_b)
-  later = iter(range(len(a.class_names), len(names)))
-  column = np.array([k if k >= 0 else next(later) for k in places])
-  unlike = {'classes_only_a': only_a, 'classes_only_b': only_b}
-  wide_a, wide_b = (np.full((len(p.id), len(names)), -np.inf) for p in (a, b))
-  wide_a[:, : len(a.class_names)] = a.logits
-  wide_b[:, column] = b.logits
-  a = a._replace(logits=wide_a, class_names=names)
-  return a, b._replace(logits=wide_b, label=column[b.label], class_names=names), unlike
 
 
 def compare(
@@ -207,7 +49,7 @@ def compare(
   Raises:
     UserError: for whatever does not fit, in one line.
   """
-  a, b, split = of_split(*(load(find(path)) for path in (path_a, path_b)), split)
+  (a, b), split = of_split([load(find(path)) for path in (path_a, path_b)], split)
   a, b, pictures = pair(a, b)
   clusters = uncertainty.identities(a.id.tolist(), identity)
   found = uncertainty.paired(a.label, a.logits, b.logits, a.class_names, clusters, samples, seed)
@@ -220,6 +62,99 @@ def compare(
     'pictures': pictures,
     **found,
   }
+
+
+def compare_arms(
+  arms: Sequence[Arm],
+  against: Arm,
+  split: str = '',
+  identity: str = 'auto',
+  samples: int = 2000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Compares methods with one, over the pictures and seeds that both have.
+
+  Args:
+    arms: the methods.
+    against: what they are compared with.
+    split, identity, samples, seed: as for `compare`.
+
+  Returns:
+    {'against': name, 'seeds', 'identity', 'split', 'arms': [{'name', 'seeds' (of both), 'pictures': {'all', 'left_out'},
+    each score as of `uncertainty.across_seeds`, with 'a_sd', 'b_sd' (None for one seed) and 'p_holm', 'method'}]}: A is
+    `against`, B the arm.
+
+  Raises:
+    UserError: for whatever does not fit, in one line.
+  """
+  reference, found = arms_lib.by_seed(against), []
+  for arm in arms:
+    held = arms_lib.by_seed(arm)
+    seeds = [s for s in held if s in reference]
+    if not seeds:
+      raise UserError(
+        f'{arm.name} has seed {", ".join(map(str, held))}, {against.name} {", ".join(map(str, reference))}; '
+        'expected some that both have'
+      )
+    every, split = of_split([reference[s] for s in seeds] + [held[s] for s in seeds], split)
+    shared = aligned(every)
+    logits = np.stack([p.logits for p in shared])
+    label, names = shared[0].label, shared[0].class_names
+    clusters = uncertainty.identities(shared[0].id.tolist(), identity)
+    row = uncertainty.across_seeds(
+      label, logits[: len(seeds)], logits[len(seeds) :], names, clusters, samples, seed
+    )
+    pictures = {'all': len(label), 'left_out': max(len(p.id) for p in every) - len(label)}
+    found.append({'name': arm.name, 'seeds': seeds, 'pictures': pictures, **row})
+  for name in WORDS:
+    for row, p in zip(found, uncertainty.holm([row[name]['p'] for row in found])):
+      row[name]['p_holm'] = p
+  return {
+    'against': against.name,
+    'seeds': list(reference),
+    'split': split,
+    'identity': identity,
+    'arms': found,
+  }
+
+
+def table_of_arms(found: dict[str, Any]) -> str:
+  """Returns a comparison of methods with one as lines of text."""
+  lines = [f'A  {found["against"]}']
+  many = len(found['arms']) > 1
+  for row in found['arms']:
+    how, pictures = row['method'], row['pictures']
+    left_out = f', {pictures["left_out"]:,} not in all' if pictures['left_out'] else ''
+    several = f'seeds {", ".join(map(str, row["seeds"]))}' if len(row['seeds']) > 1 else 'one seed'
+    lines += ['', f'B  {row["name"]}', f'{found["split"]}: {pictures["all"]:,} pictures{left_out}; {several}']
+    spread = ' ± sd' if len(row['seeds']) > 1 else ''
+    lines.append(
+      f'{"":<21}{"A" + spread:>16}{"B" + spread:>16}{"B − A":>9}   {100 * how["level"]:g} % interval'
+    )
+    for name, words in WORDS.items():
+      cell = row[name]
+      scores = ''.join(f'{_spread(cell[k], cell[f"{k}_sd"]):>16}' for k in 'ab')
+      p = f'p = {cell["p"]:.2g}' + (f', Holm {cell["p_holm"]:.2g}' if many else '')
+      lines.append(f'{words:<21}{scores}{_points(cell["difference"]):>9}   {_between(cell):<17}  {p}')
+    lines.append(_of_arms(row))
+  how = found['arms'][0]['method']
+  alone = '' if any(len(row['seeds']) > 1 for row in found['arms']) else '; they say nothing of other seeds'
+  lines += [
+    '',
+    f'intervals: {how["interval"]}, {how["samples"]:,} resamples of {how["over"]} and seeds{alone}',
+  ]
+  return '\n'.join(lines)
+
+
+def _of_arms(row: dict[str, Any]) -> str:
+  """Returns one sentence: whether B is better than A in accuracy."""
+  cell = row['accuracy']
+  sure = 'differ' if cell['p_holm'] < 0.05 else 'do not differ'
+  return f'B and A {sure} in accuracy at 5 % (p = {cell["p_holm"]:.2g}; n = {row["pictures"]["all"]:,}).'
+
+
+def _spread(mean: float, sd: float | None) -> str:
+  return f'{100 * mean:.2f}' + (f' ± {100 * sd:.2f}' if sd is not None else '') + ' %'
 
 
 def table(found: dict[str, Any]) -> str:
@@ -279,8 +214,13 @@ def _between(row: dict[str, float]) -> str:
 def _parser() -> cli.Parser:
   parser = cli.Parser('compare', __doc__)
   add = parser.add_argument
-  add('a', metavar='A', help="a run, a stage's or an evaluation's folder, or a predictions.npz")
-  add('b', metavar='B', help='likewise')
+  add(
+    'a',
+    metavar='A',
+    help="a run, a stage's or an evaluation's folder, a folder of --seeds, or a predictions.npz",
+  )
+  add('b', metavar='B', nargs='*', help='likewise; with --against, more methods')
+  add('--against', metavar='B', nargs='+', default=[], help='the method that all others are compared with')
   add('--split', default='', help='which one, where both have several')
   add('--identity', default='auto', help='who is on a picture: auto | none | a regular expression')
   add('--samples', type=int, default=2000, help='of the bootstrap')
@@ -294,10 +234,24 @@ def main(argv: Sequence[str]) -> None:
   given = _parser().parse_args(list(argv))
   if given.seed < 0:
     raise UserError(f'--seed is {given.seed}; expected 0 or more')
-  found = compare(given.a, given.b, given.split, given.identity, given.samples, given.seed)
+  options = (given.split, given.identity, given.samples, given.seed)
+  paths, against = [given.a, *given.b], given.against
+  if not against and len(paths) != 2:
+    raise UserError(f'{len(paths)} to compare; expected A and B, or methods and --against B')
+  if against or any(arms_lib.folders(path) != [epath.Path(path).expanduser()] for path in paths):
+    paths, against = (paths, against) if against else (paths[1:], paths[:1])
+    reference = arms_lib.read(against)
+    if len(reference) > 1:
+      names = ', '.join(arm.name for arm in reference)
+      raise UserError(f'--against has {len(reference)} methods ({names}); expected one')
+    found = compare_arms(arms_lib.read(paths), reference[0], *options)
+    text = table_of_arms(found)
+  else:
+    found = compare(*paths, *options)
+    text = table(found)
   if given.json:
     _write(given.json, found)
-  print(table(found))
+  print(text)
 
 
 def _write(path: str, found: dict[str, Any]) -> None:

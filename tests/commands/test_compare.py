@@ -289,7 +289,9 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path, two, capsys):
 @pytest.mark.parametrize(
   ('arguments', 'told'),
   [
-    (['A'], 'the following arguments are required: B'),
+    (['A'], '1 to compare; expected A and B, or methods and --against B'),
+    (['A', 'B', 'A'], '3 to compare; expected A and B'),
+    (['A', '--against', 'A', 'B'], '--against has 2 methods (a, b); expected one'),
     (['A', 'B', '--samples', 'many'], 'invalid int value'),
     (['A', 'B', '--samples', '5'], 'samples is 5; expected at least 100'),
     (['A', 'B', '--seed', '-1'], '--seed is -1; expected 0 or more'),
@@ -313,3 +315,79 @@ def test_the_module_runs_as_a_command(tmp_path, two):
   command = [sys.executable, '-m', 'mimic_jax', 'compare', a, b, '--samples', '100']
   done = subprocess.run(command, capture_output=True, text=True, check=True)
   assert 'McNemar p' in done.stdout
+
+
+def seeds_of(folder, rng, labels, skill, seeds=(0, 1, 2), **config):
+  """Makes the folder of a method's seeds and returns it, and its answers by seed."""
+  held = {}
+  for seed in seeds:
+    held[seed] = answers(rng, labels=labels, skill=skill)
+    run = folder / f'seed{seed}'
+    save(run / 'finetune', rows(held[seed], rng.permutation(60)))
+    (run / 'config.json').write_text(json.dumps({'stages': 'finetune', 'seed': seed, **config}))
+  return str(folder), held
+
+
+def test_methods_of_several_seeds_are_compared_seed_by_seed_over_the_pictures_that_all_have(
+  tmp_path, rng, capsys
+):
+  labels = rng.integers(0, 3, 60)
+  ce, of_ce = seeds_of(tmp_path / 'ce', rng, labels, 1.0)
+  mscl, of_mscl = seeds_of(tmp_path / 'mscl', rng, labels, 2.0, seeds=(2, 0, 1, 7), lr=2)
+  scl, of_scl = seeds_of(tmp_path / 'scl', rng, labels, 1.1, lr=3)
+  flags = ['--samples', '200', '--json', str(tmp_path / 'd.json')]
+  compare.main([mscl, scl, '--against', ce, *flags])
+  out, found = capsys.readouterr().out, json.loads((tmp_path / 'd.json').read_text())
+  assert (found['against'], found['seeds']) == ('ce', [0, 1, 2])
+  for row, held in zip(found['arms'], (of_mscl, of_scl)):
+    assert (row['seeds'], row['pictures']) == ([0, 1, 2], {'all': 60, 'left_out': 0})
+    right = np.array([[(x[s]['logits'].argmax(1) == labels).mean() for s in range(3)] for x in (of_ce, held)])
+    cell = row['accuracy']
+    assert [cell['a'], cell['b']] == pytest.approx(right.mean(1))
+    assert [cell['a_sd'], cell['b_sd']] == pytest.approx(right.std(1, ddof=1))
+    stacked = [np.stack([x[s]['logits'] for s in range(3)]) for x in (of_ce, held)]
+    want = uncertainty.across_seeds(labels, *stacked, NAMES, samples=200)
+    for score in uncertainty.SCORES:
+      assert {k: v for k, v in row[score].items() if k != 'p_holm'} == pytest.approx(want[score])
+  for score in uncertainty.SCORES:
+    p = [row[score]['p'] for row in found['arms']]
+    assert [row[score]['p_holm'] for row in found['arms']] == pytest.approx(uncertainty.holm(p))
+  first = found['arms'][0]['accuracy']
+  line = next(x for x in out.splitlines() if x.startswith('accuracy'))
+  assert f'{100 * first["b"]:.2f} ± {100 * first["b_sd"]:.2f} %' in line
+  assert f'p = {first["p"]:.2g}, Holm {first["p_holm"]:.2g}' in line
+
+
+def test_a_folder_of_seeds_its_runs_and_their_stages_are_one_method(tmp_path, rng):
+  labels = rng.integers(0, 3, 60)
+  for name, skill, lr in (('ce', 1.0, 1), ('mscl', 2.0, 2)):
+    seeds_of(tmp_path / name, rng, labels, skill, lr=lr)
+
+  def found(form: str):
+    said = []
+    for k, name in enumerate(('mscl', 'ce')):
+      said += ['--against'] if k else []
+      said += [str(p) for p in sorted(tmp_path.glob(f'{name}/{form}'))] or [
+        f'{tmp_path}/{name}/{form}'.rstrip('/')
+      ]
+    compare.main([*said, '--samples', '100', '--json', str(tmp_path / 'd.json')])
+    return json.loads((tmp_path / 'd.json').read_text())
+
+  forms = [found(form) for form in ('finetune', 'seed*', 'seed*/finetune')]
+  assert forms[0]['arms'][0]['seeds'] == [0, 1, 2]
+  assert forms[0] == forms[1] == forms[2]
+  compare.main([f'{tmp_path}/ce', f'{tmp_path}/mscl', '--samples', '100', '--json', str(tmp_path / 'd.json')])
+  assert json.loads((tmp_path / 'd.json').read_text()) == forms[0]
+
+
+def test_methods_without_a_seed_in_common_or_that_have_not_ended_are_refused(tmp_path, rng):
+  labels = rng.integers(0, 3, 60)
+  a, _ = seeds_of(tmp_path / 'a', rng, labels, 1.0)
+  b, _ = seeds_of(tmp_path / 'b', rng, labels, 1.0, seeds=(4, 5), lr=2)
+  with pytest.raises(UserError, match=r'b has seed 4, 5, a 0, 1, 2; expected some that both have'):
+    compare.main([b, '--against', a])
+  save(tmp_path / 'begun' / 'seed0', answers(rng))
+  (tmp_path / 'begun' / 'seed0' / 'config.json').write_text(json.dumps({'stages': 'finetune'}))
+  (tmp_path / 'begun' / 'seed0' / 'predictions.npz').unlink()
+  with pytest.raises(UserError, match=r"seed0' has no predictions.npz in any of its stages \(finetune\)"):
+    compare.main([str(tmp_path / 'begun'), '--against', a])
