@@ -13,11 +13,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from etils import epath
 
 from mimic_jax import uncertainty
-from mimic_jax.report.predictions import aligned, find, load, of_split, pair
+from mimic_jax.report.predictions import find, load, of_split, pair
 from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import arms as arms_lib
@@ -80,9 +79,8 @@ def compare_arms(
     split, identity, samples, seed: as for `compare`.
 
   Returns:
-    {'against': name, 'seeds', 'identity', 'split', 'arms': [{'name', 'seeds' (of both), 'pictures': {'all', 'left_out'},
-    each score as of `uncertainty.across_seeds`, with 'a_sd', 'b_sd' (None for one seed) and 'p_holm', 'method'}]}: A is
-    `against`, B the arm.
+    {'against': name, 'seeds', 'identity', 'split', 'arms': [{'name', … as of `arms.compared`, each score with 'p_holm'}]}:
+    A is `against`, B the arm.
 
   Raises:
     UserError: for whatever does not fit, in one line.
@@ -90,22 +88,14 @@ def compare_arms(
   reference, found = arms_lib.by_seed(against), []
   for arm in arms:
     held = arms_lib.by_seed(arm)
-    seeds = [s for s in held if s in reference]
-    if not seeds:
+    cut, split = of_split([*reference.values(), *held.values()], split)
+    a, b = dict(zip(reference, cut)), dict(zip(held, cut[len(reference) :]))
+    if not a.keys() & b.keys():
       raise UserError(
-        f'{arm.name} has seed {", ".join(map(str, held))}, {against.name} {", ".join(map(str, reference))}; '
-        'expected some that both have'
+        f'{arm.name} has seed {", ".join(map(str, b))}, {against.name} {", ".join(map(str, a))}; expected some that '
+        'both have'
       )
-    every, split = of_split([reference[s] for s in seeds] + [held[s] for s in seeds], split)
-    shared = aligned(every)
-    logits = np.stack([p.logits for p in shared])
-    label, names = shared[0].label, shared[0].class_names
-    clusters = uncertainty.identities(shared[0].id.tolist(), identity)
-    row = uncertainty.across_seeds(
-      label, logits[: len(seeds)], logits[len(seeds) :], names, clusters, samples, seed
-    )
-    pictures = {'all': len(label), 'left_out': max(len(p.id) for p in every) - len(label)}
-    found.append({'name': arm.name, 'seeds': seeds, 'pictures': pictures, **row})
+    found.append({'name': arm.name, **arms_lib.compared(a, b, identity, samples, seed)})
   for name in WORDS:
     for row, p in zip(found, uncertainty.holm([row[name]['p'] for row in found])):
       row[name]['p_holm'] = p

@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from mimic_jax import config as config_lib
+from mimic_jax import uncertainty
 from mimic_jax.report import predictions
 from mimic_jax.report import run as runs
 from mimic_jax.report.predictions import Predictions
@@ -143,7 +145,7 @@ def _classifies(stage: epath.Path) -> bool:
 def _of_stage(folder: epath.Path, config: Mapping[str, Any]) -> Answers:
   section, run, stage = config.get(folder.name, {}), str(folder.parent), folder.name
   data = section.get('data', {})
-  if 'checkpoint' in section and (folder.parent / 'record.json').exists():  # an evaluation
+  if isinstance(section.get('checkpoint'), str):  # an evaluation's; in a stage it is a section
     trained = files.read_json(folder.parent / 'record.json').get('checkpoint', {})
     where = _CHECKPOINT.fullmatch(str(trained.get('path')))
     config, run = trained.get('config', {}), where['run'] if where else str(trained.get('path'))
@@ -180,3 +182,45 @@ def by_seed(arm: Arm) -> dict[int, Predictions]:
       raise UserError(f'{held[a.seed].path} and {a.folder} are of one seed; expected one of them')
     held[a.seed] = a.predictions
   return dict(sorted(held.items()))
+
+
+def compared(
+  a: Mapping[int, Predictions],
+  b: Mapping[int, Predictions],
+  identity: str = 'auto',
+  samples: int = 2000,
+  seed: int = 0,
+) -> dict[str, Any]:
+  """Compares two methods on one split, over the pictures that all have and the seeds that both have.
+
+  Args:
+    a: predictions of the one by seed.
+    b: of the other; at least one seed is in both.
+    identity: 'auto', 'none' or a regular expression (uncertainty.identities).
+    samples, seed: of the bootstrap.
+
+  Returns:
+    What `uncertainty.across_seeds` does, with 'seeds' and 'pictures': {'all': in all, 'left_out'}.
+
+  Raises:
+    UserError: as `predictions.pair`, and on an identity that is not found.
+  """
+  seeds = [s for s in a if s in b]
+  every = [held[s] for held in (a, b) for s in seeds]
+  shared = predictions.aligned(every)
+  logits = np.stack([p.logits for p in shared])
+  found = uncertainty.across_seeds(
+    shared[0].label,
+    logits[: len(seeds)],
+    logits[len(seeds) :],
+    shared[0].class_names,
+    uncertainty.identities(shared[0].id.tolist(), identity),
+    samples,
+    seed,
+  )
+  count = len(shared[0].id)
+  return {
+    'seeds': seeds,
+    'pictures': {'all': count, 'left_out': max(len(p.id) for p in every) - count},
+    **found,
+  }
