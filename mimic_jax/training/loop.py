@@ -52,7 +52,7 @@ def run_stage(
     meta['reading'] = files.jsonable(run.reading())
     log = log_lib.Log(run.folder, step, config['log'], name, run.program.total_steps, meta.pop('pending', []))
     log_lib.say(log_lib.introduction(run, meta, step))
-    distributed.agree(lambda: _say_what_is_read(run, meta['reading']))
+    distributed.agree(lambda: _say_what_is_read(run, meta))
     b = run.stage['batch_images']
     smaller = f'config.{name}.batch_images (is {b}), model, or config.model.remat=full'
     with log:
@@ -108,10 +108,11 @@ def _begin(
   return step, state, meta
 
 
-def _say_what_is_read(run: stage_lib.Stage, reading: Mapping[str, Any]) -> None:
+def _say_what_is_read(run: stage_lib.Stage, meta: Mapping[str, Any]) -> None:
   workdir.update_record(
     run.run_folder,
-    data={run.name: {**run.records, 'reading': reading}},
+    data={run.name: {**run.records, 'reading': meta['reading']}},
+    weights={run.name: {k: meta['origin'][k] for k in ('origin', 'kind') if k in meta['origin']}},
     figures={run.name: {name: figure._asdict() for name, figure in run.objective.FIGURES.items()}},
   )
   sheets.save_contact_sheet(run.folder, run.source)

@@ -304,6 +304,8 @@ def test_it_trains_is_stopped_goes_on_to_the_same_bits_and_is_reported(kind, tmp
     assert a['rest/encoder/dropout/rngs/count'] == STEPS == a['rest/steps']
     again = train(kind, tmp_path, tmp_path / 'again', init=str(tmp_path / 'whole'))
     assert again['init'] != 'scratch'
+    (held,) = json.loads((tmp_path / 'again' / 'record.json').read_text())['weights'].values()
+    assert held == {'origin': again['init'], 'kind': 'mimic_jax checkpoint'}
     assert arrays(tmp_path / 'again')['rest/encoder/dropout/rngs/count'] == STEPS
   if kind is Adversaries:
     assert {'lr', 'lr_critic', 'grad_norm', 'grad_norm_critic'} <= lines(tmp_path / 'whole')[0].keys()

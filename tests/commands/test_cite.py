@@ -1,0 +1,72 @@
+"""What a run stands on, as BibTeX: of its config and its record alone."""
+
+import json
+
+import pytest
+
+from mimic_jax.commands import cite
+from mimic_jax.report import citations
+from mimic_jax.runtime.errors import UserError
+
+
+def made(folder, config, record):
+  folder.mkdir(parents=True)
+  (folder / 'config.json').write_text(json.dumps(config))
+  (folder / 'record.json').write_text(json.dumps(record))
+  return str(folder)
+
+
+def cited(text: str) -> list[str]:
+  return [line.partition('{')[2].rstrip(',') for line in text.splitlines() if line.startswith('@')]
+
+
+FINETUNE = {'stages': 'finetune', 'pretrain': {'objective': 'masked_autoencoding'}}
+FINETUNE |= {'finetune': {'objective': 'mimic', 'init': '/w.pth'}}
+
+
+@pytest.mark.parametrize(
+  ('config', 'data', 'weights', 'keys', 'comments'),
+  [
+    (FINETUNE, ['rafdb'], 'MAE pre-training, encoder alone', ['he2022masked'], []),
+    (FINETUNE, ['rafdb'], 'Hugging Face DINOv2', ['oquab2024dinov2'], []),
+    (FINETUNE, ['affectnet'], 'MoCo v3', ['chen2021empirical'], []),
+    (FINETUNE, ['folder'], '', [], ['% no entry is known for data: folder, /data/mine']),
+    (FINETUNE, [], 'timm ViT', [], ['% no entry is known for weights: /w.pth (timm ViT)']),
+    ({**FINETUNE, 'stages': 'pretrain,finetune'}, ['synthetic_faces'], '', ['he2022masked'], []),
+    (
+      {**FINETUNE, 'finetune': {'objective': 'mimic', 'init': 'pretrain'}},
+      ['ferplus'],
+      'mimic_jax checkpoint',
+      [],
+      [],
+    ),
+  ],
+)
+def test_the_paper_the_sets_and_the_weights_are_cited_each_once(
+  tmp_path, capsys, config, data, weights, keys, comments
+):
+  of_stage = {f'split_{name}': {'source': name, 'root': '/data/mine'} for name in [*data, *data]}
+  record = {'data': {'finetune': {**of_stage, 'reading': {}}}}
+  record['weights'] = {'finetune': {'origin': '/w.pth', **({'kind': weights} if weights else {})}}
+  run = made(tmp_path / 'many' / 'seed3', config, record)
+  cite.main([run])
+  text = capsys.readouterr().out
+  of_data = [key for name in data for key in citations.OF_SOURCE.get(name, ())]
+  assert sorted(cited(text)) == sorted(['zhang2024mimic', *keys, *of_data])
+  assert [line for line in text.splitlines() if line.startswith('%')] == comments
+  cite.main([str(tmp_path / 'many')])
+  assert capsys.readouterr().out == text
+
+
+def test_entries_are_balanced_and_all_of_them_can_be_reached():
+  reached = {'zhang2024mimic', *citations.OF_OBJECTIVE.values(), *citations.OF_WEIGHTS.values()}
+  assert {key for keys in citations.OF_SOURCE.values() for key in keys} | reached == set(citations.ENTRIES)
+  for key in citations.ENTRIES:
+    text = citations.bibtex(key)
+    assert text.count('{') == text.count('}')
+    assert all(f'\n  {field} = {{' in text for field in ('title', 'author', 'year'))
+
+
+def test_what_is_no_run_is_named(tmp_path):
+  with pytest.raises(UserError, match=f"'{tmp_path}' is not a run's folder"):
+    cite.main([str(tmp_path)])
