@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, models, uncertainty
 from mimic_jax.data import selection
-from mimic_jax.report import page
+from mimic_jax.report import page, predictions
 from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, compile_cache, files, sharding
 from mimic_jax.runtime.errors import UserError
@@ -301,6 +301,11 @@ def _parser() -> cli.Parser:
   add('--subset', action='append', default=[], help='file that lists pictures of a part; may be given again')
   add('--without_duplicates', action='store_true', help='also score without copies of training pictures')
   add('--ema', action='store_true', help='the moving average of the weights instead of the last ones')
+  add(
+    '--csv',
+    action='store_true',
+    help='also write evaluation/predictions.csv: id, label, answer, probabilities',
+  )
   add('--batch_images', type=int, default=256)
   add(
     '--identity',
@@ -329,6 +334,8 @@ def main(argv: Sequence[str]) -> None:
   sharding.check_divides('--batch_images', given.batch_images, mesh)
   model = trained.load(given.checkpoint, mesh, ema=given.ema)
   compile_cache.keep(model.config.log.compile_cache, str(model.folder), log.say)
+  if given.csv and not model.class_names:
+    raise UserError(f'--csv: {model.where} answers with no classes; expected a classifier')
   section = data_section(model, rest)
   options = Options(
     subsets=tuple(given.subset),
@@ -346,6 +353,9 @@ def main(argv: Sequence[str]) -> None:
   with sharding.enough_memory('the evaluation', f'--batch_images (is {options.batch_images})'):
     measured = measure(model, found, section, options, mesh)
   write(folder, model, found, measured, time.monotonic() - began)
+  if given.csv:
+    answers = predictions.load(folder / STAGE / predictions.FILE)
+    files.write_whole(folder / STAGE / 'predictions.csv', predictions.comma_separated(answers))
   print(table(measured))
   print(f'report: {folder / "report.html"}')
 

@@ -1,5 +1,6 @@
 """What classifiers answered, read from their predictions.npz and laid side by side: pictures by id, classes by name."""
 
+import csv
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -95,6 +96,19 @@ def load(path: epath.Path) -> Predictions:
       f"{path}: logits of '{held['id'][bad[0]]}' are not numbers ({bad.size} of {n}); expected no NaN"
     )
   return Predictions(path, held['id'].astype(str), held['split'].astype(str), label, logits, names)
+
+
+def comma_separated(p: Predictions) -> str:
+  """Returns CSV, a line for each picture: split, id, label, answer, and the probability of each class, which softmax makes."""
+  shifted = np.exp(p.logits - p.logits.max(axis=1, keepdims=True))
+  shares = shifted / shifted.sum(axis=1, keepdims=True)
+  out = io.StringIO()
+  writer = csv.writer(out, lineterminator='\n')
+  writer.writerow(['split', 'id', 'label', 'answer', *p.class_names])
+  for split, name, label, row in zip(p.split, p.id, p.label, shares):
+    answer = p.class_names[row.argmax()]
+    writer.writerow([split, name, p.class_names[label], answer, *(f'{x:.6f}' for x in row)])
+  return out.getvalue()
 
 
 def of_split(every: Sequence[Predictions], split: str) -> tuple[list[Predictions], str]:

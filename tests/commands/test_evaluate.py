@@ -1,5 +1,6 @@
 """Evaluation of a trained model on any source: the same figures as its run, classes by name, subsets, honest notes."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -9,6 +10,7 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 from PIL import Image
+from scipy import special
 
 from mimic_jax import data, uncertainty
 from mimic_jax.commands import evaluate
@@ -43,13 +45,20 @@ def predictions(folder) -> dict[str, np.ndarray]:
 
 
 def test_on_its_own_split_the_figures_are_those_of_the_run(run, tmp_path, capsys):
-  evaluate.main(['--checkpoint', str(run), '--out', str(tmp_path / 'e'), '--batch_images=16'])
+  evaluate.main(['--checkpoint', str(run), '--out', str(tmp_path / 'e'), '--batch_images=16', '--csv'])
   found, _ = held(tmp_path / 'e')
   theirs = json.loads((run / 'finetune' / 'result.json').read_text())['metrics']
   assert found == theirs
   ours, there = predictions(tmp_path / 'e' / 'evaluation'), predictions(run / 'finetune')
   for key in ('id', 'label', 'logits', 'class_names'):
     np.testing.assert_array_equal(ours[key], there[key])
+  names = there['class_names']
+  lines = list(csv.DictReader((tmp_path / 'e' / 'evaluation' / 'predictions.csv').read_text().splitlines()))
+  assert [x['id'] for x in lines] == there['id'].tolist()
+  assert [x['label'] for x in lines] == names[there['label']].tolist()
+  assert [x['answer'] for x in lines] == names[there['logits'].argmax(1)].tolist()
+  shares = [[float(x[name]) for name in names] for x in lines]
+  np.testing.assert_allclose(shares, special.softmax(there['logits'], axis=1), atol=1e-6)
   printed = capsys.readouterr().out
   assert f'accuracy {100 * found["valid"]["accuracy"]:.2f}' in ' '.join(printed.split())
   assert '2000 resamples of 24 pictures' in printed
@@ -270,6 +279,8 @@ def test_a_pretrained_model_is_measured_by_its_loss(run, tmp_path, capsys):
   assert found == theirs
   assert 'valid: loss' in capsys.readouterr().out
   assert (tmp_path / 'e' / 'evaluation' / 'pictures' / 'reconstructions.png').exists()
+  with pytest.raises(UserError, match=r'--csv: .* answers with no classes; expected a classifier'):
+    evaluate.main(['--checkpoint', str(run / 'pretrain'), '--csv'])
 
 
 def test_another_alignment_than_the_trainings_is_noted(run):
