@@ -30,7 +30,7 @@ class Answers(NamedTuple):
     stage: the trained one.
     config: of the trained run, as JSON has it; {} where only predictions are known.
     data: the set, in words.
-    predictions: on all its splits.
+    predictions: on all its splits; None of a stage that does not classify.
   """
 
   folder: epath.Path
@@ -38,7 +38,7 @@ class Answers(NamedTuple):
   stage: str
   config: Mapping[str, Any]
   data: str
-  predictions: Predictions
+  predictions: Predictions | None
 
   @property
   def seed(self) -> int:
@@ -63,23 +63,26 @@ class Arm(NamedTuple):
 
   def on(self, data: str, split: str) -> dict[int, Predictions]:
     """Returns its predictions on a split of a set, by seed."""
-    held = [a for a in self.answers if a.data == data and split in a.predictions.splits()]
+    held = [a for a in self.answers if a.data == data and a.predictions and split in a.predictions.splits()]
     return {
       a.seed: predictions.of_split([a.predictions], split)[0][0] for a in sorted(held, key=lambda a: a.seed)
     }
 
 
-def read(paths: Sequence[str]) -> list[Arm]:
+def read(paths: Sequence[str], every_stage: bool = False) -> list[Arm]:
   """Groups runs into arms: of one stage, and of configs that differ in their seed, and in how runs are carried out, alone.
 
   Args:
     paths: runs, folders of --seeds, a stage of either, evaluations, predictions.npz.
+    every_stage: of a run, also those that do not classify.
 
   Raises:
     UserError: when one is nothing of these, or has no predictions of a classifier.
   """
   found: list[list[Answers]] = []
-  for answers in {str(a.folder): a for path in paths for f in folders(path) for a in _of_folder(f)}.values():
+  for answers in {
+    str(a.folder): a for path in paths for f in folders(path) for a in _of_folder(f, every_stage)
+  }.values():
     for held in found:
       if _alike(held[0], answers) and not any(_same_place(a, answers) for a in held):
         held.append(answers)
@@ -101,8 +104,10 @@ def _alike(a: Answers, b: Answers) -> bool:
 
 
 def _same_place(a: Answers, b: Answers) -> bool:
-  there = set(a.predictions.splits()) & set(b.predictions.splits())
-  return a.seed == b.seed and a.data == b.data and bool(there)
+  if a.seed != b.seed or a.data != b.data:
+    return False
+  there = [set(x.predictions.splits() if x.predictions else ()) for x in (a, b)]
+  return bool(there[0] & there[1]) or not any(there)
 
 
 def _name(a: Answers) -> str:
@@ -119,12 +124,12 @@ def folders(path: str) -> list[epath.Path]:
   return of_seeds or [given]
 
 
-def _of_folder(folder: epath.Path) -> Iterator[Answers]:
+def _of_folder(folder: epath.Path, every_stage: bool) -> Iterator[Answers]:
   if (folder / 'config.json').exists():
     config = files.read_json(folder / 'config.json')
-    there = [folder / n for n in runs.stage_names(config) if (folder / n / predictions.FILE).exists()]
-    there = [p for p in there if _classifies(p)] or [predictions.find(str(folder)).parent]
-    for stage in there:
+    stages = [folder / name for name in runs.stage_names(config)]
+    there = [p for p in stages if _classifies(p) or (every_stage and (p / 'metrics.jsonl').exists())]
+    for stage in there or [predictions.find(str(folder)).parent]:
       yield _of_stage(stage, config)
     return
   file = predictions.find(str(folder))
@@ -137,6 +142,8 @@ def _of_folder(folder: epath.Path) -> Iterator[Answers]:
 
 
 def _classifies(stage: epath.Path) -> bool:
+  if not (stage / predictions.FILE).exists():
+    return False
   path = stage / 'result.json'
   held = files.read_json(path).get('metrics', {}) if path.exists() else {}
   return not held or any('accuracy' in m for m in held.values())
@@ -155,7 +162,8 @@ def _of_stage(folder: epath.Path, config: Mapping[str, Any]) -> Answers:
     data = {**data, **{k: asked[k] for k in ('source', 'root') if asked.get(k)}}
   if re.fullmatch(r'seed\d+', _base(run)):
     run = os.path.dirname(os.path.abspath(run))
-  return Answers(folder, _base(run), stage, config, _data(data), predictions.load(folder / predictions.FILE))
+  answered = predictions.load(folder / predictions.FILE) if _classifies(folder) else None
+  return Answers(folder, _base(run), stage, config, _data(data), answered)
 
 
 def _data(section: Mapping[str, Any]) -> str:

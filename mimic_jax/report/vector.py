@@ -1,0 +1,149 @@
+"""Figures for a paper: curves with a band over seeds, confusion matrices, bars per class, t-SNE, pictures; PDF and SVG."""
+
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image
+
+from mimic_jax.report import figures
+from mimic_jax.runtime import files
+
+WIDTH = 3.4  # inches, of a column
+DOTS = 150  # per inch, of pictures, whose captions then have about the size of text
+SETTINGS = {
+  'font.size': 8,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'legend.frameon': False,
+  'pdf.fonttype': 42,  # text stays text
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'mimic_jax',
+}
+
+
+class Band(NamedTuple):
+  """A curve of a method: x [n], mean and standard deviation [n] over its seeds (0 for one)."""
+
+  name: str
+  x: np.ndarray
+  mean: np.ndarray
+  sd: np.ndarray
+
+
+def save(figure: Figure, folder: epath.Path, name: str) -> None:
+  """Writes a figure as <name>.pdf and <name>.svg, the same bytes each time."""
+  for ending, canvas, nothing in (
+    ('pdf', FigureCanvasPdf, ('CreationDate', 'Producer', 'Creator')),
+    ('svg', FigureCanvasSVG, ('Date', 'Creator')),
+  ):
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(SETTINGS):
+      canvas(figure).print_figure(
+        buffer, format=ending, bbox_inches='tight', dpi=DOTS, metadata=dict.fromkeys(nothing)
+      )
+    files.write_whole(folder / f'{name}.{ending}', buffer.getvalue())
+
+
+@matplotlib.rc_context(SETTINGS)
+def curves(bands: Sequence[Band], x_label: str, y_label: str) -> Figure:
+  """Returns curves, each with a band of a standard deviation on either side."""
+  figure, axes = _axes(2.3)
+  for k, band in enumerate(bands):
+    colour = figures.PALETTE[k % len(figures.PALETTE)]
+    axes.plot(band.x, band.mean, color=colour, linewidth=1.2, label=band.name)
+    if band.sd.any():
+      axes.fill_between(
+        band.x, band.mean - band.sd, band.mean + band.sd, color=colour, alpha=0.25, linewidth=0
+      )
+  axes.set(xlabel=x_label, ylabel=y_label)
+  axes.xaxis.set_major_locator(MaxNLocator(6))
+  axes.legend()
+  return figure
+
+
+@matplotlib.rc_context(SETTINGS)
+def confusion(shares: np.ndarray, class_names: Sequence[str]) -> Figure:
+  """Returns a confusion matrix [K, K]: shares of each row, true classes in rows, predicted in columns."""
+  size = max(WIDTH, 0.42 * len(class_names))
+  figure, axes = _axes(size, size)
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  places = range(len(class_names))
+  axes.set_xticks(places, class_names, rotation=45, ha='right')
+  axes.set_yticks(places, class_names)
+  axes.set(xlabel='predicted', ylabel='true')
+  axes.spines[:].set_visible(False)
+  axes.tick_params(length=0)
+  for i, j in np.ndindex(shares.shape):
+    colour = 'white' if shares[i, j] > 0.6 else 'black'
+    axes.text(j, i, f'{100 * shares[i, j]:.0f}', ha='center', va='center', color=colour)
+  return figure
+
+
+@matplotlib.rc_context(SETTINGS)
+def bars(names: Sequence[str], recall: np.ndarray, ends: np.ndarray, class_names: Sequence[str]) -> Figure:
+  """Returns recall per class as bars, percent, side by side for each method.
+
+  Args:
+    names: of the M methods.
+    recall: 0..1 [M, K].
+    ends: of the whiskers, [2, M, K].
+    class_names: of the K classes.
+  """
+  figure, axes = _axes(2.3, max(WIDTH, 0.5 * len(class_names)))
+  width = 0.8 / len(names)
+  for k, name in enumerate(names):
+    places = np.arange(len(class_names)) + (k - (len(names) - 1) / 2) * width
+    reach = np.maximum(100 * np.stack([recall[k] - ends[0, k], ends[1, k] - recall[k]]), 0)
+    axes.bar(
+      places,
+      100 * recall[k],
+      width,
+      yerr=reach,
+      color=figures.PALETTE[k % len(figures.PALETTE)],
+      error_kw={'linewidth': 0.8},
+      label=name,
+    )
+  axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha='right')
+  axes.set(ylabel='recall (%)', ylim=(0, 100))
+  if len(names) > 1:
+    axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
+  return figure
+
+
+@matplotlib.rc_context(SETTINGS)
+def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> Figure:
+  """Returns points [n, 2] marked by their class ids [n]; −1, no label, is a small grey dot."""
+  figure, axes = _axes(WIDTH)
+  for k in np.unique(labels):
+    colour, marker, _ = figures.look(int(k)) if k >= 0 else ('#8c8c8c', '.', '')
+    name = class_names[k] if 0 <= k < len(class_names) else 'no label'
+    mine = points[labels == k]
+    axes.plot(
+      *mine.T, linestyle='', color=colour, marker=marker, markersize=2.5, mew=0, alpha=0.8, label=name
+    )
+  axes.set_xticks([])
+  axes.set_yticks([])
+  axes.spines[:].set_visible(False)
+  axes.legend(loc='center left', bbox_to_anchor=(1, 0.5))
+  return figure
+
+
+def picture(png: bytes) -> Figure:
+  """Returns a montage of a run as a figure that holds its pixels unchanged."""
+  pixels = np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
+  figure = Figure(figsize=(pixels.shape[1] / DOTS, pixels.shape[0] / DOTS))
+  figure.figimage(pixels)
+  return figure
+
+
+def _axes(height: float, width: float = WIDTH):
+  figure = Figure(figsize=(width, height))
+  return figure, figure.add_subplot()
