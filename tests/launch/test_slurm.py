@@ -99,9 +99,9 @@ class Cluster:
     assert done.returncode == 0, done.stderr
     return done.stdout
 
-  def submit(self, python: str | pathlib.Path, *run: str) -> str:
-    """Submits a job of two processes through launch/slurm.sh and returns its number."""
-    said = self.call(ROOT / 'launch' / 'slurm.sh', '--cpu', '--tasks=2', f'--python={python}', '--', *run)
+  def submit(self, python: str | pathlib.Path, *run: str, flags: tuple[str, ...] = ('--tasks=2',)) -> str:
+    """Submits a job, of two processes unless said otherwise, through launch/slurm.sh and returns its number."""
+    said = self.call(ROOT / 'launch' / 'slurm.sh', '--cpu', *flags, f'--python={python}', '--', *run)
     return said.split()[1].rstrip(';')
 
   def job(self, number: str) -> dict[str, str]:
@@ -234,6 +234,25 @@ def test_a_job_may_write_before_it_is_put_back_and_scancel_ends_it(
   assert logged(log) == {'began 0 2': 1, 'began 1 2': 1, f'{got} 0 2': 1, f'{got} 1 2': 1}
   if state == 'PENDING':
     cluster.call('scancel', number)
+
+
+def test_of_the_jobs_of_seeds_only_the_one_that_was_pre_empted_is_put_back(cluster, stand_in, tmp_path):
+  program, _ = stand_in
+  logs = [tmp_path / str(seed) for seed in (0, 3)]
+  program.write_text(program.read_text().replace('sys.argv[-1]', 'sys.argv[-2] + sys.argv[-1][-1]'))
+  number = cluster.submit(program, '--workdir=x', '--seeds=0,3', f'{tmp_path}/', flags=('--array',))
+  deadline = time.monotonic() + 60
+  while any(logged(log) != {'began 0 1': 1} for log in logs):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  for seed in (3, 0):  # one of them has the number of them all as its own
+    cluster.call('scancel', '--signal=USR1', f'{number}_{seed}')
+    job = cluster.wait(f'{number}_{seed}', 'PENDING', 30)
+    assert (job['ArrayTaskId'], job['Restarts']) == (str(seed), '1')
+    if seed == 3:
+      assert cluster.job(f'{number}_0')['JobState'] == 'RUNNING'
+  assert [logged(log) for log in logs] == [{'began 0 1': 1, 'SIGUSR1 0 1': 1}] * 2
+  cluster.call('scancel', number)
 
 
 def test_a_requeued_run_of_two_processes_ends_as_one_that_was_left_alone(cluster, tmp_path):
