@@ -127,12 +127,9 @@ def table_of_arms(found: dict[str, Any]) -> str:
       p = f'p = {cell["p"]:.2g}' + (f', Holm {cell["p_holm"]:.2g}' if many else '')
       lines.append(f'{words:<21}{scores}{_points(cell["difference"]):>9}   {_between(cell):<17}  {p}')
     lines.append(_of_arms(row))
-  how = found['arms'][0]['method']
-  alone = '' if any(len(row['seeds']) > 1 for row in found['arms']) else '; they say nothing of other seeds'
-  lines += [
-    '',
-    f'intervals: {how["interval"]}, {how["samples"]:,} resamples of {how["over"]} and seeds{alone}',
-  ]
+  how, several = found['arms'][0]['method'], any(len(row['seeds']) > 1 for row in found['arms'])
+  over = how['over'] + (' and seeds' if several else '; they say nothing of other seeds')
+  lines += ['', f'intervals: {how["interval"]}, {how["samples"]:,} resamples of {over}']
   return '\n'.join(lines)
 
 

@@ -128,15 +128,18 @@ def _of_folder(folder: epath.Path, every_stage: bool) -> Iterator[Answers]:
   if (folder / 'config.json').exists():
     config = files.read_json(folder / 'config.json')
     stages = [folder / name for name in runs.stage_names(config)]
-    there = [p for p in stages if _classifies(p) or (every_stage and (p / 'metrics.jsonl').exists())]
-    for stage in there or [predictions.find(str(folder)).parent]:
-      yield _of_stage(stage, config)
+    others = [p for p in stages if every_stage and not _classifies(p) and (p / 'metrics.jsonl').exists()]
+    there = [p for p in stages if _classifies(p)]
+    for stage in there or ([] if others else [predictions.find(str(folder)).parent]):
+      yield _of_stage(stage, config, predictions.load(stage / predictions.FILE))
+    for stage in others:
+      yield _of_stage(stage, config, None)
     return
   file = predictions.find(str(folder))
   config = file.parent.parent / 'config.json'
   known = files.read_json(config) if config.exists() else {}
   if file.parent.name in runs.stage_names(known):
-    yield _of_stage(file.parent, known)
+    yield _of_stage(file.parent, known, predictions.load(file))
   else:
     yield Answers(folder, _base(folder), '', {}, '', predictions.load(file))
 
@@ -149,7 +152,7 @@ def _classifies(stage: epath.Path) -> bool:
   return not held or any('accuracy' in m for m in held.values())
 
 
-def _of_stage(folder: epath.Path, config: Mapping[str, Any]) -> Answers:
+def _of_stage(folder: epath.Path, config: Mapping[str, Any], answered: Predictions | None) -> Answers:
   section, run, stage = config.get(folder.name, {}), str(folder.parent), folder.name
   data = section.get('data', {})
   if isinstance(section.get('checkpoint'), str):  # an evaluation's; in a stage it is a section
@@ -162,7 +165,6 @@ def _of_stage(folder: epath.Path, config: Mapping[str, Any]) -> Answers:
     data = {**data, **{k: asked[k] for k in ('source', 'root') if asked.get(k)}}
   if re.fullmatch(r'seed\d+', _base(run)):
     run = os.path.dirname(os.path.abspath(run))
-  answered = predictions.load(folder / predictions.FILE) if _classifies(folder) else None
   return Answers(folder, _base(run), stage, config, _data(data), answered)
 
 

@@ -391,3 +391,8 @@ def test_methods_without_a_seed_in_common_or_that_have_not_ended_are_refused(tmp
   (tmp_path / 'begun' / 'seed0' / 'predictions.npz').unlink()
   with pytest.raises(UserError, match=r"seed0' has no predictions.npz in any of its stages \(finetune\)"):
     compare.main([str(tmp_path / 'begun'), '--against', a])
+  stage = tmp_path / 'begun' / 'seed0' / 'finetune'  # of what is learned without classes
+  save(stage, {'id': np.array(['x']), 'split': np.array(['valid'])})
+  (stage / 'result.json').write_text(json.dumps({'metrics': {'valid': {'loss': 1.0}}}))
+  with pytest.raises(UserError, match=r'finetune/predictions.npz: has no label, logits, class_names'):
+    compare.main([str(tmp_path / 'begun'), '--against', a])
