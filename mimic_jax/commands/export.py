@@ -127,7 +127,8 @@ def _about(model: Trained, m: writing.Model, left_out: Sequence[str]) -> dict[st
   if m.class_names:
     rows['classes'] = ', '.join(m.class_names)
     rows['pooling'] = {'gap': 'mean of the patches', 'cls': 'class token'}.get(m.pool, m.pool)
-  rows['parameters'] = tables.number(sum(a.size for a in m.tensors.values()))
+  written = {name: a.size for name, a in m.tensors.items() if name not in left_out}
+  rows['parameters'] = tables.number(sum(written.values()))
   if left_out:
     rows['left out'] = ', '.join(dict.fromkeys(name.rpartition('/')[0] for name in left_out))
   return rows

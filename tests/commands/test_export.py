@@ -125,7 +125,10 @@ def test_weights_that_were_exported_leave_again_as_they_are(run, tmp_path):
   for name, tensor in a.tensors.items():
     np.testing.assert_array_equal(tensor, b.tensors[name], err_msg=name)
   assert (b.class_names, {k: b.facts[k] for k in AUGMENT}) == (NAMES, AUGMENT)
-  assert 'initial weights (Hugging Face BEiT): not known here' in (second / 'README.md').read_text()
+  cards = [(folder / 'README.md').read_text() for folder in (first, second)]
+  assert 'initial weights (Hugging Face BEiT): not known here' in cards[1]
+  counts = [re.search(r'parameters: ([\d,]+)', card)[1] for card in cards]
+  assert counts == [f'{sum(t.size for t in a.tensors.values()):,}'] * 2
 
 
 def test_a_stablehlo_program_says_bit_by_bit_what_the_model_says(run, tmp_path, rng):
