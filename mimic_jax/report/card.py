@@ -19,7 +19,7 @@ WEIGHTS_TERMS = {
   'MAE': 'CC-BY-NC 4.0 where they are the released ones: not for commercial use, and what is fine-tuned from them inherits that',
   'MoCo v3': 'CC-BY-NC 4.0 where they are the released ones: not for commercial use',
   'DeiT': 'Apache-2.0 where they are the released ones',
-  'DINOv2': 'Apache-2.0 where they are the released ones',
+  'DINO': 'Apache-2.0 where they are the released ones',  # DINOv2, too
 }
 UNKNOWN = 'not known here; see where they are from'
 LIMITS = """\
