@@ -154,9 +154,11 @@ def _everywhere(trees: dict[str, dict[str, np.ndarray]], mesh: Mesh) -> dict[str
 
 
 def _is_published(where: epath.Path) -> bool:
-  """Says whether a path is a weight file, or a folder with one."""
+  """Says whether a path is a weight file, or a folder with one that is no run's."""
   if where.is_dir():
-    return any(p.suffix in ('.safetensors', '.bin', '.pth', '.pt') for p in where.iterdir())
+    here = list(where.iterdir())
+    ours = any(p.name == checkpoint.FOLDER or (p / checkpoint.FOLDER).is_dir() for p in here)
+    return not ours and any(p.suffix in ('.safetensors', '.bin', '.pth', '.pt') for p in here)
   return where.exists()
 
 

@@ -194,6 +194,13 @@ def test_where_there_is_no_model_it_is_said(tmp_path):
     mimic_jax.load(tmp_path / 'x')
 
 
+def test_a_run_stays_one_whatever_lies_in_its_folder(run):
+  for folder in (run, run / 'finetune'):
+    (folder / 'w.pth').write_bytes(b'no weights')
+    assert mimic_jax.load(folder).trained.step == 3
+    (folder / 'w.pth').unlink()
+
+
 def test_published_weights_with_a_classifier_answer_as_transformers_does(tmp_path, rng):
   torch, transformers = pytest.importorskip('torch'), pytest.importorskip('transformers')
   names = ('surprise', 'fear', 'anger')
