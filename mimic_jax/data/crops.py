@@ -16,7 +16,9 @@ def crop_uniforms(seed: int, epoch: int, index: int, view: int) -> np.ndarray:
   return generator.random((ATTEMPTS, 4))
 
 
-def read_crops(image: Image.Image, path: str, boxes: np.ndarray, size: int, interpolation: str) -> np.ndarray:
+def read_crops(
+  image: Image.Image, path: str, boxes: np.ndarray, size: int, interpolation: str, reduced: bool = True
+) -> np.ndarray:
   """Decodes a picture once, cuts boxes out and resizes each, antialiased.
 
   A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where every crop still has `size` pixels each way. The crops keep their
@@ -28,6 +30,7 @@ def read_crops(image: Image.Image, path: str, boxes: np.ndarray, size: int, inte
     boxes: int [V, 4] top, left, height, width in pixels of the upright picture at full size.
     size: side of the results.
     interpolation: 'bilinear' or 'bicubic'.
+    reduced: whether a JPEG may be decoded smaller; else it is decoded in full, as everybody else does.
 
   Returns:
     uint8 [V, size, size, 3].
@@ -36,7 +39,7 @@ def read_crops(image: Image.Image, path: str, boxes: np.ndarray, size: int, inte
     BadImage: where the pixels can't be decoded.
   """
   with sources.reading(path):
-    factor = _reduction(image, int(boxes[:, 2:].min()), size)
+    factor = _reduction(image, int(boxes[:, 2:].min()), size) if reduced else 1
     if factor > 1:
       image.draft(None, (image.width // factor, image.height // factor))
     whole = sources.upright(image)

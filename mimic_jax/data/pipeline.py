@@ -448,7 +448,8 @@ class _Reader:
       if views:
         u = np.stack([crop_uniforms(self.seed, epoch, place, v) for v in views])
         boxes = crop_boxes(np, u, height, width, self.scale, self.ratio)
-      return read_crops(image, path, boxes, size, self.interpolation)
+      # what is measured is decoded as exported models, PIL pictures and faces are
+      return read_crops(image, path, boxes, size, self.interpolation, reduced=bool(views))
 
   def _labels(self, index: np.ndarray) -> np.ndarray:
     """Returns int32 [b] or float32 [b, K]; −1 or 0 where nothing was read."""

@@ -101,6 +101,12 @@ def test_paths_pil_pictures_and_arrays_are_one(model, drawn, tmp_path):
   np.testing.assert_array_equal(probabilities(of_path), probabilities(of_pil))
   np.testing.assert_array_equal(probabilities(of_path), probabilities(of_array))
   assert image.size == (SIDE, SIDE)  # as it was given, open
+  large = Image.fromarray(drawn[0]).resize((150, 130))  # large enough for a JPEG to be decoded at an eighth
+  large.save(tmp_path / 'b.jpg', quality=20)
+  of_file, of_pixels = (
+    model.predict(x) for x in (tmp_path / 'b.jpg', np.asarray(Image.open(tmp_path / 'b.jpg')))
+  )
+  np.testing.assert_array_equal(probabilities(of_file), probabilities(of_pixels))
   together = model.predict([tmp_path / 'a.png', image, drawn[0], drawn[1][:, :, 0]])
   np.testing.assert_allclose(probabilities(together)[:3], probabilities(of_path).repeat(3, 0), atol=1e-6)
 
