@@ -133,10 +133,15 @@ def tick(value: float) -> str:
   return f'{value:g}'
 
 
+def look(k: int) -> tuple[str, str]:
+  """Returns the colour and matplotlib's marker of class `k`; the pairs repeat only after 64 classes."""
+  return PALETTE[k % 8], MARKERS[(k + k // 8) % 8]
+
+
 def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str:
   """Returns an SVG of `points` [n, 2], marked by their class ids `labels` [n]; −1 (no label) is a small grey dot.
 
-  Colour and marker repeat together only after 64 classes; `names` are those of the classes, for the legend.
+  `names` are those of the classes, for the legend.
   """
   known = [k for k in np.unique(labels).tolist() if k >= 0]
   label = {k: names[k] if k < len(names) else f'class {k}' for k in known[:MOST_NAMED]}

@@ -20,6 +20,7 @@ from mimic_jax.report import sheets
 from mimic_jax.runtime import checkpoint, feed, files, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, loop, results, workdir
+from mimic_jax.training import run as run_lib
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as program
 from tests import small
@@ -71,6 +72,15 @@ def test_the_record_says_where_the_time_to_the_first_step_went_at_each_start(tmp
   again = files.read_json(epath.Path(tmp_path) / 'record.json')['start']
   assert list(again) == ['finetune']
   assert again != first
+
+
+def test_a_run_that_is_stopped_says_which_whole_step_is_on_disk(tmp_path):
+  kept = tmp_path / 'pretrain' / 'checkpoints'
+  for name in ('3/state', '10/state', '12.orbax-checkpoint-tmp/state', '11'):
+    (kept / name).mkdir(parents=True)
+  said = run_lib._on_disk(epath.Path(tmp_path), ['pretrain', 'finetune'])
+  assert said == f'step 10 of pretrain is on disk ({kept})'
+  assert run_lib._on_disk(epath.Path(tmp_path), ['finetune']) == 'there is no checkpoint yet'
 
 
 def test_the_steps_that_are_asked_for_are_traced_and_others_are_not(tmp_path, capsys):
