@@ -70,6 +70,17 @@ def read_drawing(directory: epath.Path, name: str) -> Drawing:
     ) from e
 
 
+def places(drawing: Drawing) -> list[tuple[np.ndarray, str, str]]:
+  """Returns of every picture, but the places left over, itself, uint8 [H, W, 3], its name (id, column or title) and caption."""
+  rows, _, *shape = drawing.images.shape
+  pictures = list(drawing.images.reshape(-1, *shape))
+  while len(pictures) > 1 and pictures[-1].min() == 255:
+    pictures.pop()
+  names = [*drawing.ids] or [*drawing.columns] * rows or [drawing.title] * len(pictures)
+  texts = [text for row in drawing.cells or () for text in row] or [''] * len(pictures)
+  return list(zip(pictures, names, texts))
+
+
 def in_rows(
   pictures: np.ndarray, captions: Sequence[str], columns: int
 ) -> tuple[np.ndarray, list[list[str]]]:

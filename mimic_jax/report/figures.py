@@ -147,13 +147,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str
   label = {k: names[k] if k < len(names) else f'class {k}' for k in known[:MOST_NAMED]}
   figure, axes = _axes('', '', label.values(), height=3.2)
   for k in np.unique(labels).tolist():
-    style = {'color': INK, 'marker': '.'}
-    if k >= 0:
-      style = {
-        'color': PALETTE[k % 8],
-        'marker': MARKERS[(k + k // 8) % 8],
-        'label': label.get(k) and _named(label[k]),
-      }
+    colour, marker = look(k) if k >= 0 else (INK, '.')
+    style = {'color': colour, 'marker': marker, 'label': label.get(k) and _named(label[k])}
     mine = points[labels == k]
     axes.plot(mine[:, 0], mine[:, 1], linestyle='', alpha=0.75, markersize=3.8, mew=0, **style)
   axes.set_xticks([])

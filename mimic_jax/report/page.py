@@ -17,7 +17,7 @@ from PIL import Image
 
 from mimic_jax.report import machine, plots, tables
 from mimic_jax.report import run as runs
-from mimic_jax.report.drawing import Drawing
+from mimic_jax.report.drawing import Drawing, places
 from mimic_jax.report.run import Run, Stage
 from mimic_jax.report.style import CSS
 from mimic_jax.report.tables import esc
@@ -135,22 +135,18 @@ def _sheet(drawing: Drawing, shown: dict[str, str]) -> str:
     drawing: the pictures.
     shown: id by content of the pictures that the page holds already, which are not put in again; is added to.
   """
-  rows, columns, height, width, _ = drawing.images.shape
-  pictures = list(drawing.images.reshape(-1, height, width, 3))
-  while len(pictures) > 1 and pictures[-1].min() == 255:  # places left over
-    pictures.pop()
-  texts = [text for row in drawing.cells or () for text in row] or [''] * len(pictures)
-  names = [*drawing.ids] or [*drawing.columns] * rows or [drawing.title] * len(pictures)
+  _, columns, height, width, _ = drawing.images.shape
+  held = places(drawing)
   cells = [f'<b>{esc(title)}</b>' for title in drawing.columns]
-  for picture, name, text in zip(pictures, names, texts):
+  for picture, name, text in held:
     told = f'{name}: {text}' if text else name
     cells.append(f'<div title="{esc(told)}">{_image(picture, told, shown)}{esc(text)}</div>')
   side = width * max(1, -(-LEAST_SIDE // min(height, width)))
   # Where columns mean something they stay together, else a row has as many pictures as there is room for.
-  together = drawing.columns or len(pictures) == 1
+  together = drawing.columns or len(held) == 1
   grid = f'repeat({columns}, minmax(0, {side}px))' if together else f'repeat(auto-fill, {side}px)'
   room = f'width:{columns * (side + 7)}px' if together else 'width:100%'
-  copied = '\n'.join('\t'.join(pair).rstrip() for pair in zip(drawing.ids, texts))
+  copied = '\n'.join(f'{name}\t{text}'.rstrip() for _, name, text in held) if drawing.ids else ''
   if copied:
     copied = f'<details><summary>as a list to copy</summary><pre class="copy">{esc(copied)}</pre></details>'
   return (
