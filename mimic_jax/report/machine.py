@@ -11,17 +11,17 @@ def section(run: Run) -> str:
   held = mapping(run.record.get('environment'))
   devices, versions = mapping(held.get('devices')), mapping(held.get('versions'))
   kinds = ' + '.join(f'{n} × {kind}' for kind, n in mapping(devices.get('kinds')).items())
-  if not kinds:
+  if not run.stages:
     return ''
   processes = devices.get('processes', 1)
   ran = [
-    f'{kinds} ({devices.get("backend")}), {processes} process{"es" if processes != 1 else ""}',
+    f'{kinds or NONE} ({devices.get("backend", NONE)}), {processes} process{"es" if processes != 1 else ""}',
     f'jax {versions.get("jax", NONE)}, Python {held.get("python", NONE)}, {held.get("platform", NONE)}',
     f'git {str(mapping(held.get("git")).get("revision", NONE))[:12]}'
     + (' with changes' if mapping(held.get('git')).get('changed') else ''),
   ]
   parts = ('import', 'data', 'restore', 'compile')
-  head = ('stage', 'time', *parts, 'input overhead', 'img/s', 'TFLOP/s', 'MFU', 'device memory')
+  head = ('stage', 'time', *parts, 'input overhead', 'img/s', 'model TFLOP/s', 'MFU', 'device memory')
   rows = []
   for stage in run.stages:
     start = mapping(mapping(run.record.get('start')).get(stage.name))
@@ -36,7 +36,7 @@ def section(run: Run) -> str:
   command = held.get('command')
   words = [str(word) for word in command] if isinstance(command, list) else []
   if words and words[0].endswith('.py'):
-    words[:1] = ['python', '-m', 'mimic_jax.main' if words[0].endswith('main.py') else 'mimic_jax']
+    words[:1] = ['python', '-m', 'mimic_jax.main']
   text = esc(shlex.join(words)).replace(' --', ' \\\n  --')
   copied = f'<p class="small quiet">The command, to copy:</p><pre class="copy">{text}</pre>' if words else ''
   return (

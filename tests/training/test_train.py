@@ -387,7 +387,8 @@ def test_what_a_finished_stage_leaves_behind(tmp_path):
   assert speed['model_tflops_per_second'] == pytest.approx(done / 1e12)
   assert speed['input_overhead'] > 1
   assert speed['mfu'] is None  # of a CPU nobody knows the peak
-  assert ' model TFLOP/s · ' in (tmp_path / 'report.html').read_text()
+  shown = f'data-label="model TFLOP/s">{speed["model_tflops_per_second"]:.3g}</td>'
+  assert shown in (tmp_path / 'report.html').read_text()
   assert (tmp_path / 'report.html').stat().st_size > 10_000
   shown = {p.stem for p in (folder / 'pictures').glob('*.png')}
   assert shown == {'attention', 'data_train', 'mistakes', 'mixed'}
