@@ -99,13 +99,11 @@ def run_seeds(command: config_lib.Command, began: float | None = None) -> None:
     UserError, Ended: as `run`, naming the seed; UserError, too, when the folder holds a run of its own or another
       config's seeds.
   """
-  workdir_flag = epath.Path(command.workdir)
-  if (workdir_flag / 'config.json').exists():
-    raise UserError(
-      f'--workdir {workdir_flag} holds a run of its own; expected a folder for those of --seeds'
-    )
+  outer = epath.Path(command.workdir)
+  if (outer / 'config.json').exists():
+    raise UserError(f'--workdir {outer} holds a run of its own; expected a folder for those of --seeds')
   each = {seed: _of_seed(command, seed) for seed in command.seeds}
-  for seed, folder in runs.seeds(workdir_flag).items():
+  for seed, folder in runs.seeds(outer).items():
     if seed not in each and workdir.begun(folder) is not None:
       config, _ = sizes.resolved(_of_seed(command, seed).config, str(folder))
       if differs := config_lib.differences(files.read_json(folder / 'config.json'), workdir.as_dict(config)):
@@ -118,7 +116,7 @@ def run_seeds(command: config_lib.Command, began: float | None = None) -> None:
     except (UserError, Ended) as e:
       raise type(e)(f'seed {seed}: {e}') from e
     began = None
-  say(f'seeds {", ".join(map(str, each))} done in {workdir_flag}; mimic table {workdir_flag} has them in one')
+  say(f'seeds {", ".join(map(str, each))} done in {outer}; mimic table {outer} has them in one')
 
 
 def _of_seed(command: config_lib.Command, seed: int) -> config_lib.Command:
