@@ -38,14 +38,18 @@ def of_arms(arms: Sequence[Arm], with_paper: bool = False, samples: int = 2000, 
     dict.fromkeys((a.data, s) for arm in arms for a in arm.answers for s in a.predictions.splits())
   )
   cells: list[dict[tuple[Column, str], Cell]] = [{} for _ in arms]
+  fewer = []
   for column in columns:
     held = {k: found for k, arm in enumerate(arms) if (found := arm.on(*column))}
     for k, found in held.items():
       cells[k] |= {(column, score): cell for score, cell in _scores(found, samples, seed).items()}
+      if len(found) < len(arms[k].seeds()):
+        where = ' '.join(filter(None, column))
+        fewer.append(f'{arms[k].name} on {where}: seed {", ".join(map(str, found))} alone.')
     if len(held) > 1:
       _mark(cells, held, column, samples, seed)
   rows = [Row(arm.name, str(len(arm.seeds())), own) for arm, own in zip(arms, cells)]
-  notes = []
+  notes = fewer
   if len(rows) > 1:
     notes.append('Bold: the best; °: not different from it at 5 % (bootstrap over pictures and seeds, Holm).')
   if any(cell.sd is None for own in cells for cell in own.values()):

@@ -108,6 +108,7 @@ def test_a_single_run_has_its_interval_and_an_evaluation_stands_in_its_row(runs,
     got = [float(line[k]) for k in ('mean', 'low', 'high')]
     assert got == pytest.approx([100 * want[k] for k in ('value', 'low', 'high')], abs=1e-4)
     assert (line['sd'], line['best'], line['p']) == ('', '0', '')
+  assert 'mscl on folder wild valid: seed 0 alone.' in printed(capsys, paths[1], str(evaluation))
 
 
 def test_the_papers_figures_stand_under_the_methods_on_the_sets_that_it_reports(runs, capsys):
