@@ -113,7 +113,8 @@ def _kinds(model: Trained) -> list[str]:
 
 def _about(model: Trained, m: writing.Model, left_out: Sequence[str]) -> dict[str, Any]:
   """Returns what the card says of the model itself."""
-  c, rows = m.config, {'weights': model.where}
+  # the card may go to others: what this machine's folders are called is none of theirs
+  c, rows = m.config, {'weights': '/'.join(epath.Path(model.where).parts[-4 if model.step >= 0 else -1 :])}
   if isinstance(c, vit.Config):
     rows['architecture'] = (
       f'ViT, patches of {c.patch_size}, width {c.dim}, {c.depth} blocks, {c.heads} heads, LayerNorm epsilon {c.layer_norm_eps:g}'
@@ -173,7 +174,7 @@ def write(form: str, model: Trained, preprocess: bool, folder: epath.Path, out: 
       model.ema,
       about=about,
       kinds=_kinds(model),
-      code=code.format(out=out, **said),
+      code=code.format(out=os.path.basename(out), **said),
       library=library,
     ),
   )

@@ -7,7 +7,7 @@ from mimic_jax import uncertainty
 from mimic_jax.report import tables
 from mimic_jax.report.run import Run, Stage
 
-# What is known of a set's terms (data.source) and of published weights' (their kind begins so, weights/layouts.py).
+# What is known of a set's terms (data.source) and of published weights' (their kind has it, weights/layouts.py).
 DATA_TERMS = {
   'ferplus': "labels MIT (Microsoft's FERPlus); the pictures are FER2013's, from the web, for research",
   'rafdb': 'for non-commercial research, by agreement with its authors',
@@ -140,7 +140,7 @@ def _scores(split: str, held: Mapping[str, Any]) -> list[str]:
 def _licences(run: Run | None, stage: Stage | None, kinds: Sequence[str]) -> dict[str, str]:
   rows = {}
   for kind in kinds:
-    known = next((terms for name, terms in WEIGHTS_TERMS.items() if kind.startswith(name)), UNKNOWN)
+    known = next((terms for name, terms in WEIGHTS_TERMS.items() if name in kind), UNKNOWN)
     rows[f'initial weights ({kind})'] = known
   source = _records(run, stage).get('train', {}).get('source') if stage else None
   for name in str(source).split(',') if source else ():

@@ -123,7 +123,7 @@ def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) 
   """Returns points [n, 2] marked by their class ids [n]; −1, no label, is a small grey dot."""
   figure, axes = _axes(WIDTH)
   for k in np.unique(labels):
-    colour, marker, _ = figures.look(int(k)) if k >= 0 else ('#8c8c8c', '.', '')
+    colour, marker = figures.look(int(k)) if k >= 0 else ('#8c8c8c', '.')
     name = class_names[k] if 0 <= k < len(class_names) else 'no label'
     mine = points[labels == k]
     axes.plot(

@@ -122,6 +122,14 @@ def _truth(value: Any) -> bool | None:
   return value if isinstance(value, bool) else None
 
 
+def _none(value: Any) -> bool | None:
+  return None if value else False
+
+
+def _one(value: Any) -> float | None:
+  return 1.0 if value == 1 else None
+
+
 def _filter(value: Any) -> str | None:
   """Returns a filter of ours by its name or PIL's number."""
   return next((name for name, number in RESAMPLE.items() if value in (name, number)), None)
@@ -136,11 +144,13 @@ CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
   'image_std': ('std', _colours, 'a list of three numbers'),
   'resample': ('interpolation', _filter, 'a filter of PIL, 2 (bilinear) or 3 (bicubic)'),
   'norm_pix_loss': ('norm_pix', _truth, 'true or false'),
+  'do_center_crop': ('cropped', _none, 'false: pictures are resized whole here'),
   # timm's
   'num_heads': ('heads', _count, 'a whole number above 0'),
   'mean': ('mean', _colours, 'a list of three numbers'),
   'std': ('std', _colours, 'a list of three numbers'),
   'interpolation': ('interpolation', _filter, 'bilinear or bicubic'),
+  'crop_pct': ('crop_pct', _one, '1: pictures are resized whole here'),
 }
 
 
