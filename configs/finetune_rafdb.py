@@ -35,6 +35,7 @@ def get_config(variant: str = '') -> ConfigDict:
   f.drop_path = {'vitb16': 0.1, 'vitl16': 0.2}[size]
   f.head.projection_dim = 128
   f.eval.splits = 'test'
+  f.eval.without_duplicates = True
   mimic.use_method(f, method)
   c.finetune = f
   return c

@@ -98,7 +98,7 @@ def evaluation() -> ConfigDict:
   e.splits = 'valid'  # comma-separated; '' = no evaluation
   e.batch_images = 256
   e.every_epochs = 1.0  # 0 = only at the end; the last epoch's result is the headline whatever this is
-  e.without_duplicates = False  # also without the pictures that are byte-identical to a training one
+  e.without_duplicates = False  # also without copies of training pictures: of the same bytes, the same pixels, near ones (mirrored, resized, …)
   e.source = ''  # '' = the same source as data.source (only its first, where there are several)
   e.root = ''
   e.size = 512  # synthetic sources: number of pictures drawn for each split

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, models, uncertainty
-from mimic_jax.data import selection
+from mimic_jax.data import copies, selection
 from mimic_jax.report import page, predictions
 from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, compile_cache, files, sharding
@@ -29,6 +29,7 @@ from mimic_jax.training import evaluation, log, results, trained, workdir
 from mimic_jax.training.trained import Trained
 
 STAGE = 'evaluation'  # what the folder's one stage is called
+MOST_TRAINING = 50_000  # pictures among which copies are looked for unasked: some minutes on two cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Options:
 
   Attributes:
     subsets: files that list pictures; each is a split of its own beside the whole.
-    without_duplicates: also score without the pictures that are byte-identical to a training one.
+    without_duplicates: look for copies of training pictures among more than MOST_TRAINING, too, and end where those are not at hand.
     batch_images: per step over all devices.
     identity: 'auto', 'none' or a regular expression (uncertainty.identities).
     samples: of the bootstrap; 0 = no intervals.
@@ -112,10 +113,26 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
     ]
   for whole in wholes.values():  # a wrong expression is better known before the pictures are looked at
     uncertainty.identities([whole.id(i) for i in range(len(whole))], options.identity)
-  if options.without_duplicates:
-    d = model.stage.data
-    evaluation.find_duplicates(found, data.whole(d.source, d.root, d.split, d))
+  _find_copies(model, found, asked=options.without_duplicates)
   return found
+
+
+def _find_copies(model: Trained, found: Sequence[evaluation.Split], asked: bool) -> None:
+  """Finds copies of training pictures; unless asked for, not where those are many or not at hand."""
+  d = model.stage.data
+  try:
+    train = data.whole(d.source, d.root, d.split, d)
+  except UserError as e:
+    if asked:
+      raise
+    log.say(f'note: copies of training pictures are not looked for: {e}')
+    return
+  if asked or len(train) <= MOST_TRAINING:
+    evaluation.find_copies(found, train)
+  else:
+    log.say(
+      f'note: copies of the {len(train):,} training pictures are looked for with --without_duplicates only'
+    )
 
 
 def _numbered(model: Trained, source: Any, name: str, section: Mapping[str, Any]) -> evaluation.Split:
@@ -199,6 +216,7 @@ def notes(model: Trained, found: Sequence[evaluation.Split], of_sources: bool = 
         f'{split.name}: {subset["not_there"]:,} names of {subset["list"]} are not in this split as it was read: '
         f'{subset["first_not_there"]}'
       )
+    lines += evaluation.warnings_of_copies(split)
     here, there = _cut(record), _cut(model.reading)
     if here != there:
       lines.append(f"{split.name}: pictures are aligned '{here}', those of the training were '{there}'")
@@ -264,6 +282,7 @@ def _draw(
   for name, drawing in model.objective.look(merged, sample).items():
     save_drawing(folder / 'pictures', name, drawing)
   results.save_mistakes(folder, first, measured[first.name], model.class_names)
+  results.save_copies(folder, found)
 
 
 def table(measured: Mapping[str, evaluation.Measured]) -> str:
@@ -274,15 +293,20 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
     if 'accuracy' not in held:
       said = ', '.join(f'{k} {v:.4f}' for k, v in held.items() if isinstance(v, float))
       lines.append(f'{name}: {said} on {held["count"]:,} pictures')
+      lines += [f'  {copies.told(held["copies"])}'] if 'copies' in held else []
       continue
     lines.append(f'{name}: {held["count"]:,} pictures')
     for score in ('accuracy', 'mean_class_accuracy', 'macro_f1'):
       interval = held.get('intervals', {}).get(score)
       between = f'   [{100 * interval["low"]:.2f}, {100 * interval["high"]:.2f}]' if interval else ''
       lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %{between}')
-    for score in ('accuracy_without_duplicates', 'accuracy_among_shared_classes', 'largest_class'):
+    for score in ('accuracy_among_shared_classes', 'largest_class'):
       if score in held:
         lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %')
+    for name in evaluation.WITHOUT:
+      score, count = f'accuracy_without_{name}', held.get(f'count_without_{name}')
+      if score in held and count < held['count']:
+        lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %   of {count:,}')
     if 'why_no_intervals' in held:
       lines.append(f'  no intervals: {held["why_no_intervals"]}')
     if 'intervals' in held:
@@ -290,6 +314,8 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
       lines.append(
         f'  [{100 * how["level"]:g} % {how["interval"]}, {how["samples"]} resamples of {how["units"]:,} {how["over"]}]'
       )
+    if 'copies' in held:
+      lines.append(f'  {copies.told(held["copies"])}')
   return '\n'.join(lines)
 
 
@@ -299,7 +325,11 @@ def _parser() -> cli.Parser:
   add('--checkpoint', required=True, help="a run's folder, a stage's folder or a checkpoint")
   add('--out', default='', help='folder to write; default <run>/evaluations/<source>-<split>')
   add('--subset', action='append', default=[], help='file that lists pictures of a part; may be given again')
-  add('--without_duplicates', action='store_true', help='also score without copies of training pictures')
+  add(
+    '--without_duplicates',
+    action='store_true',
+    help='look for copies of training pictures however many those are',
+  )
   add('--ema', action='store_true', help='the moving average of the weights instead of the last ones')
   add(
     '--csv',

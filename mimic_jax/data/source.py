@@ -203,12 +203,6 @@ def class_counts(classes: np.ndarray, class_names: Sequence[str]) -> dict[str, i
   return {name: int(count) for name, count in zip(class_names, counts)}
 
 
-def duplicates(eval_source: Source, train_source: Source) -> np.ndarray:
-  """Returns bool [len(eval_source)]: which pictures are byte-identical to one of `train_source`."""
-  known = {train_source.content_hash(i) for i in range(len(train_source))}
-  return np.array([eval_source.content_hash(i) in known for i in range(len(eval_source))], bool)
-
-
 def fingerprint(record: Mapping[str, Any]) -> str:
   """Returns a short name of a source's record for checkpoints: it changes when a picture comes, goes or gets another label."""
   return hashlib.sha256(f'{record["split_hash"]} {record["count"]}'.encode()).hexdigest()[:16]

@@ -8,10 +8,12 @@ from etils import epath
 from PIL import Image
 
 from mimic_jax import metrics
+from mimic_jax.data.copies import KINDS, Copies
 from mimic_jax.data.source import BadImage
 from mimic_jax.report.drawing import Drawing, in_rows, save_drawing
 
 MOST_MISTAKES = 24  # pictures shown of those that a classifier is most confidently wrong about
+MOST_PAIRS = 24  # of pictures and what they are copies of
 SHEET_COLUMNS, SHEET_SIDE = 8, 96  # pictures in a row of a sheet, and their side in pixels
 
 
@@ -40,6 +42,41 @@ def _square(source: Any, i: int) -> np.ndarray:
   """Returns a picture as a sheet shows it and a model sees it: squeezed into a square, uint8 [SIDE, SIDE, 3]."""
   image = Image.fromarray(source[i]['image'])
   return np.asarray(image.resize((SHEET_SIDE, SHEET_SIDE), Image.Resampling.BICUBIC))
+
+
+def copies(source: Any, found: Copies, split: str) -> Drawing | None:
+  """Draws pictures of a split beside the training pictures that they are copies of: near ones, from the doubtful to the sure, then others.
+
+  Returns:
+    Up to MOST_PAIRS pairs; None without any. A training picture that is alike as a mirror image is shown as it is.
+  """
+  near = np.flatnonzero(found.kind == len(KINDS))
+  picks = near[np.argsort(found.similarity[near], kind='stable')]
+  if len(picks) > MOST_PAIRS:
+    picks = picks[np.linspace(0, len(picks) - 1, MOST_PAIRS).astype(int)]
+  same = np.flatnonzero((found.kind > 0) & (found.kind < len(KINDS)))
+  pictures, captions, ids = [], [], []
+  for i in [*picks, *same[: MOST_PAIRS - len(picks)]]:
+    match = int(found.match[i])
+    try:
+      pictures += [_square(source, int(i)), _square(found.train, match)]
+    except BadImage:
+      continue
+    how = f'{found.similarity[i]:.2f}' if found.kind[i] == len(KINDS) else KINDS[found.kind[i] - 1]
+    captions += ['', f'{how}{" mirrored" if found.mirrored[i] else ""}'.replace('_', ' ')]
+    ids += [source.id(int(i)), found.train.id(match)]
+  if not pictures:
+    return None
+  images, cells = in_rows(np.stack(pictures), captions, SHEET_COLUMNS)
+  return Drawing(
+    f'Copies of training pictures in {split}',
+    f'{len(pictures) // 2} of {int((found.kind > 0).sum()):,} pairs: a picture that is measured, and right of it the '
+    'training picture, with the cosine of their hashes: near copies, the least alike first. copies.csv lists all.',
+    images,
+    (split, 'training') * (images.shape[1] // 2),
+    cells,
+    ids,
+  )
 
 
 def mistakes(

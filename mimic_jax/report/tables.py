@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mimic_jax import uncertainty
+from mimic_jax.data import copies
 from mimic_jax.report.run import Run, Stage
 
 MOST_CLASSES = 30  # of a confusion matrix drawn as a table
@@ -17,6 +18,9 @@ NONE = '–'
 # accuracies of a split beside the headline: accuracy_<name>, of count_<name> pictures or of all
 ALSO = {
   'without_duplicates': 'without duplicates of training pictures',
+  'without_same_pixels': 'without pictures with the pixels of a training picture in another file',
+  'without_near_copies': 'without near copies of training pictures',
+  'without_copies': 'without any copies of training pictures',
   'among_shared_classes': 'with answers among its own classes only',
 }
 
@@ -208,7 +212,7 @@ def results(run: Run) -> str:
   link = download(f'{run.name}-results', as_csv(_KEPT, kept), 'csv')
   return (
     f'<h3 id="results">Results of the last epoch {link}</h3>{table(head, rows, "results stack", 2)}'
-    f'{_about_intervals(run)}{_best(run)}'
+    f'{_about_intervals(run)}{_about_copies(run)}{_best(run)}'
   )
 
 
@@ -237,7 +241,7 @@ def _rows(stage: Stage) -> Iterator[list[str]]:
       *last,
     ]
     for name, words in ALSO.items():
-      if is_number(held.get(f'accuracy_{name}')):
+      if is_number(held.get(f'accuracy_{name}')) and held.get(f'count_{name}') != held.get('count'):
         count = number(held.get(f'count_{name}', held.get('count')))
         yield ['', f'{esc(split)} {words}', percent(held[f'accuracy_{name}']), '', '', '', count]
 
@@ -260,6 +264,16 @@ def _about_intervals(run: Run) -> str:
         drawn.setdefault(kind, []).append(units)
   texts = [f'Under a score its {kind}, drawn over {", ".join(units)}.' for kind, units in drawn.items()]
   return f'<p class="small quiet">{esc(" ".join(texts))}</p>' if texts else ''
+
+
+def _about_copies(run: Run) -> str:
+  """Returns a sentence for each split in which copies of training pictures were looked for, or ''."""
+  return ''.join(
+    f'<p class="small quiet">{esc(stage.name)}, {esc(split)}: {esc(copies.told(held["copies"]))}</p>'
+    for stage in run.stages
+    for split, held in splits(stage).items()
+    if 'copies' in held
+  )
 
 
 def _best(run: Run) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mimic_jax import data, defaults, metrics, models, uncertainty
+from mimic_jax.data import copies as copies_lib
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.objectives import Objective
@@ -18,6 +19,8 @@ from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import step as step_lib
 
 BOOTSTRAP_SAMPLES = 2000
+# accuracy_without_<name> and count_without_<name> leave out copies of training pictures of these kinds.
+WITHOUT = {**{name: (k,) for k, name in enumerate(copies_lib.KINDS, 1)}, 'copies': (1, 2, 3)}
 
 
 @dataclasses.dataclass(eq=False)
@@ -27,12 +30,12 @@ class Split:
   Attributes:
     name: 'valid', 'test', …
     source: its pictures.
-    duplicates: bool [n], pictures that are byte-identical to a training one; None when not asked for.
+    copies: which of them are copies of training pictures; None where that was not looked for.
   """
 
   name: str
   source: Any
-  duplicates: np.ndarray | None = None
+  copies: copies_lib.Copies | None = None
 
 
 @dataclasses.dataclass
@@ -91,10 +94,22 @@ def splits_of(
   return splits
 
 
-def find_duplicates(splits: list[Split], train: Any) -> None:
-  """Marks in each split the pictures that are byte-identical to one of the training source."""
+def find_copies(splits: Sequence[Split], train: source_lib.Source) -> None:
+  """Finds in each split the pictures that are copies of one of the training source."""
+  known = copies_lib.Known(train)
   for split in splits:
-    split.duplicates = source_lib.duplicates(split.source, train)
+    split.copies = known.find(split.source)
+
+
+def warnings_of_copies(split: Split) -> list[str]:
+  """Returns the sentence that whoever reads a split's scores must know, where some of its pictures are copies."""
+  count = 0 if split.copies is None else int((split.copies.kind > 0).sum())
+  if not count:
+    return []
+  return [
+    f'{split.name}: {count:,} of {len(split.source):,} pictures are copies of training pictures; '
+    'accuracy_without_copies leaves them out'
+  ]
 
 
 def sample_batch(
@@ -226,6 +241,8 @@ def measure(
     name: float(total / count) if count else math.nan for name, (total, count) in sums.items()
   }
   figures |= {'count': len(index), **objective.figures(outputs)}
+  if split.copies is not None:
+    figures['copies'] = split.copies.figures()
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
   return Measured(figures, index, outputs, skipped)
@@ -234,15 +251,15 @@ def measure(
 def _classification(
   labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str], split: Split, index: np.ndarray
 ) -> dict[str, Any]:
-  """Returns the scores on all pictures; without duplicates and among shared classes, where that is another thing."""
+  """Returns the scores on all pictures; without copies of training pictures and among shared classes, where that is another thing."""
   figures = metrics.classification(labels, logits, class_names)
   figures['calibration'] = metrics.calibration(labels, logits)
-  if split.duplicates is not None:
-    keep = ~split.duplicates[index]
-    figures['count_without_duplicates'] = int(keep.sum())
+  for name, kinds in WITHOUT.items() if split.copies is not None else ():
+    keep = ~np.isin(split.copies.kind[index], kinds)
+    figures[f'count_without_{name}'] = int(keep.sum())
     if keep.any():
       fresh = metrics.classification(labels[keep], logits[keep], class_names)
-      figures['accuracy_without_duplicates'] = fresh['accuracy']
+      figures[f'accuracy_without_{name}'] = fresh['accuracy']
   absent = getattr(split.source, 'classes_absent', ())
   if absent:
     shared = np.where(np.isin(class_names, absent), -np.inf, logits)

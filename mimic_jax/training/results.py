@@ -1,5 +1,6 @@
 """What a stage leaves behind: pictures, predictions.npz, result.json, the report."""
 
+import csv
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mimic_jax.data import copies
 from mimic_jax.report import page, sheets
 from mimic_jax.report import run as runs
 from mimic_jax.report.drawing import save_drawing
@@ -98,6 +100,7 @@ def finish(
     if best:
       result[f'best_on_{split}'] = best
   save_outputs(run.folder, run.splits, found, run.class_names)
+  save_copies(run.folder, run.splits)
   for split in run.splits[:1]:
     save_mistakes(run.folder, split, found[split.name], run.class_names)
   skipped = {'train': meta.get('skipped', {}), **{k: m.skipped for k, m in found.items()}}
@@ -122,6 +125,31 @@ def save_mistakes(
   drawing = sheets.mistakes(split.source, m.index, label, logits, class_names, split.name)
   if drawing is not None:
     save_drawing(folder / 'pictures', 'mistakes', drawing)
+
+
+def save_copies(folder: epath.Path, splits: Sequence[evaluation.Split]) -> None:
+  """Writes the copies of training pictures that were found: copies.csv, and a sheet of the first split that has any."""
+  found = [s for s in splits if s.copies is not None]
+  if not found:
+    return
+  rows = [('split', 'id', 'kind', 'cosine', 'mirrored', 'training_id')]
+  for split in found:
+    c = split.copies
+    rows += [
+      (
+        *(split.name, split.source.id(i), copies.KINDS[c.kind[i] - 1]),
+        *(f'{c.similarity[i]:.3f}', int(c.mirrored[i]), c.train.id(int(c.match[i]))),
+      )
+      for i in map(int, np.flatnonzero(c.kind))
+    ]
+  text = io.StringIO()
+  csv.writer(text, lineterminator='\n').writerows(rows)
+  files.write_whole(folder / 'copies.csv', text.getvalue())
+  for split in found:
+    drawing = sheets.copies(split.source, split.copies, split.name)
+    if drawing is not None:
+      save_drawing(folder / 'pictures', 'copies', drawing)
+      return
 
 
 def save_outputs(

@@ -114,10 +114,10 @@ class Stage:
       )
 
   def prepare(self) -> None:
-    """Does what takes time: reads pictures that are to be kept in memory, finds duplicates, builds the program."""
+    """Does what takes time: reads pictures that are to be kept in memory, finds copies, builds the program."""
     d = self.stage['data']
     if self.stage['eval']['without_duplicates']:
-      evaluation.find_duplicates(self.splits, data.whole(d['source'], d['root'], d['split'], d))
+      evaluation.find_copies(self.splits, data.whole(d['source'], d['root'], d['split'], d))
     if d['resident']:
       self.pictures = self._on_devices()
     if d['cache']:
@@ -125,6 +125,10 @@ class Stage:
       for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
+    for split in self.splits:
+      if said := evaluation.warnings_of_copies(split):
+        record = self.records[split.name]
+        record['warnings'] = [*record.get('warnings', ()), *said]
     self.eval_step = evaluation.make_step(
       self.objective.evaluate, self.program.template, self.mesh, self.program.frozen
     )

@@ -14,6 +14,7 @@ from scipy import special
 
 from mimic_jax import data, uncertainty
 from mimic_jax.commands import evaluate
+from mimic_jax.data import copies
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, loop, trained, workdir
@@ -26,7 +27,10 @@ def run(tmp_path_factory):
   """A run of two stages: pre-training of one step, fine-tuning of three."""
   folder = epath.Path(tmp_path_factory.mktemp('run'))
   config = FrozenConfigDict(
-    small.run_config(pretrain=small.mae_stage(steps=1), finetune=small.mimic_stage(steps=3))
+    small.run_config(
+      pretrain=small.mae_stage(steps=1, **{'eval.without_duplicates': True}),
+      finetune=small.mimic_stage(steps=3, **{'eval.without_duplicates': True}),
+    )
   )
   workdir.begin(folder, config)
   for name in ('pretrain', 'finetune'):
@@ -256,7 +260,7 @@ def test_with_another_source_its_reading_is_at_its_default(run):
   assert (other.name, other.align, other.root) == ('', 'auto', '/b')
 
 
-def test_copies_of_training_pictures_are_left_out_when_asked(run, tmp_path):
+def test_copies_of_training_pictures_are_counted_and_left_out(tmp_path, capsys):
   # A model trained on the five first of thirteen.
   config = small.run_config(
     finetune=small.mimic_stage(steps=1, **{'data.size': 5, 'eval.source': 'synthetic_faces'})
@@ -267,9 +271,56 @@ def test_copies_of_training_pictures_are_left_out_when_asked(run, tmp_path):
   config = FrozenConfigDict(config)
   workdir.begin(folder, config)
   loop.run_stage(stage_lib.Stage(config, 'finetune', folder, sharding.make_mesh()))
-  evaluate.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'e'), '--without_duplicates'])
-  found, _ = held(tmp_path / 'e')
-  assert (found['train']['count'], found['train']['count_without_duplicates']) == (13, 8)
+  evaluate.main(['--checkpoint', str(folder), '--out', str(tmp_path / 'e')])
+  found, record = held(tmp_path / 'e')
+  found, out = found['train'], tmp_path / 'e' / 'evaluation'
+  assert {k: found[f'count_without_{k}'] for k in evaluation.WITHOUT} == {
+    'duplicates': 8,
+    'same_pixels': 13,
+    'near_copies': 13,
+    'copies': 8,
+  }
+  assert (found['copies']['duplicates'], found['copies']['near_copies']) == (5, 0)
+  p = predictions(out)
+  right = p['logits'].argmax(1) == p['label']
+  assert found['accuracy_without_same_pixels'] == found['accuracy'] == right.mean()
+  assert found['accuracy_without_copies'] == found['accuracy_without_duplicates'] == right[5:].mean()
+  (note,) = record['notes']['warnings']
+  assert note.startswith('train: 5 of 13 pictures are copies of training pictures')
+  rows = (out / 'copies.csv').read_text().splitlines()
+  assert rows[1:] == [f'train,{name},duplicates,1.000,0,{name}' for name in p['id'][:5]]
+  assert (out / 'pictures' / 'copies.png').exists()
+  printed = capsys.readouterr().out
+  told = copies.told(found['copies'])
+  assert told in printed
+  assert told in (tmp_path / 'e' / 'report.html').read_text()
+  assert f'accuracy without copies {100 * right[5:].mean():.2f} % of 8' in ' '.join(printed.split())
+
+
+@pytest.mark.parametrize('gone', [True, False])
+def test_copies_among_many_training_pictures_or_absent_ones_are_looked_for_when_asked(
+  run, tmp_path, monkeypatch, capsys, gone
+):
+  flags = ['--checkpoint', str(run / 'finetune'), '--out', str(tmp_path / 'e'), '--samples=0']
+
+  def absent(*_):
+    raise UserError("data.root '/gone' is not a folder")
+
+  if gone:
+    monkeypatch.setattr(evaluate.data, 'whole', absent)
+  else:
+    monkeypatch.setattr(evaluate, 'MOST_TRAINING', 63)
+  evaluate.main(flags)
+  assert 'copies' not in held(tmp_path / 'e')[0]['valid']
+  said = 'are not looked for: data.root' if gone else 'copies of the 64 training pictures are looked for with'
+  assert said in capsys.readouterr().err
+  flags = [*flags[:2], '--out', str(tmp_path / 'f'), '--samples=0', '--without_duplicates']
+  if gone:
+    with pytest.raises(UserError, match='/gone'):
+      evaluate.main(flags)
+  else:
+    evaluate.main(flags)
+    assert held(tmp_path / 'f')[0]['valid']['copies']['training_pictures'] == 64
 
 
 def test_a_pretrained_model_is_measured_by_its_loss(run, tmp_path, capsys):

@@ -683,7 +683,7 @@ def test_a_prepared_ferplus_is_compared_whole_under_its_own_label_rule(rng, tmp_
   one = data.whole('tfds', str(tmp_path / 'out'), 'train', section.data)
   assert [one.id(i) for i in range(len(one))] == [stage.source.id(i) for i in range(len(stage.source))]
   stage.prepare()
-  assert stage.splits[0].duplicates.tolist() == [False] * len(stage.splits[0].source)
+  assert not stage.splits[0].copies.kind.any()
 
 
 # --- sets that others prepared

@@ -401,22 +401,6 @@ def test_cached_folder_does_not_touch_the_files_again(classes):
   np.testing.assert_array_equal(cached[0]['image'], first)
 
 
-def test_duplicates_are_found_by_content(rng, tmp_path):
-  a, b, c = (truth(rng) for _ in range(3))
-  for name, picture in (
-    ('train/x/1.png', a),
-    ('train/x/2.png', b),
-    ('valid/x/9.png', b),
-    ('valid/x/8.png', c),
-  ):
-    write(tmp_path / name, picture)
-  train, valid = (folder.build(str(tmp_path), s, {}) for s in ('train', 'valid'))
-  assert source.duplicates(valid, train).tolist() == [False, True]
-  os.unlink(tmp_path / 'train/x/1.png')
-  os.unlink(tmp_path / 'valid/x/8.png')
-  assert source.duplicates(valid, train).tolist() == [False, True]
-
-
 def test_fingerprint_changes_with_labels_and_pictures_but_not_with_order_or_place(classes, tmp_path):
   before = source.fingerprint(folder.build(str(classes), 'train', {}).record())
   moved = tmp_path / 'moved'
