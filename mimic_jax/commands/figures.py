@@ -17,6 +17,7 @@ from mimic_jax import metrics, uncertainty
 from mimic_jax.report import figures as page_figures
 from mimic_jax.report import run as runs
 from mimic_jax.report import vector
+from mimic_jax.report.drawing import read_drawing
 from mimic_jax.report.predictions import Predictions
 from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError
@@ -42,8 +43,8 @@ def drawn(arms: Sequence[Arm]) -> Iterator[tuple[str, Figure]]:
     if (points := page_figures.tsne(folder, compute=True)) is not None:
       own = runs.arrays(folder / 'features.npz', ('class_names',))
       yield f'tsne {arm.name}', vector.scatter(*points, own['class_names'].tolist() if own else [])
-    for path in sorted(p for p in folder.glob('pictures/*') if p.suffix != '.json'):
-      yield f'{path.stem} {arm.name}', vector.picture(path.read_bytes())
+    for path in sorted(folder.glob('pictures/*.png')):
+      yield f'{path.stem} {arm.name}', vector.pictures(read_drawing(path.parent, path.stem))
 
 
 def _curves(arms: Sequence[Arm]) -> Iterator[tuple[str, Figure]]:

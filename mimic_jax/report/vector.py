@@ -1,6 +1,7 @@
 """Figures for a paper: curves with a band over seeds, confusion matrices, bars per class, t-SNE, pictures; PDF and SVG."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,13 +12,13 @@ from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image
 
 from mimic_jax.report import figures
+from mimic_jax.report.drawing import Drawing
 from mimic_jax.runtime import files
 
 WIDTH = 3.4  # inches, of a column
-DOTS = 150  # per inch, of pictures, whose captions then have about the size of text
+SIDE, LINE = 0.85, 0.09  # inches, of a picture among several, and of a line under it
 SETTINGS = {
   'font.size': 8,
   'axes.spines.top': False,
@@ -46,9 +47,7 @@ def save(figure: Figure, folder: epath.Path, name: str) -> None:
   ):
     buffer = io.BytesIO()
     with matplotlib.rc_context(SETTINGS):
-      canvas(figure).print_figure(
-        buffer, format=ending, bbox_inches='tight', dpi=DOTS, metadata=dict.fromkeys(nothing)
-      )
+      canvas(figure).print_figure(buffer, format=ending, bbox_inches='tight', metadata=dict.fromkeys(nothing))
     files.write_whole(folder / f'{name}.{ending}', buffer.getvalue())
 
 
@@ -136,11 +135,25 @@ def scatter(points: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) 
   return figure
 
 
-def picture(png: bytes) -> Figure:
-  """Returns a montage of a run as a figure that holds its pixels unchanged."""
-  pixels = np.asarray(Image.open(io.BytesIO(png)).convert('RGB'))
-  figure = Figure(figsize=(pixels.shape[1] / DOTS, pixels.shape[0] / DOTS))
-  figure.figimage(pixels)
+@matplotlib.rc_context(SETTINGS)
+def pictures(drawing: Drawing) -> Figure:
+  """Returns the pictures of a drawing with its titles and captions; of an earlier version's, whose text is in it, alone."""
+  rows, columns, height, width, _ = drawing.images.shape
+  side = SIDE if rows * columns > 1 else WIDTH
+  texts = drawing.cells or [[''] * columns] * rows
+  texts = [['\n'.join(textwrap.fill(x, 20) for x in text.split('\n')) for text in row] for row in texts]
+  below = max(text.count('\n') + bool(text) for row in texts for text in row) * LINE
+  figure = Figure(figsize=(columns * side, rows * (side * height / width + below)))
+  for i, j in np.ndindex(rows, columns):
+    axes = figure.add_subplot(rows, columns, i * columns + j + 1)
+    axes.imshow(drawing.images[i, j], interpolation='none')
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel(texts[i][j], fontsize=5, labelpad=1)
+    if i == 0 and drawing.columns:
+      axes.set_title(drawing.columns[j], fontsize=6, pad=2)
+  figure.subplots_adjust(0, 0, 1, 1, 0.05, (below + 0.05) / (side * height / width))
   return figure
 
 

@@ -96,7 +96,7 @@ def run_seeds(command: config_lib.Command, began: float | None = None) -> None:
     command, began: as for `run`.
 
   Raises:
-    UserError, Ended: as `run`, naming the seed; UserError, too, when the folder holds a run of its own or another
+    UserError, Ended, KeyboardInterrupt: as `run`, naming the seed; UserError, too, when the folder holds a run of its own or another
       config's seeds.
   """
   outer = epath.Path(command.workdir)
@@ -113,8 +113,8 @@ def run_seeds(command: config_lib.Command, began: float | None = None) -> None:
   for seed, one in each.items():
     try:
       run(one, began)
-    except (UserError, Ended) as e:
-      raise type(e)(f'seed {seed}: {e}') from e
+    except (UserError, Ended, KeyboardInterrupt) as e:
+      raise type(e)(f'seed {seed}: {str(e) or "interrupted"}') from e
     began = None
   say(f'seeds {", ".join(map(str, each))} done in {outer}; mimic table {outer} has them in one')
 

@@ -5,10 +5,11 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from PIL import Image
+from etils import epath
 
 from mimic_jax.commands import figures
 from mimic_jax.report import vector
+from mimic_jax.report.drawing import Drawing, save_drawing
 from mimic_jax.runtime.errors import UserError
 from tests.commands.test_compare import NAMES, answers, save
 
@@ -24,11 +25,8 @@ def finished(run, rng, seed, lr, labels):
   features = rng.normal(size=(60, 5))
   np.savez(run / 'finetune' / 'features.npz', features=features, label=labels, class_names=np.array(NAMES))
   for stage, picture in (('pretrain', 'reconstructions'), ('finetune', 'attention')):
-    (run / stage / 'pictures').mkdir(parents=True)
-    Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(
-      run / stage / 'pictures' / f'{picture}.png'
-    )
-    (run / stage / 'pictures' / f'{picture}.json').write_text('{}')
+    drawing = Drawing('title', '', rng.integers(0, 255, (1, 2, 8, 8, 3), dtype=np.uint8))
+    save_drawing(epath.Path(run / stage / 'pictures'), picture, drawing)
     lines = [{'split': 'train', 'epoch': x, 'step': x, 'loss': seed + x} for x in EPOCHS]
     lines += [{'split': 'valid', 'epoch': x, 'step': x, 'accuracy': (seed + x) / 10} for x in EPOCHS]
     (run / stage / 'metrics.jsonl').write_text(
@@ -91,13 +89,16 @@ def test_curves_are_means_with_a_band_over_the_seeds_and_bars_recalls_with_whisk
   np.testing.assert_allclose(np.diag(drawn['confusion'][0][0]), recall[0])
 
 
-def test_pictures_keep_their_pixels(tmp_path, rng):
-  pixels = rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)
-  Image.fromarray(pixels).save(tmp_path / 'a.png')
-  figure = vector.picture((tmp_path / 'a.png').read_bytes())
-  figure.set_dpi(vector.DOTS)
-  figure.savefig(tmp_path / 'b.png', dpi=vector.DOTS)
-  np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'b.png').convert('RGB')), pixels)
+def test_pictures_keep_their_pixels_and_their_text_is_text(tmp_path, rng):
+  images = rng.integers(0, 255, (2, 3, 8, 10, 3), dtype=np.uint8)
+  cells = [['fear 0.62\nanger 0.38', '', 'joy'], ['a', 'b', 'c']]
+  drawing = Drawing('title', 'caption', images, ('masked', 'filled', 'whole'), cells)
+  figure = vector.pictures(drawing)
+  for axes, picture in zip(figure.axes, images.reshape(-1, 8, 10, 3), strict=True):
+    np.testing.assert_array_equal(axes.images[0].get_array(), picture)
+  vector.save(figure, epath.Path(tmp_path), 'x')
+  said = list(ElementTree.fromstring((tmp_path / 'x.svg').read_text()).itertext())
+  assert {'masked', 'filled', 'whole', 'joy', 'fear 0.62', 'anger 0.38'} <= {text.strip() for text in said}
 
 
 def test_a_folder_that_can_not_be_written_is_named(two, tmp_path):

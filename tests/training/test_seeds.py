@@ -72,7 +72,7 @@ def test_what_is_wrong_with_seeds_is_said_in_one_line(flags, told):
   assert told in str(caught.value)
 
 
-@pytest.mark.parametrize('kind', [UserError, Preempted])
+@pytest.mark.parametrize('kind', [UserError, Preempted, KeyboardInterrupt])
 def test_what_stops_a_seed_says_which(tmp_path, monkeypatch, kind):
   def fails(one, _):
     if one.config.seed == 1:
