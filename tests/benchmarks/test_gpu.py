@@ -72,6 +72,7 @@ def test_a_row_that_fails_in_its_process_gives_the_reason():
   assert "model.attention is 'cudnn' with model.dtype bfloat16 on cpu" in found['error']
 
 
+@pytest.mark.processes
 def test_a_row_has_a_speed():
   found = gpu.measured('mae', 'B', 'xla', 8, True)
   assert found['images_per_second'] == pytest.approx(8e3 / found['ms_per_step'])

@@ -255,7 +255,9 @@ def arrays(workdir):
   )
 
 
-@pytest.mark.parametrize('kind', [Plain, Stateful, Adversaries, Pairs])
+@pytest.mark.parametrize(
+  'kind', [Plain, *(pytest.param(k, marks=pytest.mark.processes) for k in (Stateful, Adversaries, Pairs))]
+)
 def test_it_trains_is_stopped_goes_on_to_the_same_bits_and_is_reported(kind, tmp_path, monkeypatch):
   changes = {}
   if kind is Stateful:

@@ -47,9 +47,6 @@ def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
   return [c for c in found['collectives'] if not fine(c)]
 
 
-NAMES = (*objectives.names(), 'resnet')
-
-
 @pytest.fixture(scope='module')
 def found():
   """Returns a function: (objective, fsdp) → its program and what it says of itself, compiled once."""
@@ -64,8 +61,11 @@ def found():
   return of
 
 
-@pytest.mark.parametrize('fsdp', [1, 4, 8])
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize(
+  ('name', 'fsdp'),
+  [(name, fsdp) for name in objectives.names() for fsdp in (1, 4, 8)]
+  + [pytest.param('resnet', fsdp, marks=pytest.mark.processes if fsdp != 4 else ()) for fsdp in (1, 4, 8)],
+)
 def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
   made, said = found(name, fsdp)
   assert strange(made, IMAGES[name], said) == []
