@@ -95,7 +95,7 @@ class Stage:
         field = 'general' if 'general' in whole else 'root'
         raise UserError(f'--config.data.{field} is empty; {str(e).partition("; ")[2]}') from e
       own = 'root' in whole and self.stage['data']['root'] == whole['root']
-      text = str(e).replace('data.root is', '--config.data.root is') if own else str(e)
+      text = re.sub(r"(?<![\w.-])data\.root(?= is| ')", '--config.data.root', str(e)) if own else str(e)
       raise type(e)(re.sub(r'(?<![\w.-])data\.(?=[a-z_]+)', f'--config.{self.name}.data.', text)) from e
 
   def _check_offers(self, source: Any, field: str, value: str, grouped: bool = True) -> None:
