@@ -48,6 +48,14 @@ def _frozen():
   gc.freeze()
 
 
+@pytest.fixture(autouse=True)
+def _not_told_to_stop(monkeypatch):
+  """A run in this process hears no signal that an earlier test's run noted."""
+  from mimic_jax.runtime import preemption
+
+  monkeypatch.setattr(preemption, '_notice', preemption._Notice())
+
+
 @pytest.fixture
 def store(tmp_path, monkeypatch):
   """gs:// as a folder (tests/store.py), and an empty cache."""
