@@ -181,7 +181,7 @@ def across_seeds(
 
   Returns:
     {'accuracy': {'a', 'b' (means over the seeds), 'a_sd', 'b_sd' (None of one seed), 'difference' (B − A), 'low', 'high',
-    'p' (two-sided)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
+    'p' (two-sided), 'of_seeds' and 'detectable' (of these functions)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
 
   Raises:
     UserError, ValueError: as `intervals`.
@@ -209,11 +209,10 @@ def across_seeds(
       if name == 'accuracy':
         less, more = (x / len(truth) for x in only)
       low, high = few(more, less, _count(whole[0], name, units), level)
-      p = mcnemar(*map(round, only))
+      p, degrees = mcnemar(*map(round, only)), None
     else:
-      t = stats.t(
-        _degrees(error**2, float(np.var(b - a, ddof=1)) / seeds if seeds > 1 else 0.0, seeds, units)
-      )
+      degrees = _degrees(error**2, float(np.var(b - a, ddof=1)) / seeds if seeds > 1 else 0.0, seeds, units)
+      t = stats.t(degrees)
       reach = error * float(t.ppf((1 + level) / 2))
       low, high = max(difference - reach, -1.0), min(difference + reach, 1.0)
       p = float(2 * t.sf(abs(difference) / error))
@@ -226,6 +225,8 @@ def across_seeds(
       'low': low,
       'high': high,
       'p': p,
+      'of_seeds': of_seeds(b - a, level),
+      'detectable': None if degrees is None else detectable(error, degrees, level),
     }
   how = _method(clusters, units, samples, seed, level)
   return {**found, 'method': {**how, 'interval': 'crossed bootstrap, Student’s t', 'seeds': seeds}}
@@ -236,6 +237,28 @@ def _degrees(variance: float, of_seeds: float, seeds: int, units: int) -> float:
   of_seeds = min(of_seeds, variance)
   parts = of_seeds**2 / max(seeds - 1, 1) + (variance - of_seeds) ** 2 / (units - 1)
   return max(variance**2 / parts, 1.0)
+
+
+def of_seeds(differences: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+  """Returns Student's interval of the mean of differences [S], one per seed, for the pictures at hand alone; None for one seed."""
+  if len(differences) < 2:
+    return None
+  reach = stats.t(len(differences) - 1).ppf((1 + level) / 2) * np.std(differences, ddof=1)
+  reach = float(reach / np.sqrt(len(differences)))
+  return float(np.mean(differences)) - reach, float(np.mean(differences)) + reach
+
+
+def detectable(error: float, degrees: float, level: float = 0.95, power: float = 0.8) -> float:
+  """Returns the smallest true difference that a test at `level` finds with a probability of `power`.
+
+  Args:
+    error: standard error of the difference.
+    degrees: of freedom of that.
+    level: of the test.
+    power: how often it is to be found.
+  """
+  t = stats.t(degrees)
+  return error * float(t.ppf((1 + level) / 2) + t.ppf(power))
 
 
 def few(more: float, less: float, count: int, level: float = 0.95) -> tuple[float, float]:

@@ -37,6 +37,9 @@ ALL = [
   'finetune_rafdb:vitl16,scl',
   'finetune_affectnet',
   'finetune_affectnet:vitl16,classes8,ce',
+  'study:tiny,mae,pretrain',
+  'study:small,ferplus,scratch,ce',
+  'study:paper,rafdb,mae,scl,large',
 ]
 
 

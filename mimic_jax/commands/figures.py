@@ -98,7 +98,7 @@ def _recall(held: Mapping[str, Mapping[int, Predictions]], names: Sequence[str])
       whole = zip(np.rint(mean * support).astype(int), support)
       ends.append(np.array([uncertainty.wilson(int(hits), int(count)) for hits, count in whole]).T)
     recall.append(mean)
-  return vector.bars(list(held), np.array(recall), np.stack(ends, axis=1), names)
+  return vector.bars(list(held), np.array(recall), np.stack(ends, axis=1), names, 'recall (%)')
 
 
 def main(argv: Sequence[str]) -> None:

@@ -87,31 +87,34 @@ def confusion(shares: np.ndarray, class_names: Sequence[str]) -> Figure:
 
 
 @matplotlib.rc_context(SETTINGS)
-def bars(names: Sequence[str], recall: np.ndarray, ends: np.ndarray, class_names: Sequence[str]) -> Figure:
-  """Returns recall per class as bars, percent, side by side for each method.
+def bars(
+  names: Sequence[str], shares: np.ndarray, ends: np.ndarray, places: Sequence[str], label: str
+) -> Figure:
+  """Returns shares as bars, percent, side by side for each method.
 
   Args:
     names: of the M methods.
-    recall: 0..1 [M, K].
+    shares: 0..1 [M, K].
     ends: of the whiskers, [2, M, K].
-    class_names: of the K classes.
+    places: what the K groups of bars are of: classes, sets.
+    label: of the axis.
   """
-  figure, axes = _axes(2.3, max(WIDTH, 0.5 * len(class_names)))
+  figure, axes = _axes(2.3, max(WIDTH, 0.5 * len(places)))
   width = 0.8 / len(names)
   for k, name in enumerate(names):
-    places = np.arange(len(class_names)) + (k - (len(names) - 1) / 2) * width
-    reach = np.maximum(100 * np.stack([recall[k] - ends[0, k], ends[1, k] - recall[k]]), 0)
+    at = np.arange(len(places)) + (k - (len(names) - 1) / 2) * width
+    reach = np.maximum(100 * np.stack([shares[k] - ends[0, k], ends[1, k] - shares[k]]), 0)
     axes.bar(
-      places,
-      100 * recall[k],
+      at,
+      100 * shares[k],
       width,
       yerr=reach,
       color=figures.PALETTE[k % len(figures.PALETTE)],
       error_kw={'linewidth': 0.8},
       label=name,
     )
-  axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha='right')
-  axes.set(ylabel='recall (%)', ylim=(0, 100))
+  axes.set_xticks(range(len(places)), places, rotation=45, ha='right')
+  axes.set(ylabel=label, ylim=(0, 100))
   if len(names) > 1:
     axes.legend(loc='lower left', bbox_to_anchor=(0, 1), ncols=2)
   return figure

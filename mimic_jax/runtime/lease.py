@@ -63,6 +63,21 @@ class Lost(UserError):  # noqa: N818
   """Another program writes in the folder now: nothing more may be written."""
 
 
+def holder(folder: epath.Path) -> str:
+  """Returns who is at work in a folder, in words, as far as that is seen from here without waiting; '' for nobody.
+
+  A process of another machine counts until its beat is STALE_SECONDS old.
+  """
+  try:
+    held = _parse((folder / FILE).read_bytes())
+  except FileNotFoundError:
+    return ''
+  if held is None:
+    return ''
+  alive = _alive(held)
+  return str(held) if alive or (alive is None and time.time() - held.time < STALE_SECONDS) else ''
+
+
 class Lease:
   """The right to write in a folder. `acquire` it before anything is written, `check` it on the way, `release` it."""
 

@@ -76,7 +76,7 @@ def test_curves_are_means_with_a_band_over_the_seeds_and_bars_recalls_with_whisk
   np.testing.assert_allclose(ce.mean, [20, 30, 40])
   np.testing.assert_allclose(ce.sd, [10, 10, 10])
   assert not mscl.sd.any()
-  ((names, recall, ends, classes),) = drawn['bars']
+  ((names, recall, ends, classes, _),) = drawn['bars']
   each = []
   for seed in range(3):
     held = np.load(tmp_path / 'ce' / f'seed{seed}' / 'finetune' / 'predictions.npz')

@@ -1,0 +1,200 @@
+"""What came of a study: the scores of its arms, and what their contrasts say, as tables."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+
+from mimic_jax import metrics, uncertainty
+from mimic_jax.report import predictions
+from mimic_jax.report.predictions import Predictions
+from mimic_jax.runtime import files
+from mimic_jax.study import runner
+from mimic_jax.study.design import Plan, Run, Study
+
+TITLES = {'faces': 'drawn faces', 'ferplus': 'FERPlus', 'rafdb': 'RAF-DB', 'affectnet': 'AffectNet-7'}
+NONE = '–'
+
+
+class Table(NamedTuple):
+  """A table of plain text: `title`, names of the columns, rows of as many cells, sentences under it; `bold` is (row, column)."""
+
+  title: str
+  head: list[str]
+  rows: list[list[str]]
+  notes: tuple[str, ...] = ()
+  bold: frozenset[tuple[int, int]] = frozenset()
+
+
+class Answered(NamedTuple):
+  """What one run says of one split: its predictions, and what its result.json has."""
+
+  predictions: Predictions
+  scores: Mapping[str, float]
+  best: float | None
+  fresh: float | None
+
+
+Found = dict[str, dict[int, Answered]]
+
+
+def splits(out: epath.Path, study: Study, plan: Plan) -> dict[tuple[str, str], Found]:
+  """Returns what is there, by (set, split), arm and seed."""
+  found: dict[tuple[str, str], Found] = {}
+  for target, arms in plan.arms.items():
+    for arm, runs in arms.items():
+      for seed, run in runs.items():
+        for split, answered in _of_run(out, run).items():
+          found.setdefault((target, split), {}).setdefault(arm, {})[seed] = answered
+  return {k: {arm: held[arm] for arm in study.arms if arm in held} for k, held in found.items()}
+
+
+def _of_run(out: epath.Path, run: Run) -> dict[str, Answered]:
+  folder = runner.folder(out, run) / run.stage
+  if not (folder / 'result.json').exists():
+    return {}
+  result, held = files.read_json(folder / 'result.json'), predictions.load(folder / predictions.FILE)
+  answered = {}
+  for split in held.splits():
+    ((p,), _), of_split = predictions.of_split([held], split), result['metrics'].get(split, {})
+    best = result.get(f'best_on_{split}', {}).get('accuracy')
+    scores = metrics.classification(p.label, p.logits, p.class_names)
+    answered[split] = Answered(p, scores, best, of_split.get('accuracy_without_copies'))
+  return answered
+
+
+def scores(study: Study, where: tuple[str, str], found: Found) -> Table:
+  """Returns a row per arm: mean ± sd over its seeds; the paper's, and others' as quoted and as published, beside them."""
+  target, split = where
+  theirs = any(
+    target in figures for part in (study.paper, study.quoted, study.published) for figures in part.values()
+  )
+  fresh = any(a.fresh is not None for of_arm in found.values() for a in of_arm.values())
+  head = [
+    'arm',
+    'seeds',
+    'accuracy (%)',
+    *(['without copies'] if fresh else []),
+    'best epoch',
+    'mean class',
+    'macro F1',
+  ]
+  head += ['paper'] if theirs else []
+  rows = []
+  for arm in study.arms:
+    of_arm = list(found.get(arm, {}).values())
+    row = [arm, str(len(of_arm)), spread([a.scores['accuracy'] for a in of_arm])]
+    row += [spread([a.fresh for a in of_arm if a.fresh is not None])] if fresh else []
+    row += [spread([a.best for a in of_arm if a.best is not None])]
+    row += [spread([a.scores[k] for a in of_arm]) for k in ('mean_class_accuracy', 'macro_f1')]
+    rows.append(row + ([_percent(study.paper.get(arm, {}).get(target))] if theirs else []))
+  for part, how in ((study.quoted, 'as quoted'), (study.published, 'as published')):
+    for name, figures in part.items():
+      if target in figures:
+        rows.append([f'{name} ({how})', *[NONE] * (len(head) - 2), _percent(figures[target])])
+  means = {
+    k: np.mean([a.scores['accuracy'] for a in found[arm].values()])
+    for k, arm in enumerate(study.arms)
+    if arm in found
+  }
+  bold = frozenset([(max(means, key=means.get), 2)]) if len(means) > 1 else frozenset()
+  notes = [
+    'Mean ± standard deviation over seeds, at the last epoch; best epoch: the highest on this very split, which is what some papers '
+    'print and nobody can choose without it.',
+  ]
+  if fresh:
+    notes.append(
+      'Without copies: without pictures that stand, byte by byte, pixel by pixel or nearly, in the training set.'
+    )
+  if theirs:
+    notes.append(
+      'Paper: as arXiv 2401.07245 prints it, for its model, pictures and schedule: another scale than this one unless that is `paper`.'
+    )
+  return Table(f'{TITLES.get(target, target)}, {split}', head, rows, tuple(notes), bold)
+
+
+def contrasts(
+  study: Study, found: Mapping[tuple[str, str], Found], samples: int = 2000
+) -> tuple[Table | None, Table | None]:
+  """Returns the primary contrasts, p adjusted for all of them over all sets, and the exploratory ones: each arm against the first.
+
+  Args:
+    study: the design.
+    found: of `splits`.
+    samples: of the bootstrap.
+  """
+  primary = _compared(found, study.primary, samples)
+  first, *others = study.arms
+  named = {tuple(pair) for pair in study.primary.values()}
+  rest = _compared(found, {arm: (first, arm) for arm in others if (first, arm) not in named}, samples)
+  adjusted = uncertainty.holm([c['p'] for _, _, c in primary])
+  return (
+    _table('Primary contrasts, written down before the runs', 'p (Holm)', primary, adjusted),
+    _table(f'Exploratory: against {first}', 'p (not adjusted)', rest, [c['p'] for _, _, c in rest]),
+  )
+
+
+def _compared(
+  found: Mapping[tuple[str, str], Found], pairs: Mapping[str, tuple[str, str]], samples: int
+) -> list[tuple[str, str, dict[str, Any]]]:
+  """Returns (where, name, accuracy as `uncertainty.across_seeds` has it) of each pair with a seed in common."""
+  rows = []
+  for (target, split), arms in found.items():
+    for name, (a, b) in pairs.items():
+      seeds = [s for s in arms.get(a, {}) if s in arms.get(b, {})]
+      if not seeds:
+        continue
+      every = predictions.aligned([arms[arm][s].predictions for arm in (a, b) for s in seeds])
+      logits = np.stack([p.logits for p in every])
+      whole = uncertainty.across_seeds(
+        every[0].label,
+        logits[: len(seeds)],
+        logits[len(seeds) :],
+        every[0].class_names,
+        uncertainty.identities(every[0].id.tolist()),
+        samples,
+      )
+      where = f'{TITLES.get(target, target)}, {split}'
+      rows.append((where, name, {**whole['accuracy'], 'seeds': len(seeds)}))
+  return rows
+
+
+def _table(
+  title: str, p: str, rows: Sequence[tuple[str, str, dict[str, Any]]], adjusted: Sequence[float]
+) -> Table | None:
+  if not rows:
+    return None
+  head = ['contrast', 'on', 'seeds', 'difference (points)', '95 %', '95 %, seeds alone', p, 'could have seen']
+  cells = []
+  for (where, name, c), value in zip(rows, adjusted):
+    seen = NONE if c['detectable'] is None else f'{100 * c["detectable"]:.2f}'
+    between = (
+      f'{points(c["low"])} to {points(c["high"])}',
+      *([f'{points(c["of_seeds"][0])} to {points(c["of_seeds"][1])}'] if c['of_seeds'] else [NONE]),
+    )
+    cells.append([name, where, str(c['seeds']), points(c['difference']), *between, f'{value:.2g}', seen])
+  notes = (
+    'Difference of accuracy, paired by seed and by picture. 95 %: crossed bootstrap over pictures and seeds; seeds alone: Student’s '
+    't over the differences of the seeds, for these pictures. Could have seen: the smallest true difference that this design '
+    'finds four times in five.',
+  )
+  return Table(title, head, cells, notes)
+
+
+def spread(values: Sequence[float]) -> str:
+  """Returns '67.93 ± .41' of shares of 1, in percent; without a spread for one, NONE for none."""
+  if not values:
+    return NONE
+  sd = f' ± {100 * np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
+  return f'{100 * np.mean(values):.2f}{sd}'
+
+
+def points(share: float) -> str:
+  """Returns a difference of shares in points, with its sign."""
+  text = f'{100 * share:+.2f}'
+  return '0.00' if float(text) == 0 else text.replace('-', '−')
+
+
+def _percent(value: float | None) -> str:
+  return NONE if value is None else f'{value:.2f}'
