@@ -51,15 +51,15 @@ take_run() {  # sets RUN to the flags of mimic_jax.main, given bare or behind 'p
   RUN=("$@") WORKDIR='' SEEDS=''
   while [ $# -gt 0 ]; do
     case $1 in
-      --workdir=*) WORKDIR=${1#*=} ;;
-      --workdir) WORKDIR=${2-} ;;
+      --workdir=* | --out=*) WORKDIR=${1#*=} ;;
+      --workdir | --out) WORKDIR=${2-} ;;
       --seeds=*) SEEDS=${1#*=} ;;
       --seeds) SEEDS=${2-} ;;
     esac
     shift
   done
   # The run's own default would do, but whoever starts it again must not depend on what it is.
-  [ -n "$WORKDIR" ] || die "no --workdir among the flags after '--'; expected 'python -m mimic_jax.main --config CONFIG --workdir FOLDER …' there"
+  [ -n "$WORKDIR" ] || die "no --workdir among the flags after '--'; expected 'python -m mimic_jax.main --config CONFIG --workdir FOLDER …' there (--out of a study)"
 }
 
 own_python() {  # prints the interpreter of the checkout's .venv, else python3

@@ -17,6 +17,7 @@
 #   --tasks=N           processes on each machine, with --cpu
 #   --cpus=N            CPU cores per process; the cluster's default otherwise
 #   --array             one job for each of the run's --seeds=LIST, side by side, each of which goes on by itself
+#   --workers=N         N jobs that share a study: -- python -m mimic_jax.main study --study NAME --out FOLDER …
 #   --time=TIME         time limit of one go, as Slurm writes it (D-HH:MM:SS)
 #   --partition=NAME, --account=NAME, --name=NAME (mimic)
 #   --grace=SECONDS     how long before the time limit the run is told to stop (120)
@@ -28,7 +29,7 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-DRY_RUN='' nodes=1 gpus=1 cpu='' tasks='' cpus='' array='' grace=120 name=mimic python=$(own_python)
+DRY_RUN='' nodes=1 gpus=1 cpu='' tasks='' cpus='' array='' workers='' grace=120 name=mimic python=$(own_python)
 extra=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -41,6 +42,7 @@ while [ $# -gt 0 ]; do
     --nodes) value "$@"; number "$1" "$2"; nodes=$2; shift 2 ;;
     --gpus) value "$@"; number "$1" "$2"; gpus=$2; shift 2 ;;
     --tasks) value "$@"; number "$1" "$2"; tasks=$2; shift 2 ;;
+    --workers) value "$@"; number "$1" "$2"; workers=$2; shift 2 ;;
     --cpus) value "$@"; number "$1" "$2"; cpus=$2; shift 2 ;;
     --grace) value "$@"; number "$1" "$2"; grace=$2; shift 2 ;;
     --name) value "$@"; name=$2; shift 2 ;;
@@ -63,9 +65,16 @@ fi
 [ -z "$cpus" ] || flags+=(--cpus-per-task="$cpus")
 own="\$SLURM_JOB_ID" seed='' log=mimic-%j.log
 if [ -n "$array" ]; then
+  [ "${RUN[0]}" != study ] || die '--array is for the seeds of one run; expected --workers=N for a study'
   [ -n "$SEEDS" ] || die "no --seeds among the flags after '--'; --array makes a job for each of them"
   # The last of several --seeds counts. SLURM_JOB_ID of one of an array's jobs is the number of them all.
   flags+=(--array="$SEEDS") seed=" --seeds=\"\$SLURM_ARRAY_TASK_ID\""
+fi
+if [ -n "$workers" ]; then
+  [ "${RUN[0]}" = study ] || die "--workers goes with 'study' behind 'python -m mimic_jax.main'"
+  flags+=(--array="0-$((workers - 1))")
+fi
+if [ -n "$array$workers" ]; then
   own="\${SLURM_ARRAY_JOB_ID}_\$SLURM_ARRAY_TASK_ID" log=mimic-%A_%a.log
 fi
 # Without 'B:' before USR1 it goes to the processes of the run and not to the job's shell.
@@ -100,4 +109,4 @@ if [ -n "$DRY_RUN" ]; then
 fi
 number=$(sbatch --parsable "${flags[@]}" <<<"$job")
 number=${number%%;*}  # a cluster's name may follow
-echo "job $number; its output: mimic-$number${array:+_SEED}.log; to end it: scancel $number"
+echo "job $number; its output: mimic-$number${array:+_SEED}${workers:+_WORKER}.log; to end it: scancel $number"

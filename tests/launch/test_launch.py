@@ -196,6 +196,7 @@ def world(tmp_path):
 
 
 SLICE = ('--name=n', '--zone=us-east5-b', '--type=v6e-16', '--poll=1')
+STUDY = ('study', '--study=table2', '--out=/runs/x')
 MAIN = ('python', '-m', 'mimic_jax.main')
 RUN = ('--', *MAIN, '--config', 'quickstart', '--workdir', 'gs://b/run')
 LOCAL = ('--', *MAIN, '--config', 'quickstart', '--workdir', '/runs/x')
@@ -254,6 +255,8 @@ def test_a_wrong_command_line_is_one_line_and_calls_nothing(world, script, args,
     ('slurm.sh', ('--nodes=0', *LOCAL), "--nodes is '0'; expected a whole number from 1"),
     ('slurm.sh', ('--tasks=2', *LOCAL), '--tasks goes with --cpu'),
     ('slurm.sh', ('--array', *LOCAL), 'no --seeds'),
+    ('slurm.sh', ('--workers=2', *LOCAL), "--workers goes with 'study'"),
+    ('slurm.sh', ('--array', '--', *MAIN, *STUDY), 'expected --workers=N for a study'),
     ('gpu.sh', ('--mount=data', *LOCAL), "--mount is 'data'"),
     ('gpu.sh', ('--mount=/no/such/folder', *LOCAL), 'no folder'),
   ],
@@ -343,6 +346,13 @@ def test_slurm_makes_a_job_of_each_seed_and_puts_back_the_one_that_was_pre_empte
   assert ran['argv'][-2:] == ['--seeds=0,1,5', '--seeds=5']
   assert ['scontrol', 'requeue', '42_5'] in [c['argv'] for c in world.calls()]
   assert ['scontrol', 'requeue', '42'] not in [c['argv'] for c in world.calls()]
+
+
+def test_slurm_makes_as_many_jobs_as_share_a_study(world):
+  flags, script = submitted(world, '--cpu', '--workers=3', '--python=python', '--', *MAIN, *STUDY)
+  assert {'--array=0-2', '--output=mimic-%A_%a.log'} <= set(flags)
+  assert f'{" ".join(MAIN[:3])} {" ".join(STUDY)}\n' in script
+  assert 'requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script
 
 
 # -- GPU machines
