@@ -5,6 +5,7 @@ execution with equal results. Shapes: B images, L patches, N = 1 + L tokens, D w
 Architecture and initialisation are MAE's (arXiv 2111.06377; method.md §1).
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -261,6 +262,21 @@ def drop_path_scales(key: jax.Array, config: Config, batch: int) -> jax.Array:
 
 def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | None = None) -> jax.Array:
   """Applies stacked `blocks` to tokens [B, N, D]; `key` draws drop-path, None (or a rate of 0) leaves it out."""
+  return tap_blocks(blocks, x, config, (config.depth - 1,), key)[0]
+
+
+def tap_blocks(
+  blocks: Block, x: jax.Array, config: Config, taps: Sequence[int], key: jax.Array | None = None
+) -> list[jax.Array]:
+  """Applies stacked `blocks` up to the last that is tapped; returns the tokens [B, N, D] behind each of `taps`.
+
+  Args:
+    blocks: of `stacked_blocks`.
+    x: tokens [B, N, D].
+    config: of the blocks.
+    taps: numbers of blocks, from 0, rising.
+    key: as for `run_blocks`.
+  """
   graphdef, stack = nnx.split(blocks)
   x = sharding.along_batch(x)
   scales = None if key is None or not config.drop_path else drop_path_scales(key, config, x.shape[0])
@@ -272,18 +288,25 @@ def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | Non
   if config.remat != 'none':
     # inside a scan nothing can be merged across the barrier, so XLA needn't be kept from trying
     body = jax.checkpoint(body, prevent_cse=not config.scan, policy=REMATS[config.remat])
-  if config.scan:
-    return jax.lax.scan(body, x, (stack, scales))[0]
-  for layer in _unstack((stack, scales), config.depth):
-    x, _ = body(x, layer)
-  return x
+  # a scan ends at each tap: one that gave out what is behind every block would keep them all
+  ends = tuple(taps) if config.scan else tuple(range(taps[-1] + 1))
+  tapped = []
+  for end, part in zip(ends, _parts((stack, scales), ends, config.depth)):
+    x, _ = jax.lax.scan(body, x, part) if config.scan else body(x, jax.tree.map(lambda a: a[0], part))
+    if end in taps:
+      tapped.append(x)
+  return tapped
 
 
-def _unstack(tree: tuple, depth: int) -> list[tuple]:
-  # lax.split's transpose is one concatenation; that of indexing would add `depth` arrays of the full size.
-  parts, structure = jax.tree.flatten(tree)
-  columns = [[a[0] for a in jax.lax.split(part, (1,) * depth)] for part in parts]
-  return [jax.tree.unflatten(structure, layer) for layer in zip(*columns, strict=True)]
+def _parts(tree: tuple, ends: Sequence[int], depth: int) -> list[tuple]:
+  """Splits arrays [depth, …] behind each of `ends`."""
+  if tuple(ends) == (depth - 1,):
+    return [tree]
+  # lax.split's transpose is one concatenation; that of indexing would add an array of the full size for each part.
+  sizes = [int(n) for n in np.diff((-1, *ends, depth - 1))]
+  leaves, structure = jax.tree.flatten(tree)
+  columns = [jax.lax.split(leaf, sizes) for leaf in leaves]
+  return [jax.tree.unflatten(structure, part) for part in zip(*columns, strict=True)]
 
 
 class Encoder(nnx.Module):
@@ -325,10 +348,28 @@ class Encoder(nnx.Module):
     Returns:
       Tokens [B, 1 + L (or K), D] in the compute dtype; token 0 is the class token, registers are left out.
     """
-    x = run_blocks(self.blocks, self.embed(images, keep), self.config, key)
-    if R := self.config.registers:
-      x = jnp.concatenate([x[:, :1], x[:, 1 + R :]], axis=1)
+    x = self.tapped(images, (self.config.depth - 1,), key=key, keep=keep)[0]
     return self.norm(x) if norm else x
+
+  def tapped(
+    self,
+    images: jax.Array,
+    taps: Sequence[int],
+    *,
+    key: jax.Array | None = None,
+    keep: jax.Array | None = None,
+  ) -> list[jax.Array]:
+    """Returns what stands behind blocks inside the stack, without the final LayerNorm: tokens as of the call, one array for each.
+
+    Args:
+      images: as for the call.
+      taps: numbers of the blocks, from 0, rising.
+      key: as for the call.
+      keep: as for the call.
+    """
+    tapped = tap_blocks(self.blocks, self.embed(images, keep), self.config, taps, key)
+    R = self.config.registers
+    return [jnp.concatenate([x[:, :1], x[:, 1 + R :]], axis=1) for x in tapped] if R else tapped
 
   def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
     """Returns pooled tokens, float32 [B, D]: their mean ('gap'; without the final norm) or the class token ('cls'); a key draws drop-path."""

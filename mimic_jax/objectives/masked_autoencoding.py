@@ -5,7 +5,7 @@ over the removed ones. Shapes: B images, L patches, K kept, P = p·p·3 values o
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import augment, defaults, losses, models
-from mimic_jax.models import decoder, flops, vit
+from mimic_jax.models import decoder, flops, masking, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report.drawing import Drawing
@@ -22,33 +22,6 @@ from mimic_jax.runtime.errors import UserError
 EPSILON = 1e-6  # added to a patch's variance (MAE)
 ROWS = 8  # images drawn for the report
 DECODER_MLP_RATIO = 4.0  # MAE's, whatever the encoder's
-EVALUATION_SEED = 0  # of the masks in evaluation, which are the same in every run
-
-
-class Masks(NamedTuple):
-  """keep: int [B, K], the kept patches; restore: int [B, L], each patch's rank; mask: bool [B, L], True = removed."""
-
-  keep: jax.Array
-  restore: jax.Array
-  mask: jax.Array
-
-
-def kept_patches(L: int, ratio: float) -> int:
-  """Returns how many of L patches stay when the share `ratio` is removed: int(L·(1 − ratio)), as MAE rounds."""
-  return int(L * (1 - ratio))
-
-
-def masks_from_noise(noise: jax.Array, ratio: float) -> Masks:
-  """Keeps the patches with the least noise, in its order: argsort of noise [B, L] (method.md §1)."""
-  kept = kept_patches(noise.shape[1], ratio)
-  order = jnp.argsort(noise, axis=1)
-  restore = jnp.argsort(order, axis=1)
-  return Masks(order[:, :kept], restore, restore >= kept)
-
-
-def mask_ids(key: jax.Array, B: int, L: int, ratio: float) -> Masks:
-  """Draws which patches of each of B images are removed, uniformly, from one key for the whole (global) batch."""
-  return masks_from_noise(jax.random.uniform(key, (B, L)), ratio)
 
 
 def patch_statistics(patches: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -65,7 +38,7 @@ class MaskedAutoencoder(nnx.Module):
     self.encoder = vit.Encoder(config, rngs=rngs)
     self.decoder = decoder.Decoder(config.dim, decoder_config, rngs=rngs)
 
-  def __call__(self, images: jax.Array, masks: Masks, key: jax.Array | None = None) -> jax.Array:
+  def __call__(self, images: jax.Array, masks: masking.Masks, key: jax.Array | None = None) -> jax.Array:
     """Predicts every patch, float32 [B, L, P], of images [B, S, S, 3] from the kept ones; drop-path needs a key."""
     tokens = self.encoder(images, key=key, keep=masks.keep)
     return self.decoder(tokens, masks.restore).astype(jnp.float32)
@@ -120,7 +93,7 @@ class Objective(base.Objective):
     if mae['decoder_depth'] < 1:
       raise UserError(f'mae.decoder_depth is {mae["decoder_depth"]}; expected at least 1')
     L = self.config.grid**2
-    if not 1 <= kept_patches(L, self.mask_ratio) < L:
+    if not 1 <= masking.kept_patches(L, self.mask_ratio) < L:
       raise UserError(
         f'mae.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
       )
@@ -142,7 +115,7 @@ class Objective(base.Objective):
 
   def flops_per_image(self) -> float:
     """Returns those of the encoder on the kept patches and of the decoder on all."""
-    kept = kept_patches(self.config.grid**2, self.mask_ratio)
+    kept = masking.kept_patches(self.config.grid**2, self.mask_ratio)
     forward = self.config.flops(kept) + decoder.flops_of(self.config.dim, self.decoder_config, kept)
     return flops.TRAINING * forward
 
@@ -203,7 +176,7 @@ class Objective(base.Objective):
     del step, total_steps
     mask_key, drop_key = jax.random.split(key)
     images = batch['image'][:, 0]
-    masks = mask_ids(mask_key, images.shape[0], self.config.grid**2, self.mask_ratio)
+    masks = masking.mask_ids(mask_key, images.shape[0], self.config.grid**2, self.mask_ratio)
     return losses.masked_mse(model(images, masks, drop_key), self.target(images), masks.mask), {}
 
   def target(self, images: jax.Array) -> jax.Array:
@@ -222,7 +195,7 @@ class Objective(base.Objective):
       batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
     """
     images = self._whole(batch['image'])
-    masks = masks_from_noise(_fixed_noise(batch['index'], self.config.grid**2), self.mask_ratio)
+    masks = masking.fixed_masks(batch['index'], self.config.grid**2, self.mask_ratio)
     pred, target = model(images, masks), self.target(images)
     each = jax.vmap(losses.masked_mse)(pred[:, None], target[:, None], masks.mask[:, None])
     sums = {'loss': (jnp.sum(jnp.where(batch['mask'], each, 0.0)), jnp.sum(batch['mask']))}
@@ -250,7 +223,7 @@ class Objective(base.Objective):
 
   def look(self, model: MaskedAutoencoder, batch: Batch) -> dict[str, Drawing]:
     """Returns what `draw` does, under masks that are the same every time."""
-    return self.draw(model, batch, jax.random.key(EVALUATION_SEED))
+    return self.draw(model, batch, jax.random.key(masking.EVALUATION_SEED))
 
   def _whole(self, images: jax.Array) -> jax.Array:
     a = self.augmentation
@@ -263,7 +236,7 @@ class Objective(base.Objective):
     model = models.merge(template, params, rest)
     images = self._whole(images)
     p, grid = self.config.patch_size, (self.config.grid, self.config.grid)
-    masks = mask_ids(key, images.shape[0], self.config.grid**2, self.mask_ratio)
+    masks = masking.mask_ids(key, images.shape[0], self.config.grid**2, self.mask_ratio)
     patches = vit.patchify(images, p)
     pred = model(images, masks)
     if self.norm_pix:
@@ -273,9 +246,3 @@ class Objective(base.Objective):
     # 0 is the mean colour of the data, a grey
     shown = (jnp.where(removed, 0.0, patches), jnp.where(removed, pred, patches), patches)
     return jnp.stack([vit.unpatchify(x, p, grid) for x in shown], axis=1)
-
-
-def _fixed_noise(index: jax.Array, L: int) -> jax.Array:
-  """Returns uniform noise [B, L] in which a row depends on its index alone, whatever the batch."""
-  key = jax.random.key(EVALUATION_SEED)
-  return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i), (L,)))(index)

@@ -1,4 +1,4 @@
-"""Masked autoencoding against transformers' ViTMAE in PyTorch and float64 NumPy; masks, evaluation, pictures."""
+"""Masked autoencoding against transformers' ViTMAE in PyTorch and float64 NumPy; evaluation, pictures."""
 
 import sys
 
@@ -10,7 +10,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mimic_jax import augment, defaults, losses, models, objectives
-from mimic_jax.models import vit
+from mimic_jax.models import masking, vit
 from mimic_jax.objectives import masked_autoencoding as mae
 from mimic_jax.runtime import errors
 
@@ -53,42 +53,7 @@ def photos(rng, *shape):
   return np.clip(large + rng.normal(0, 12, large.shape), 0, 255).astype(np.uint8)
 
 
-# ---- masks and targets
-
-
-@pytest.mark.parametrize(
-  ('L', 'ratio', 'kept'), [(196, 0.75, 49), (16, 0.75, 4), (36, 0.6, 14), (100, 0.9, 9)]
-)
-def test_masks_keep_exactly_maes_number_of_patches_and_restore_them(rng, L, ratio, kept):
-  assert kept == int(L * (1 - ratio))
-  masks = jax.jit(mae.mask_ids, static_argnums=(1, 2, 3))(
-    jax.random.key(int(rng.integers(2**31))), 6, L, ratio
-  )
-  keep, restore, mask = (np.asarray(a) for a in masks)
-  assert keep.shape == (6, kept)
-  assert restore.shape == mask.shape == (6, L)
-  for b in range(6):
-    assert sorted(restore[b]) == list(range(L))
-    assert set(keep[b]) == set(np.flatnonzero(~mask[b]))
-    np.testing.assert_array_equal(restore[b][keep[b]], np.arange(kept))
-  assert not np.array_equal(keep[0], keep[1])
-
-
-def test_masks_follow_the_noise_in_its_order(rng):
-  noise = rng.uniform(size=(3, 16)).astype(np.float32)
-  masks = mae.masks_from_noise(jnp.asarray(noise), 0.75)
-  order = np.argsort(noise, axis=1)
-  np.testing.assert_array_equal(masks.keep, order[:, :4])
-  np.testing.assert_array_equal(masks.restore, np.argsort(order, axis=1))
-
-
-def test_every_patch_is_removed_equally_often(rng):
-  draws = 4096
-  mask = np.asarray(mae.mask_ids(jax.random.key(int(rng.integers(2**31))), draws, 16, 0.75).mask, np.float64)
-  assert np.abs(mask.mean(axis=0) - 0.75).max() < 5 * np.sqrt(0.75 * 0.25 / draws)
-  pairs = (mask.T @ mask / draws)[~np.eye(16, dtype=bool)]
-  expected = 12 / 16 * 11 / 15
-  assert np.abs(pairs - expected).max() < 5 * np.sqrt(expected * (1 - expected) / draws)
+# ---- targets
 
 
 def test_targets_are_normalised_by_the_unbiased_variance_of_each_patch(rng):
@@ -224,7 +189,7 @@ def test_loss_predictions_and_gradients_equal_vitmae_in_pytorch(rng, vit_mae):
   assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, abstract)
 
   def loss(params, images, noise):
-    masks = mae.masks_from_noise(noise, learner.mask_ratio)
+    masks = masking.masks_from_noise(noise, learner.mask_ratio)
     pred = models.merge(template, params, {})(images, masks)
     return losses.masked_mse(pred, learner.target(images), masks.mask), (pred, masks)
 
@@ -263,7 +228,7 @@ def test_loss_is_the_mean_over_removed_patches_alone(rng):
   images = jnp.asarray(rng.normal(size=(3, 1, 32, 32, 3)), jnp.float32)
   key = jax.random.key(int(rng.integers(2**31)))
   loss, metrics = run(lambda m, x, k: learner.loss(m, {'image': x}, k, 0, 10), model, images, key)
-  masks = mae.mask_ids(jax.random.split(key)[0], 3, 16, 0.75)
+  masks = masking.mask_ids(jax.random.split(key)[0], 3, 16, 0.75)
   pred = np.asarray(run(lambda m, x: m(x, masks), model, images[:, 0]), np.float64)
   target = np.asarray(learner.target(images[:, 0]), np.float64)
   errors_ = [((pred[b, i] - target[b, i]) ** 2).mean() for b, i in np.argwhere(np.asarray(masks.mask))]
@@ -353,7 +318,7 @@ def test_pictures_show_visible_patches_unchanged_and_predictions_with_the_patche
   assert 'mean' in drawing.caption
   np.testing.assert_array_equal(drawing.images[:, 2], raw[:8])
 
-  masks = mae.mask_ids(key, 8, 16, 0.75)
+  masks = masking.mask_ids(key, 8, 16, 0.75)
   removed = np.asarray(masks.mask)
   masked, made, original = (
     np.asarray(vit.patchify(jnp.asarray(drawing.images[:, c]), 8), np.float64) for c in range(3)

@@ -22,8 +22,7 @@ from safetensors.numpy import load_file, save_file
 
 from mimic_jax import defaults, losses, models, objectives, weights
 from mimic_jax.commands import weights as command
-from mimic_jax.models import vit
-from mimic_jax.objectives import masked_autoencoding as mae
+from mimic_jax.models import masking, vit
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
@@ -337,7 +336,7 @@ def test_mae_loss_and_features_equal_transformers_vitmae_in_every_spelling(
     pixels = torch.from_numpy(images.transpose(0, 3, 1, 2)).double()
     found = reference(pixels, noise=torch.from_numpy(noise))
     features = reference.vit(pixels, noise=torch.from_numpy(noise)).last_hidden_state.numpy()
-  masks = mae.masks_from_noise(jnp.asarray(noise), 0.75)
+  masks = masking.masks_from_noise(jnp.asarray(noise), 0.75)
   pred = model(jnp.asarray(images), masks)
   loss = losses.masked_mse(pred, objective.target(jnp.asarray(images)), masks.mask)
   assert relative(loss, found.loss.item()) <= 1e-5

@@ -10,6 +10,7 @@ from etils import epath
 from PIL import Image
 
 from mimic_jax import models, weights
+from mimic_jax.models import masking
 from mimic_jax.runtime import checkpoint
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.weights import writing
@@ -119,8 +120,6 @@ def test_logits_of_transformers_are_ours(rng, transformers, tmp_path, kind, fiel
 def test_the_decoder_of_transformers_predicts_what_ours_does(rng, transformers, tmp_path):  # noqa: F811
   import torch
 
-  from mimic_jax.objectives import masked_autoencoding as mae
-
   objective = objective_of('mae')
   model, m = random_model(rng, objective)
   writing.write('hf', m, epath.Path(tmp_path))
@@ -129,7 +128,7 @@ def test_the_decoder_of_transformers_predicts_what_ours_does(rng, transformers, 
   images, noise = images_of(rng), rng.uniform(size=(3, given.GRID**2)).astype(np.float32)
   with torch.no_grad():
     found = theirs.eval()(channels_first(torch, images), noise=torch.from_numpy(noise))
-  masks = mae.masks_from_noise(jnp.asarray(noise), objective.mask_ratio)
+  masks = masking.masks_from_noise(jnp.asarray(noise), objective.mask_ratio)
   np.testing.assert_allclose(model(jnp.asarray(images), masks), found.logits.numpy(), atol=1e-5)
   assert (theirs.config.norm_pix_loss, theirs.config.mask_ratio) == (True, 0.75)
 
