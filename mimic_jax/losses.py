@@ -185,14 +185,15 @@ def masked_mse(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array
   Args:
     pred: float [B, L, P].
     target: float [B, L, P].
-    mask: bool or float [B, L], 1 where the patch was removed.
+    mask: bool or float [B, L], 1 where the patch was removed, or the share of it that was.
 
   Returns:
     float32 []; 0 if nothing was removed.
   """
   error = jnp.square(pred.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=-1)
   mask = mask.astype(jnp.float32)
-  return (error * mask).sum() / jnp.maximum(mask.sum(), 1.0)
+  removed = mask.sum()
+  return (error * mask).sum() / jnp.where(removed > 0, removed, 1.0)
 
 
 def soft_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:

@@ -63,6 +63,18 @@ def mae_stage(**changes: Any) -> ConfigDict:
   return s
 
 
+def local_mim_stage(**changes: Any) -> ConfigDict:
+  """Returns a LocalMIM stage of 10 steps of 8 drawn pictures."""
+  s = _shared(objectives.defaults('local_mim'), 64)
+  s.data.source = 'synthetic_images'
+  s.optim.blr = 0.0
+  s.drop_path = 0.0
+  s.local_mim.decoder_dim, s.local_mim.decoder_heads = 16, 2
+  s.local_mim.mask_ratio, s.local_mim.scales = 0.5, (2.0, 0.5)  # of two blocks and four patches
+  s.update_from_flattened_dict(changes)
+  return s
+
+
 def run_config(**stages: ConfigDict) -> ConfigDict:
   """Returns a whole config with the stages given, in their order."""
   c = defaults.base()

@@ -26,6 +26,8 @@ ALL = [
   'pretrain_imagenet1k',
   'pretrain_imagenet1k:vitl16',
   'pretrain_folder:small',
+  'pretrain_local_mim',
+  'pretrain_local_mim:small,folder',
   'finetune_folder:small',
   'finetune_folder:vits16,csv',
   'finetune_folder:init,scl',

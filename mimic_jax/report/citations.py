@@ -108,7 +108,7 @@ OF_WEIGHTS = {
   'LocalMIM': 'wang2023masked',
   'DeiT': 'touvron2021training',
 }
-OF_OBJECTIVE = {'masked_autoencoding': 'he2022masked'}
+OF_OBJECTIVE = {'masked_autoencoding': 'he2022masked', 'local_mim': 'wang2023masked'}
 
 
 def of_run(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -123,7 +123,7 @@ def _prefix(tensors: Mapping[str, np.ndarray], anchors: Iterable[str]) -> str | 
 
 def _pair(ours: str, *theirs: str) -> Names:
   """Returns the two tensors of a Linear or a LayerNorm."""
-  weight = 'scale' if 'norm' in ours.rsplit('/', 1)[-1] else 'kernel'
+  weight = 'scale' if 'norm' in ours else 'kernel'
   return {
     f'{ours}/{weight}': tuple(f'{t}.weight' for t in theirs),
     f'{ours}/bias': tuple(f'{t}.bias' for t in theirs),
@@ -162,10 +162,35 @@ def _timm(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool
     **_pair('decoder/pred', f'{prefix}decoder_pred'),
   }
   stacks = (f'{prefix}blocks.', f'{prefix}decoder_blocks.')
+  for k in taps:
+    decoder, root = _local_mim_decoder(tensors, f'{prefix}decoder.{k}.', f'decoders/{k}')
+    names |= decoder | (_pair(f'norms/{k}', f'{prefix}norm.{k}') if k < taps[-1] else {})
+    stacks += (root,)
   kind = _timm_kind(tensors, prefix, place, args, bool(taps))
   if kind == 'DINOv2':  # its mask token is the encoder's, of the masked pictures it was trained on
     del names['decoder/mask_token']
   return Layout(kind, names, stacks, prefix)
+
+
+def _local_mim_decoder(tensors: Mapping[str, np.ndarray], theirs: str, ours: str) -> tuple[Names, str]:
+  """Returns the names of one of LocalMIM's decoders, and its stack of blocks."""
+  names: Names = {
+    f'{ours}/mask_token': (f'{theirs}mask_token',),
+    f'{ours}/pos_embed': (f'{theirs}pos_embed',),
+    **_pair(f'{ours}/embed', f'{theirs}embed'),
+    **_stack(f'{ours}/blocks', f'{theirs}blocks.', TIMM_BLOCK),
+    **_pair(f'{ours}/norm', f'{theirs}norm'),
+  }
+  counts = {'up': 0, 'norms': 0}
+  numbers = (re.fullmatch(rf'{re.escape(theirs)}pred\.(\d+)\.weight', n) for n in tensors)
+  for n in sorted(int(m[1]) for m in numbers if m):
+    shape = tensors[f'{theirs}pred.{n}.weight'].shape
+    part = 'norms' if len(shape) == 1 else 'up' if shape[-1] == 2 else ''  # a transposed convolution is 2 × 2
+    name = f'{part}/{counts[part]}' if part else 'out'
+    names |= _pair(f'{ours}/pred/{name}', f'{theirs}pred.{n}')
+    if part:
+      counts[part] += 1
+  return names, f'{theirs}blocks.'
 
 
 def _timm_kind(tensors: Mapping[str, np.ndarray], prefix: str, place: str, args: bool, taps: bool) -> str:
@@ -360,10 +385,14 @@ def _beside(tensors: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
 
 def _ours(name: str, array: np.ndarray) -> np.ndarray:
   """Returns a tensor in our layout: Linear [..., out, in] to [..., in, out], patch embedding [D, 3, p, p] to [p·p·3, D],
-  convolution [out, in, k, k] to [k, k, in, out].
+  convolution [out, in, k, k] to [k, k, in, out]; of LocalMIM's, transposed [in, out, 2, 2] to [in, 4·out], 1 × 1 to [in, out].
   """
   if not name.endswith('/kernel') or array.ndim < 2:
     return array
+  if '/pred/up/' in name:
+    return array.transpose(0, 2, 3, 1).reshape(len(array), -1)
+  if '/pred/out/' in name:
+    return array.reshape(array.shape[:2]).T
   if array.ndim == 4 and name != 'encoder/patch_embed/kernel':
     return array.transpose(2, 3, 1, 0)
   if array.ndim == 4:
@@ -417,7 +446,7 @@ def spread(arrays: Mapping[str, np.ndarray], layout: Layout) -> dict[str, np.nda
 
 
 def _theirs(name: str, array: np.ndarray) -> np.ndarray:
-  """Returns a tensor of ours in their layout: the inverse of `_ours`."""
+  """Returns a tensor of ours in their layout: the inverse of `_ours`, but for LocalMIM's, which no form has a place for."""
   if not name.endswith('/kernel') or array.ndim < 2:
     return array
   if name == 'encoder/patch_embed/kernel':

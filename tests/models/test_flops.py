@@ -40,11 +40,16 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
   ('stage', 'changes', 'model'),
   [
     (small.mae_stage, {'mae.decoder_dim': 128, 'mae.decoder_heads': 4}, WIDE),
+    (
+      small.local_mim_stage,
+      {'local_mim.decoder_dim': 128, 'local_mim.decoder_heads': 4},
+      {**WIDE, 'depth': 4},
+    ),
     (small.mimic_stage, {'drop_path': 0.0}, {**WIDE, 'registers': 16}),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
   ],
-  ids=['mae', 'mimic', 'mimic_with_clean', 'resnet'],
+  ids=['mae', 'local_mim', 'mimic', 'mimic_with_clean', 'resnet'],
 )
 def test_xla_counts_the_same_within_4_percent(stage, changes, model):
   """XLA counts what is not a product, too, and not the gradient of the pixels. Blocks are unrolled, as it counts

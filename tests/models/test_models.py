@@ -239,6 +239,32 @@ def test_scan_unroll_and_remat_give_the_same_tokens_and_gradients(rng, extras):
     jax.tree.map(lambda a, b: close(a, b, 5e-6), gradients2, gradients)
 
 
+def test_tapped_tokens_are_those_of_an_encoder_that_ends_there_scanned_or_unrolled(rng):
+  config = SMALL._replace(depth=4, registers=2, drop_path=0.4)
+  model, taps = encoder(rng, config), (0, 2, 3)
+  images, keep = pictures(rng, B=2), jnp.asarray([[4, 1, 7], [0, 8, 3]])
+  key = jax.random.key(int(rng.integers(2**31)))
+  _, params, _ = models.split(model, everything)
+
+  def tapped(config, params, key=None):
+    made = models.merge(models.split(with_config(model, config), everything)[0], params, {})
+    found = made.tapped(images, taps, key=key, keep=keep)
+    return sum(jnp.sum(x * x) for x in found), found
+
+  run = jax.jit(jax.value_and_grad(tapped, argnums=1, has_aux=True), static_argnums=0)
+  (_, found), _ = run(config, params)
+  for t, tokens in zip(taps, found, strict=True):
+    cut = {**params, 'blocks': jax.tree.map(lambda a: a[: t + 1], params['blocks'])}  # noqa: B023
+    shorter = config._replace(depth=t + 1, drop_path=0.0)
+    graph, _, _ = models.split(nnx.eval_shape(lambda: vit.Encoder(shorter, nnx.Rngs(0))), everything)  # noqa: B023
+    close(tokens, models.merge(graph, cut, {})(images, keep=keep, norm=False), 1e-6)
+  (_, found), gradients = run(config, params, key)
+  for other in ({'scan': False}, {'remat': 'full'}):
+    (_, found2), gradients2 = run(config._replace(**other), params, key)
+    jax.tree.map(lambda a, b: close(a, b, 1e-6), found2, found)
+    jax.tree.map(lambda a, b: close(a, b, 5e-6), gradients2, gradients)
+
+
 def test_registers_and_layer_scale_are_parameters_of_their_own_and_off_there_are_none():
   made = {}
   for extras in ({}, {'registers': 2}, {'layer_scale': 1e-5}):
@@ -262,7 +288,7 @@ def test_registers_and_layer_scale_are_parameters_of_their_own_and_off_there_are
   assert SMALL.layer_id(('blocks', 'ls1')) == range(1, 3)
 
 
-@pytest.mark.parametrize('kind', [small.mae_stage, small.mimic_stage])
+@pytest.mark.parametrize('kind', [small.mae_stage, small.local_mim_stage, small.mimic_stage])
 def test_every_objective_trains_an_encoder_with_registers_and_layer_scale(rng, kind):
   stage, model = kind(), small.model_section(registers=3, layer_scale=0.5)
   objective = objectives.make(stage, model, ('a', 'b') if kind is small.mimic_stage else (), 'objective')

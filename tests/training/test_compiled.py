@@ -11,7 +11,7 @@ from mimic_jax.training import step as step_lib
 from tests import small
 
 # Of a batch; an eighth of it, a device's rows, divides the sizes of no parameter, so that a batch is known by its shape.
-IMAGES = {'masked_autoencoding': 480, 'mimic': 480, 'resnet': 120}
+IMAGES = {'masked_autoencoding': 480, 'local_mim': 480, 'mimic': 480, 'resnet': 120}
 CLASSES = tuple('abcdefg')
 
 
@@ -24,6 +24,8 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
   section.update({'batch_images': IMAGES[name], 'drop_path': 0.0 if name == 'resnet' else 0.1, **changes})
   if name == 'masked_autoencoding':
     section.mae.update(decoder_dim=128, decoder_depth=2, decoder_heads=4, mask_ratio=0.5)
+  if name == 'local_mim':
+    section.local_mim.update(decoder_dim=128, decoder_heads=4, mask_ratio=0.5, scales=(2.0, 0.5))
   objective = objectives.make(section, model, CLASSES, 'objective')
   return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
 

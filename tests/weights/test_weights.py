@@ -134,9 +134,15 @@ def hugging_face(state, prefix='vit.', spelling='published'):
   return found
 
 
-def local_mim(rng):
+def local_mim(rng, depth=DEPTH):
   """LocalMIM: a norm behind each tapped block, a decoder for each, the Sobel filters of its targets."""
-  state = timm_encoder(rng, norm='')
+  state = timm_encoder(rng, depth=depth, norm='')
+  heads = (
+    {'0': (8, 4, 2, 2), '1': (4,), '3': (4, 2, 2, 2), '4': (27, 2, 1, 1)},
+    {'0': (8, 4, 2, 2), '1': (27, 4, 1, 1)},
+    {'0': (27, 8, 1, 1)},
+    {'1': (27, 8, 1, 1)},
+  )
   for k in range(4):
     state |= pair(rng, f'norm.{k}', DIM, norm=True)
     state |= pair(rng, f'decoder.{k}.embed', 8, DIM)
@@ -144,7 +150,10 @@ def local_mim(rng):
     state[f'decoder.{k}.pos_embed'] = normal(rng, 1, 1 + GRID**2, 8)
     state |= timm_blocks(rng, f'decoder.{k}.blocks.', 8, 1, 32)
     state |= pair(rng, f'decoder.{k}.norm', 8, norm=True)
-    state |= pair(rng, f'decoder.{k}.pred.0', 27, 8, 1, 1)
+    for n, shape in heads[k].items():
+      state[f'decoder.{k}.pred.{n}.weight'] = normal(rng, *shape)
+      outputs = shape[1] if shape[-1] == 2 else shape[0]
+      state[f'decoder.{k}.pred.{n}.bias'] = normal(rng, outputs)
     state[f'hog_enc.{k}.conv.weight'] = normal(rng, 2, 1, 3, 3)
   return state
 
@@ -594,6 +603,35 @@ def plain(state, kind):
   for ours, theirs in (('mask_token', 'mask_token'), ('pos_embed', 'decoder_pos_embed')):
     if theirs in state:
       found[f'decoder/{ours}'] = get(theirs)
+  return found | (plain_decoders(get, parts) if kind == 'local_mim' else {})
+
+
+def plain_decoders(get, parts):
+  """LocalMIM's norms and decoders; a transposed convolution as a product for each of four places."""
+  found = {}
+  for k in range(4):
+    if k < 3:
+      found[f'norms/{k}/scale'], found[f'norms/{k}/bias'] = get(f'norm.{k}.weight'), get(f'norm.{k}.bias')
+    ours, theirs = f'decoders/{k}', f'decoder.{k}'
+    found |= {f'{ours}/{x}': get(f'{theirs}.{x}') for x in ('mask_token', 'pos_embed')}
+    for part, end in {'embed': 'kernel', 'norm': 'scale'}.items():
+      found[f'{ours}/{part}/{end}'] = get(f'{theirs}.{part}.weight').T
+      found[f'{ours}/{part}/bias'] = get(f'{theirs}.{part}.bias')
+    for part, end in parts.items():
+      name = f'{theirs}.blocks.0.{part.replace("/", ".")}'
+      found[f'{ours}/blocks/{part}/{end}'] = get(f'{name}.weight').T[None]
+      found[f'{ours}/blocks/{part}/bias'] = get(f'{name}.bias')[None]
+    heads = ({'up/0': 0, 'norms/0': 1, 'up/1': 3, 'out': 4}, {'up/0': 0, 'out': 1}, {'out': 0}, {'out': 1})
+    for part, n in heads[k].items():
+      name, weight = f'{ours}/pred/{part}', get(f'{theirs}.pred.{n}.weight')
+      found[f'{name}/bias'] = get(f'{theirs}.pred.{n}.bias')
+      if part == 'norms/0':
+        found[f'{name}/scale'] = weight
+      elif part == 'out':
+        found[f'{name}/kernel'] = weight[:, :, 0, 0].T
+      else:
+        four = [weight[:, :, y, x] for y, x in np.ndindex(2, 2)]
+        found[f'{name}/kernel'] = np.concatenate(four, axis=1)
   return found
 
 
@@ -665,6 +703,27 @@ def test_every_tensor_of_file_and_model_is_in_the_account_once(rng, tmp_path, ki
   _, target = shapes(objective)
   assert sorted([*arrays, *account['fresh']]) == sorted(target)
   assert not set(arrays) & set(account['fresh'])
+
+
+def test_localmims_pre_training_goes_on_from_its_file_and_begins_decoders_anew_from_maes(rng, tmp_path):
+  stage = objectives.defaults('local_mim')
+  stage.local_mim.update({'decoder_dim': 8, 'decoder_heads': 2})
+  objective = objectives.make(stage, model_section(depth=4), (), 'objective')
+  path = save_safetensors(tmp_path / 'local', local_mim(rng, depth=4))
+  arrays, account = fit(path, objective)
+  assert (account['fresh'], account['notes']) == ([], [])
+  assert account['unused'] == ['hog_enc.*.conv.weight']
+  assert set(arrays) == set(shapes(objective)[1])
+  ((title, section),) = type(objective).uses({}, weights.read(path, 'config.init').tensors)
+  assert (title, section.local_mim.decoder_dim, section.local_mim.decoder_depth) == (
+    'LocalMIM pre-training',
+    8,
+    1,
+  )
+  assert (section.local_mim.decoder_heads, section.local_mim.bins) == (8, 9)
+  mae = timm_encoder(rng, depth=4) | mae_decoder(rng)
+  _, account = fit(save_safetensors(tmp_path / 'mae', mae), objective)
+  assert {name.split('/')[0] for name in account['fresh']} == {'norms', 'decoders'}
 
 
 def test_a_vit_b_file_has_the_published_number_of_parameters_and_fits(tmp_path):
