@@ -366,10 +366,10 @@ class Objective(base.Objective):
 
 
 def _scales(given: Sequence[float], config: vit.Config) -> tuple[float, ...]:
-  """Checks the scales against the encoder; returns them as floats."""
-  scales = tuple(float(s) for s in given)
+  """Checks the scales against the encoder; returns them."""
+  scales = tuple(given)
   if not scales or not set(scales) <= set(SCALES) or list(scales) != sorted(set(scales), reverse=True):
-    raise UserError(f'local_mim.scales is {tuple(given)}; expected some of {SCALES}, falling')
+    raise UserError(f'local_mim.scales is {scales}; expected some of {SCALES}, falling')
   for scale in scales:
     if config.patch_size % scale or (config.grid * scale) % 1:
       raise UserError(

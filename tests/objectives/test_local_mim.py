@@ -256,6 +256,7 @@ def test_pictures_show_visible_cells_as_they_are_and_predictions_elsewhere(rng, 
   [
     ({}, {'scales': (4.0, 3.0)}, r'local_mim\.scales is \(4\.0, 3\.0\); expected some of \(4\.0, 2\.0, 1\.0'),
     ({}, {'scales': (1.0, 2.0)}, r'local_mim\.scales is .* falling'),
+    ({}, {'scales': (4.0, 'a')}, r"local_mim\.scales is \(4\.0, 'a'\)"),
     ({}, {'scales': ()}, r'local_mim\.scales is \(\)'),
     ({'patch_size': 16, 'image_size': 48}, {}, r'scales has 0\.5, and model\.image_size 48 has 3 patches'),
     ({'patch_size': 14, 'image_size': 56}, {}, r'scales has 4, and model\.image_size 56 has 4 patches of 14'),
