@@ -75,6 +75,18 @@ def local_mim_stage(**changes: Any) -> ConfigDict:
   return s
 
 
+def moco_stage(**changes: Any) -> ConfigDict:
+  """Returns a pre-training stage of 10 steps of 16 drawn pictures, two views each."""
+  s = _shared(objectives.defaults('moco_v3'), 64)
+  s.batch_images = 16
+  s.data.source = 'synthetic_images'
+  s.optim.blr = 0.0
+  s.drop_path = 0.0
+  s.moco.dim, s.moco.hidden = 8, 24
+  s.update_from_flattened_dict(changes)
+  return s
+
+
 def run_config(**stages: ConfigDict) -> ConfigDict:
   """Returns a whole config with the stages given, in their order."""
   c = defaults.base()

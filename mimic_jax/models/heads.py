@@ -1,10 +1,13 @@
-"""What sits on the encoder's tokens: the projection head of the contrastive loss, the classifier."""
+"""What sits on the encoder's tokens: the projection heads of the contrastive losses, the classifier."""
+
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mimic_jax.models import vit
+from mimic_jax.models import resnet, vit
 from mimic_jax.runtime import sharding
 
 POOLS = ('gap', 'cls')
@@ -32,6 +35,34 @@ class ProjectionHead(nnx.Module):
       return features
     hidden = sharding.along_batch(self.fc1(features))
     return hidden if self.kind == 'linear' else sharding.along_batch(self.fc2(jax.nn.relu(hidden)))
+
+
+class NormedMlp(nnx.Module):
+  """Linears without bias, a BatchNorm behind each, ReLU between; the last norm has no scale and bias. MoCo v3's heads; float32 throughout.
+
+  Kernels begin as PyTorch's Linear does, uniform within ±1 / √in. Batch statistics are over the whole batch, on any number of devices.
+
+  Args:
+    sizes: features in, of each layer between, out.
+    rngs: of the kernels.
+  """
+
+  def __init__(self, sizes: Sequence[int], rngs: nnx.Rngs):
+    init = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+    pairs = list(itertools.pairwise(sizes))
+    self.layers = nnx.List(
+      [nnx.Linear(a, b, use_bias=False, dtype=jnp.float32, kernel_init=init, rngs=rngs) for a, b in pairs]
+    )
+    self.norms = nnx.List(
+      [resnet.batch_norm(b, 'float32', rngs, affine=n < len(pairs)) for n, (_, b) in enumerate(pairs, 1)]
+    )
+
+  def __call__(self, x: jax.Array, running: bool) -> jax.Array:
+    """Maps float32 [B, in] to [B, out]; `running`: with the running statistics, else with this batch's, which go into the running ones."""
+    for n, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+      x = layer(jax.nn.relu(x) if n else x)
+      x = sharding.along_batch(norm(sharding.along_batch(x), use_running_average=running))
+    return x
 
 
 class Classifier(nnx.Module):

@@ -111,11 +111,18 @@ class Conv(nnx.Module):
     return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
 
 
-def batch_norm(features: int, dtype: str, rngs: nnx.Rngs) -> nnx.BatchNorm:
-  """Returns PyTorch's BatchNorm: epsilon 1e-5, a tenth of each batch's statistics into the running ones."""
+def batch_norm(features: int, dtype: str, rngs: nnx.Rngs, affine: bool = True) -> nnx.BatchNorm:
+  """Returns PyTorch's BatchNorm: epsilon 1e-5, a tenth of each batch's statistics into the running ones; `affine`: scale and bias."""
   # the fast variance, E[x²] − E[x]², cancels when the mean is large beside the spread
   return nnx.BatchNorm(
-    features, momentum=0.9, epsilon=1e-5, dtype=jnp.dtype(dtype), use_fast_variance=False, rngs=rngs
+    features,
+    momentum=0.9,
+    epsilon=1e-5,
+    dtype=jnp.dtype(dtype),
+    use_scale=affine,
+    use_bias=affine,
+    use_fast_variance=False,
+    rngs=rngs,
   )
 
 

@@ -108,7 +108,11 @@ OF_WEIGHTS = {
   'LocalMIM': 'wang2023masked',
   'DeiT': 'touvron2021training',
 }
-OF_OBJECTIVE = {'masked_autoencoding': 'he2022masked', 'local_mim': 'wang2023masked'}
+OF_OBJECTIVE = {
+  'masked_autoencoding': 'he2022masked',
+  'local_mim': 'wang2023masked',
+  'moco_v3': 'chen2021empirical',
+}
 
 
 def of_run(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -45,11 +45,12 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
       {'local_mim.decoder_dim': 128, 'local_mim.decoder_heads': 4},
       {**WIDE, 'depth': 4},
     ),
+    (small.moco_stage, {'moco.dim': 64, 'moco.hidden': 256}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0}, {**WIDE, 'registers': 16}),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
   ],
-  ids=['mae', 'local_mim', 'mimic', 'mimic_with_clean', 'resnet'],
+  ids=['mae', 'local_mim', 'moco', 'mimic', 'mimic_with_clean', 'resnet'],
 )
 def test_xla_counts_the_same_within_4_percent(stage, changes, model):
   """XLA counts what is not a product, too, and not the gradient of the pixels. Blocks are unrolled, as it counts

@@ -11,7 +11,7 @@ from mimic_jax.training import step as step_lib
 from tests import small
 
 # Of a batch; an eighth of it, a device's rows, divides the sizes of no parameter, so that a batch is known by its shape.
-IMAGES = {'masked_autoencoding': 480, 'local_mim': 480, 'mimic': 480, 'resnet': 120}
+IMAGES = {'masked_autoencoding': 480, 'local_mim': 480, 'mimic': 480, 'moco_v3': 480, 'resnet': 120}
 CLASSES = tuple('abcdefg')
 
 
@@ -26,6 +26,8 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
     section.mae.update(decoder_dim=128, decoder_depth=2, decoder_heads=4, mask_ratio=0.5)
   if name == 'local_mim':
     section.local_mim.update(decoder_dim=128, decoder_heads=4, mask_ratio=0.5, scales=(2.0, 0.5))
+  if name == 'moco_v3':
+    section.moco.update(dim=128, hidden=1024)
   objective = objectives.make(section, model, CLASSES, 'objective')
   return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
 
@@ -33,7 +35,12 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
 def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
   """Returns the collectives that carry pictures or what a network makes of them, but for mixing's rows and a pair loss's candidates."""
   objective, here = made.objective, images // 8
-  views, size = getattr(objective, 'views', 1), objective.config.image_size
+  views, size = objective.inputs()['image'].views, objective.config.image_size
+  rows, widths = 0, ()  # of the candidates of a pair loss
+  if objective.labelled:
+    rows, widths = views * images, (len(CLASSES), objective.stage['head']['projection_dim'])
+  elif objective.pairs:
+    rows, widths = images, (objective.stage['moco']['dim'],)
 
   def fine(c: dict) -> bool:
     shape = tuple(c['shape'])
@@ -41,10 +48,7 @@ def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
       return True
     if c['kind'] == 'collective-permute':  # a device's own pictures or their labels
       return shape in ((here, views, size, size, 3), (here, len(CLASSES)))
-    candidates = objective.labelled and len(shape) <= 2 and max(shape) == views * images
-    return candidates and (
-      len(shape) == 1 or min(shape) in (len(CLASSES), objective.stage['head']['projection_dim'])
-    )
+    return len(shape) <= 2 and max(shape) == rows and (len(shape) == 1 or min(shape) in widths)
 
   return [c for c in found['collectives'] if not fine(c)]
 

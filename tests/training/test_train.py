@@ -25,7 +25,7 @@ from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as program
 from tests import small
 
-STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage}
+STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage, 'moco': small.moco_stage}
 
 
 @pytest.fixture(autouse=True)
