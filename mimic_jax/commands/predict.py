@@ -7,6 +7,7 @@ Pictures are read and resized as in an evaluation. A video or camera is looked a
 
 import contextlib
 import csv
+import dataclasses
 import functools
 import glob
 import io
@@ -16,7 +17,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ from mimic_jax.training import log
 MOST_ROWS = 40  # of the table on the terminal
 NO_FACE = 'no face found'
 OUT = ('.csv', '.jsonl', '.parquet')
+WHOLE = '.parquet'  # of OUT what is written at the end
+PART = 8  # batches of pictures that are read ahead and answered before their answers are written
 
 
 def find(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -62,6 +65,13 @@ def find(names: Sequence[str]) -> tuple[list[str], list[str]]:
   return [f for f in found if not frames.is_video(f)], [f for f in found if frames.is_video(f)]
 
 
+def parts(given: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+  """Yields a row in parts of `size`, the last with what is left over: a smaller one would be compiled for."""
+  starts = range(0, len(given) - size + 1, size) or range(min(1, len(given)))
+  for start in starts:
+    yield given[start : None if start == starts[-1] else start + size]
+
+
 def rows(answers: Iterable[Sequence[Prediction]], ids: Sequence[str]) -> list[Prediction]:
   """Returns the answers one after the other; a picture without faces has one that says so."""
   return [
@@ -86,19 +96,27 @@ def table(answers: Sequence[Prediction]) -> list[str]:
   return cli.aligned(lines) + ([f'… and {more:,} more (--out keeps all)'] if more > 0 else [])
 
 
-def write(path: str, answers: Sequence[Prediction], class_names: Sequence[str]) -> None:
-  """Writes answers as a CSV, a line of JSON each, or Parquet; raises UserError where that can't be done."""
+def write(path: str, answers: Sequence[Prediction], class_names: Sequence[str], more: bool = False) -> None:
+  """Writes answers as a CSV, a line of JSON each, or Parquet; raises UserError where that can't be done.
+
+  Args:
+    path: of a file, whose name's end says which it is.
+    answers: one or more.
+    class_names: of the model.
+    more: whether they come after those that are there, which Parquet has no way to.
+  """
   made = [_row(one, class_names) for one in answers]
   ending = os.path.splitext(path)[1].lower()
   if ending == '.jsonl':
     text = ''.join(json.dumps(files.jsonable(row), ensure_ascii=False) + '\n' for row in made)
-    return _save(path, text.encode())
+    return _save(path, text.encode(), more)
   if ending == '.csv':
     out = io.StringIO(newline='')
     writer = csv.DictWriter(out, list(made[0]))
-    writer.writeheader()
+    if not more:
+      writer.writeheader()
     writer.writerows({k: '' if v is None else v for k, v in row.items()} for row in made)
-    return _save(path, out.getvalue().encode())
+    return _save(path, out.getvalue().encode(), more)
   import pyarrow.parquet
 
   out = io.BytesIO()
@@ -106,9 +124,12 @@ def write(path: str, answers: Sequence[Prediction], class_names: Sequence[str]) 
   return _save(path, out.getvalue())
 
 
-def _save(path: str, data: bytes) -> None:
+def _save(path: str, data: bytes, more: bool = False) -> None:
   try:
-    files.write_whole(epath.Path(path), data)
+    if not more:
+      return files.write_whole(epath.Path(path), data)
+    with open(path, 'ab') as file:
+      file.write(data)
   except OSError as e:
     raise UserError(f"--out '{path}' can not be written ({e.strerror or e}); expected a path that can") from e
 
@@ -132,9 +153,9 @@ def _row(one: Prediction, class_names: Sequence[str]) -> dict[str, Any]:
   }
 
 
-def save_attention(folder: str, answers: Sequence[Prediction]) -> None:
-  """Writes a PNG for each answer into a folder that is there: what the model was shown, and beside it the attention laid over."""
-  for k, one in enumerate(answers):
+def save_attention(folder: str, answers: Sequence[Prediction], first: int = 0) -> None:
+  """Writes a PNG for each answer, numbered from `first`, into a folder that is there: what the model was shown, and beside it the attention laid over."""
+  for k, one in enumerate(answers, first):
     if one.attention is not None:
       pair = np.concatenate([one.seen, overlay(one.seen[None], one.attention[None])[0]], axis=1)
       name = re.sub(r'[^\w.@-]+', '_', os.path.basename(one.id))
@@ -193,7 +214,18 @@ def main(argv: Sequence[str]) -> None:
   ask = functools.partial(
     model.answers, cutter=cutter, attention=bool(a.attention), batch_images=a.batch_images
   )
-  answers = rows(ask(stills), stills) if stills else []
+  answers: list[Prediction] = []
+
+  def take(new: list[Prediction]) -> None:
+    """Writes what can be written as it comes, so that little is lost of a long row of pictures that is stopped."""
+    if a.out and new and not a.out.lower().endswith(WHOLE):
+      write(a.out, new, model.class_names, more=bool(answers))
+    if a.attention:
+      save_attention(a.attention, new, len(answers))
+    answers.extend(dataclasses.replace(one, seen=None, attention=None) for one in new)
+
+  for part in parts(stills, PART * a.batch_images):
+    take(rows(ask(part), part))
   moving = [frames.of_video(path, a.fps) for path in videos]
   moving += [frames.of_camera(a.camera)] if a.camera >= 0 else []
   size = 1 if a.camera >= 0 else a.batch_images
@@ -204,7 +236,7 @@ def main(argv: Sequence[str]) -> None:
     while some := list(itertools.islice(every, size)):
       ids = [name for name, _ in some]
       new = rows(ask([frame for _, frame in some], ids=ids), ids)
-      answers += new
+      take(new)
       if a.camera >= 0:
         print('\n'.join(table(new)[1:]), flush=True)
   _report(a.out, a.attention, answers, model)
@@ -219,10 +251,10 @@ def _report(out: str, attention: str, answers: Sequence[Prediction], model: Mode
   said = ', '.join(f'{name} {counts[name]:,}' for name in model.class_names if counts[name])
   print(f'{sum(counts.values()):,} answers: {said}' if counts else 'no answers')
   if out:
-    write(out, answers, model.class_names)
+    if out.lower().endswith(WHOLE):
+      write(out, answers, model.class_names)
     print(f'answers: {out}')
   if attention:
-    save_attention(attention, answers)
     print(f'attention: {attention}')
   if bad and len(bad) == len(answers):
     raise UserError(f'{bad[0].error}; expected a picture')

@@ -91,6 +91,36 @@ def test_a_table_is_printed_and_every_answer_written(folder, tmp_path, capsys):
   assert of_json[2]['probability'] is None
 
 
+@pytest.mark.parametrize('ending', ['csv', 'jsonl'])
+def test_answers_are_written_as_they_come(ending, folder, tmp_path, monkeypatch):
+  monkeypatch.setattr(predict, 'PART', 1)
+  every = [str(folder / n) for n in ('a [1].png', 'b.JPG', 'below/c.png')]
+  flags = ('--out', tmp_path / f'p.{ending}', '--batch_images=1', '--attention', tmp_path / 'seen')
+  ask(folder, *flags)
+  whole = (tmp_path / f'p.{ending}').read_text()
+
+  def stopped(self, images, **more):
+    if every[2] in images:
+      raise KeyboardInterrupt
+    return serving.Model.answers(self, images, **more)
+
+  monkeypatch.setattr(StandIn, 'answers', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    ask(folder, *flags)
+  part = (tmp_path / f'p.{ending}').read_text()
+  assert whole.startswith(part)
+  assert [name in part for name in every] == [name in whole for name in every[:2]] + [False]
+  assert sorted(p.name[:6] for p in (tmp_path / 'seen').iterdir()) == ['00000_', '00001_']
+
+
+@pytest.mark.parametrize(('count', 'lengths'), [(0, []), (2, [2]), (3, [3]), (5, [5]), (7, [3, 4])])
+def test_no_part_is_smaller_than_it_should_be_but_one_alone(count, lengths):
+  names = [str(k) for k in range(count)]
+  found = list(predict.parts(names, 3))
+  assert [len(part) for part in found] == lengths
+  assert [name for part in found for name in part] == names
+
+
 def test_files_folders_and_patterns_are_found_once_each(folder):
   every = [str(folder / n) for n in ('a [1].png', 'b.JPG', 'below/c.png')]
   assert predict.find([str(folder)]) == (every, [])
