@@ -48,6 +48,8 @@ def describe(found: weights.Weights) -> str:
   if 'classes' in f:
     names = f': {", ".join(found.class_names[:12])}' if found.class_names else ', of no known names'
     lines.append(('classes', f'{f["classes"]}{names}' + (', …' if len(found.class_names or ()) > 12 else '')))
+  if 'classes' in f and 'pool' in f:
+    lines.append(('pooling', f['pool']))
   if 'pos_embed' in f:
     lines.append(('positions', f'{f["pos_embed"]}, {f["grid"]} × {f["grid"]}'))
   if f.get('layer_norm_eps', vit.EPSILON) != vit.EPSILON:

@@ -185,12 +185,13 @@ class Objective(base.Objective):
 
   @classmethod
   def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
-    """Fine-tuning with a fresh head and, where the file has one, with its own."""
+    """Fine-tuning with a fresh head and, where the file has one that reads what ours reads, with its own."""
     uses = [('fine-tuning, global pooling', cls.defaults())]
-    if 'classifier/fc/kernel' in tensors:
+    pool = 'gap' if 'fc_norm/scale' in tensors or facts.get('stem') else 'cls'
+    if 'classifier/fc/kernel' in tensors and facts.get('pool', pool) == pool:
       s = cls.defaults()
       s.init_head = True
-      s.head.pool = 'gap' if 'fc_norm/scale' in tensors or facts.get('stem') else 'cls'
+      s.head.pool = pool
       uses.append((f'fine-tuning with init_head, head.pool={s.head.pool}', s))
     return uses
 
@@ -353,6 +354,13 @@ class Objective(base.Objective):
     """Returns logits and the encoder's pooled features."""
     features = model.features(images)
     return {'logits': model.classifier(features).astype(jnp.float32), 'features': features}
+
+  def notes(self, facts: Mapping[str, Any]) -> list[str]:
+    """Says where a classifier was trained on what another pooling gives."""
+    own = self.stage['head']['pool']
+    if not self.stage['init_head'] or facts.get('pool', own) == own:
+      return []
+    return [f"its classifier reads '{facts['pool']}', here head.pool is '{own}': its answers begin wrong"]
 
   def facts(self) -> dict[str, Any]:
     """Returns how it pools."""

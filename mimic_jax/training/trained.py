@@ -176,7 +176,9 @@ def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
     if kind.labelled and stage.init_head
   ]
   if not uses:
-    raise UserError(f"{field}: '{path}' ({found.kind}) has no classifier; expected fine-tuned weights")
+    pool = found.facts.get('pool') if 'classes' in found.facts else None
+    lacks = f"has a classifier that reads '{pool}', which none does here" if pool else 'has no classifier'
+    raise UserError(f"{field}: '{path}' ({found.kind}) {lacks}; expected fine-tuned weights")
   if found.facts.get('dim') and not found.facts.get('heads'):
     raise UserError(
       f"{field}: '{path}' does not show how many heads it has; expected a model folder whose config.json says num_attention_heads"

@@ -135,6 +135,11 @@ def _filter(value: Any) -> str | None:
   return next((name for name, number in RESAMPLE.items() if value in (name, number)), None)
 
 
+def _pool(value: Any) -> str | None:
+  """Returns timm's word for what a classifier reads as ours, where there is one."""
+  return {'token': 'cls', 'avg': 'gap'}.get(value, value) if isinstance(value, str) else None
+
+
 # what is used of a model folder's config files: their name -> ours, its parser (None = odd), what is expected
 Parser = Callable[[Any], Any]
 CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
@@ -147,6 +152,7 @@ CONFIG_FIELDS: dict[str, tuple[str, Parser, str]] = {
   'do_center_crop': ('cropped', _none, 'false: pictures are resized whole here'),
   # timm's
   'num_heads': ('heads', _count, 'a whole number above 0'),
+  'global_pool': ('pool', _pool, 'a word, such as token or avg'),
   'mean': ('mean', _colours, 'a list of three numbers'),
   'std': ('std', _colours, 'a list of three numbers'),
   'interpolation': ('interpolation', _filter, 'bilinear or bicubic'),
@@ -181,6 +187,8 @@ def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) ->
   found = {'container': contents.container, **_shapes(tensors)}
   found['preset'] = _preset(found)
   found |= _stated(contents)
+  if found.get('pool') == 'gap' and 'encoder/norm/scale' in tensors and 'fc_norm/scale' not in tensors:
+    found['pool'] = 'gap of tokens after the final norm'
   args = contents.args
   if 'heads' in found:
     found['heads_from'] = FROM_CONFIG

@@ -23,10 +23,11 @@ from safetensors.numpy import load_file, save_file
 from mimic_jax import defaults, losses, models, objectives, weights
 from mimic_jax.commands import weights as command
 from mimic_jax.models import masking, vit
+from mimic_jax.objectives import mimic
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
-from mimic_jax.training import step
+from mimic_jax.training import step, trained
 from mimic_jax.weights import files, layouts
 from tests import small
 
@@ -1378,6 +1379,33 @@ def test_fine_tuned_weights_without_the_encoders_norm_serve_global_pooling_alone
   assert {'encoder/norm/scale', 'encoder/norm/bias', 'classifier/fc/kernel'} <= set(account['fresh'])
   assert account['unused'] == ['head.bias', 'head.weight']
   refused(tmp_path / 'w', r"has no 'norm.bias'", mimic_objective(**{'head.pool': 'cls'}))
+
+
+@pytest.mark.parametrize(
+  ('said', 'fc_norm', 'read'),
+  [
+    ('token', False, 'cls'),
+    ('avg', True, 'gap'),
+    ('avg', False, 'gap of tokens after the final norm'),  # timm's vit_*_gap: fc_norm=False
+    ('map', False, 'map'),
+  ],
+)
+def test_a_classifier_is_taken_for_what_timm_says_it_reads(said, fc_norm, read, rng, tmp_path):
+  state = {**timm_encoder(rng, norm='' if fc_norm else 'norm'), **pair(rng, 'head', 3, DIM)}
+  state |= pair(rng, 'fc_norm', DIM, norm=True) if fc_norm else {}
+  save_safetensors(tmp_path / 'model.safetensors', state)
+  (tmp_path / 'config.json').write_text(json.dumps({'global_pool': said, 'num_heads': HEADS}))
+  found = weights.read(str(tmp_path), 'init')
+  assert found.facts['pool'] == read
+  _, *own = mimic.Objective.uses(found.facts, found.tensors)
+  assert [stage.head.pool for _, stage in own] == ([read] if read in ('cls', 'gap') else [])
+  notes = mimic_objective(init_head=True).notes(found.facts)
+  expected = f"its classifier reads '{read}', here head.pool is 'gap': its answers begin wrong"
+  assert notes == ([] if read == 'gap' else [expected])
+  assert not mimic_objective().notes(found.facts)
+  if not own:
+    with pytest.raises(UserError, match=f"has a classifier that reads '{read}', which none does here"):
+      trained.load(str(tmp_path), sharding.make_mesh())
 
 
 def test_half_a_norm_is_needed_by_the_class_token_and_started_anew_by_global_pooling(rng, tmp_path):
