@@ -214,6 +214,7 @@ def check_values(section: Mapping[str, Any], prefix: str, objective: str = '') -
       if key in ranges and not ranges[key][0] <= value <= ranges[key][1]:
         low, high = ranges[key]
         expected = f'at least {low}' if high == math.inf else f'from {low} to {high}'
+        expected = f'{low}' if low == high else expected
         raise UserError(f'{name} is {value}; expected {expected}')
 
 

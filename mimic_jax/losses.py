@@ -208,3 +208,25 @@ def soft_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
   """
   log_probability = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   return -(y.astype(jnp.float32) * log_probability).sum(axis=-1).mean()
+
+
+def rank_regularisation(importance: jax.Array, share: float, margin: float) -> tuple[jax.Array, jax.Array]:
+  """SCN's rank regularisation, max(0, δ − (ᾱ_high − ᾱ_low)) (arXiv 2002.10392 §3.3).
+
+  Args:
+    importance: float [N], α of each sample, 0..1.
+    share: β; the int(β·N) samples with the largest α are the high group (ties to the first), which must leave both
+      groups at least one.
+    margin: δ ≥ 0 between the means of the groups.
+
+  Returns:
+    The loss, float32 [], and which samples are in the low group, bool [N].
+  """
+  importance = importance.astype(jnp.float32)
+  high = int(share * len(importance))
+  rank = jnp.argsort(jnp.argsort(-importance))
+  low = rank >= high
+  gap = jnp.where(low, 0.0, importance).sum() / high - jnp.where(low, importance, 0.0).sum() / (
+    len(importance) - high
+  )
+  return jnp.maximum(0.0, margin - gap), low

@@ -87,6 +87,23 @@ def moco_stage(**changes: Any) -> ConfigDict:
   return s
 
 
+def probe_stage(**changes: Any) -> ConfigDict:
+  """Returns a linear probe of 10 steps of 8 drawn faces."""
+  return _plain('linear_probe', {'drop_path': 0.0, **changes})
+
+
+def scn_stage(**changes: Any) -> ConfigDict:
+  """Returns 10 steps of SCN on 8 drawn faces; relabels from the fifth on."""
+  return _plain('scn', {'scn.relabel_from': 0.4, **changes})
+
+
+def _plain(objective: str, changes: dict[str, Any]) -> ConfigDict:
+  s = _shared(objectives.defaults(objective), 64)
+  s.data.source = 'synthetic_faces'
+  s.update_from_flattened_dict(changes)
+  return s
+
+
 def run_config(**stages: ConfigDict) -> ConfigDict:
   """Returns a whole config with the stages given, in their order."""
   c = defaults.base()

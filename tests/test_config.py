@@ -45,6 +45,10 @@ ALL = [
   'study:tiny,mae,pretrain',
   'study:small,ferplus,scratch,ce',
   'study:paper,rafdb,mae,scl,large',
+  'finetune_scn',
+  'finetune_scn:init,csv',
+  'linear_probe',
+  'linear_probe:init,ferplus',
 ]
 
 

@@ -40,6 +40,8 @@ ON_MIXED = (
   'of a split are on whole pictures. The two are not to be compared.'
 )
 
+ON_CROPS = 'Training figures are on random crops; those of a split are on whole pictures.'
+
 
 def use_method(s: ConfigDict, name: str) -> None:
   """Changes a fine-tuning stage to one of METHODS."""
@@ -84,6 +86,7 @@ class Objective(base.Objective):
 
   labelled = True
   classifier: ClassVar = ('classifier', 'fc')
+  network: ClassVar = Model
   CHOICES: ClassVar = {
     'head.pool': heads.POOLS,
     'head.projection': heads.PROJECTIONS,
@@ -216,7 +219,7 @@ class Objective(base.Objective):
   def init(self, key: jax.Array) -> Model:
     """Returns a fresh model."""
     head = self.stage['head']
-    return Model(
+    return self.network(
       self.config,
       classes=len(self.class_names),
       pool=head['pool'],
@@ -463,3 +466,34 @@ class Objective(base.Objective):
   def _caption(self, y: np.ndarray) -> str:
     order = [k for k in np.argsort(-y, kind='stable') if y[k] >= 0.005][:2]
     return ' + '.join(f'{y[k]:.2f} {self.class_names[k]}' for k in order)
+
+
+class Plain(Objective):
+  """What objectives begin with that classify one crop of each picture: no mixing, no contrast, none of their fields.
+
+  `stage` is their section with these fields as method 'ce' has them.
+  """
+
+  CHOICES: ClassVar = {'head.pool': heads.POOLS}
+  RANGES: ClassVar = {}
+  FIGURES: ClassVar = {
+    'loss': base.Figure('Loss', unit='nats', note=ON_CROPS),
+    'accuracy': base.Figure('Accuracy', share=True, note=ON_CROPS),
+    'ce': Objective.FIGURES['ce'],
+  }
+  uses = base.Objective.uses  # a file with a classifier is read by the objective above
+
+  @classmethod
+  def defaults(cls) -> ConfigDict:
+    """Returns the section of plain cross-entropy, without the fields that have no effect there; not locked."""
+    s = Objective.defaults().unlock()
+    for field in ('views', 'ce', 'contrast', 'mix'):
+      del s[field]
+    del s.head['projection'], s.head['projection_dim']
+    return s
+
+  def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
+    whole = Objective.defaults().unlock()
+    use_method(whole, 'ce')
+    whole.update(stage)
+    super().__init__(whole, model, class_names)

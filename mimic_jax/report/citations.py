@@ -21,6 +21,14 @@ ENTRIES = {
     'year': '2022',
     'note': 'arXiv:2111.06377',
   },
+  'wang2020suppressing': {
+    'type': 'inproceedings',
+    'title': 'Suppressing Uncertainties for Large-Scale Facial Expression Recognition',
+    'author': 'Wang, Kai and Peng, Xiaojiang and Yang, Jianfei and Lu, Shijian and Qiao, Yu',
+    'booktitle': 'IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)',
+    'year': '2020',
+    'note': 'arXiv:2002.10392',
+  },
   'li2017reliable': {
     'type': 'inproceedings',
     'title': 'Reliable Crowdsourcing and Deep Locality-Preserving Learning for Expression Recognition in the Wild',
@@ -112,6 +120,8 @@ OF_OBJECTIVE = {
   'masked_autoencoding': 'he2022masked',
   'local_mim': 'wang2023masked',
   'moco_v3': 'chen2021empirical',
+  'linear_probe': 'he2022masked',
+  'scn': 'wang2020suppressing',
 }
 
 

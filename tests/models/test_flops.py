@@ -49,8 +49,12 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
     (small.mimic_stage, {'drop_path': 0.0}, {**WIDE, 'registers': 16}),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
+    (small.scn_stage, {'drop_path': 0.0}, WIDE),
+    # forward alone: nothing of the encoder is differentiated; wider, as what is no product weighs more there
+    (small.probe_stage, {}, {**WIDE, 'dim': 512}),
+    (small.probe_stage, {'head.pool': 'gap'}, RESNET),
   ],
-  ids=['mae', 'local_mim', 'moco', 'mimic', 'mimic_with_clean', 'resnet'],
+  ids=['mae', 'local_mim', 'moco', 'mimic', 'mimic_with_clean', 'resnet', 'scn', 'probe', 'resnet_probe'],
 )
 def test_xla_counts_the_same_within_4_percent(stage, changes, model):
   """XLA counts what is not a product, too, and not the gradient of the pixels. Blocks are unrolled, as it counts

@@ -11,7 +11,7 @@ from mimic_jax.training import step as step_lib
 from tests import small
 
 # Of a batch; an eighth of it, a device's rows, divides the sizes of no parameter, so that a batch is known by its shape.
-IMAGES = {'masked_autoencoding': 480, 'local_mim': 480, 'mimic': 480, 'moco_v3': 480, 'resnet': 120}
+IMAGES = dict.fromkeys(objectives.names(), 480) | {'resnet': 120}
 CLASSES = tuple('abcdefg')
 
 
@@ -21,7 +21,8 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
   if name == 'resnet':
     model = small.model_section(preset='resnet18', image_size=32, patch_size=0, dim=0, depth=0, heads=0)
   section = objectives.defaults('mimic' if name == 'resnet' else name).unlock()
-  section.update({'batch_images': IMAGES[name], 'drop_path': 0.0 if name == 'resnet' else 0.1, **changes})
+  dropped = 0.0 if name in ('resnet', 'linear_probe') else 0.1
+  section.update({'batch_images': IMAGES[name], 'drop_path': dropped, **changes})
   if name == 'masked_autoencoding':
     section.mae.update(decoder_dim=128, decoder_depth=2, decoder_heads=4, mask_ratio=0.5)
   if name == 'local_mim':
@@ -82,7 +83,10 @@ def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
 @pytest.mark.parametrize('name', objectives.names())
 def test_splitting_the_weights_needs_less_and_less_room(name, found):
   one, four, eight = (found(name, fsdp)[1] for fsdp in (1, 4, 8))
-  assert eight['temporaries'] < four['temporaries'] < one['temporaries']
+  if 'encoder' in found(name, 1)[0].abstract['params']:
+    assert eight['temporaries'] < four['temporaries'] < one['temporaries']
+  else:  # no gradients of it that could be split
+    assert max(eight['temporaries'], four['temporaries']) < 1.01 * one['temporaries']
   assert eight['arguments'] < four['arguments'] < one['arguments']
 
 

@@ -25,7 +25,13 @@ from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as program
 from tests import small
 
-STAGES = {'pretrain': small.mae_stage, 'finetune': small.mimic_stage, 'moco': small.moco_stage}
+STAGES = {
+  'pretrain': small.mae_stage,
+  'moco': small.moco_stage,
+  'finetune': small.mimic_stage,
+  'probe': small.probe_stage,
+  'scn': small.scn_stage,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +118,8 @@ def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_p
       mesh = sharding.make_mesh(-1, fsdp, devices)
     stage = stage_lib.Stage(config, name, epath.Path(tmp_path), mesh)
     state, key = stage.program.init(jax.random.key(1)), jax.random.key(2)
-    split = [x for x in jax.tree.leaves(state['opt_state']) if not x.sharding.is_fully_replicated]
+    held = (state['rest'], state['opt_state'])  # a linear probe's encoder is not trained
+    split = [x for x in jax.tree.leaves(held) if not x.sharding.is_fully_replicated]
     assert bool(split) == (fsdp > 1)
     found[layout] = []
     for batch in feed.on_devices(stage.batches(0), 50, mesh):
