@@ -4,7 +4,8 @@
 
 Without --data flags it is measured on what its own config names. Classes of another set are matched by name; what has no
 counterpart is left out, and said. The folder it writes holds result.json, predictions.npz and report.html, as a run's
-stage does, so `mimic compare` reads it.
+stage does, so `mimic compare` reads it. With --knn 20 the nearest training pictures of the set answer, by the model's features, whatever it
+was trained for.
 """
 
 import dataclasses
@@ -21,11 +22,12 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, models, uncertainty
 from mimic_jax.data import copies, selection
+from mimic_jax.data.source import Source
 from mimic_jax.report import page, predictions
 from mimic_jax.report.drawing import save_drawing
 from mimic_jax.runtime import cli, compile_cache, files, sharding
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import evaluation, log, results, trained, workdir
+from mimic_jax.training import evaluation, log, neighbours, results, trained, workdir
 from mimic_jax.training.trained import Trained
 
 STAGE = 'evaluation'  # what the folder's one stage is called
@@ -43,6 +45,8 @@ class Options:
     identity: 'auto', 'none' or a regular expression (uncertainty.identities).
     samples: of the bootstrap; 0 = no intervals.
     seed: of the bootstrap.
+    knn: neighbours that answer in the model's place; 0 = the model.
+    knn_temperature: of their votes (neighbours.Bank).
   """
 
   subsets: tuple[str, ...] = ()
@@ -51,6 +55,8 @@ class Options:
   identity: str = 'auto'
   samples: int = evaluation.BOOTSTRAP_SAMPLES
   seed: int = 0
+  knn: int = 0
+  knn_temperature: float = neighbours.TEMPERATURE
 
 
 def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
@@ -121,7 +127,7 @@ def _find_copies(model: Trained, found: Sequence[evaluation.Split], asked: bool)
   """Finds copies of training pictures; unless asked for, not where those are many or not at hand."""
   d = model.stage.data
   try:
-    train = data.whole(d.source, d.root, d.split, d)
+    train = _bank(model) or data.whole(d.source, d.root, d.split, d)
   except UserError as e:
     if asked:
       raise
@@ -133,6 +139,11 @@ def _find_copies(model: Trained, found: Sequence[evaluation.Split], asked: bool)
     log.say(
       f'note: copies of the {len(train):,} training pictures are looked for with --without_duplicates only'
     )
+
+
+def _bank(model: Trained) -> Source | None:
+  """Returns the pictures whose neighbours answer, None where the model does."""
+  return model.objective.source if isinstance(model.objective, neighbours.Neighbours) else None
 
 
 def _numbered(model: Trained, source: Any, name: str, section: Mapping[str, Any]) -> evaluation.Split:
@@ -238,11 +249,11 @@ def write(
   seconds: float,
 ) -> None:
   """Writes an evaluation's results: record.json, evaluation/ with figures and pictures, report.html."""
-  where = model.where
+  where, bank = model.where, _bank(model)
   record = {
     'environment': workdir.environment(),
     'checkpoint': {'path': where, 'config': model.config.to_dict(), 'reading': model.reading},
-    'data': {STAGE: {s.name: s.source.record() for s in found}},
+    'data': {STAGE: ({'train': bank.record()} if bank else {}) | {s.name: s.source.record() for s in found}},
     'notes': {'warnings': notes(model, found, of_sources=False)},
     'skipped': {STAGE: {k: m.skipped for k, m in measured.items() if m.skipped}},
   }
@@ -254,7 +265,7 @@ def write(
   count = sum(m.metrics['count'] for m in measured.values())
   result = {
     'stage': STAGE,
-    'objective': model.stage.objective,
+    'objective': f'{model.objective.k} nearest neighbours' if bank else model.stage.objective,
     'init': where,
     'steps': model.step,
     'total_steps': model.step,
@@ -336,6 +347,18 @@ def _parser() -> cli.Parser:
     action='store_true',
     help='also write evaluation/predictions.csv: id, label, answer, probabilities',
   )
+  add(
+    '--knn',
+    type=int,
+    default=0,
+    metavar='K',
+    help="the set's K nearest training pictures answer, by the model's features; 20 is usual",
+  )
+  add(
+    '--knn_temperature',
+    type=float,
+    help=f'of their votes exp(cosine / temperature), {neighbours.TEMPERATURE} without it; inf = one vote each',
+  )
   add('--batch_images', type=int, default=256)
   add(
     '--identity',
@@ -358,14 +381,18 @@ def main(argv: Sequence[str]) -> None:
     raise UserError(f'--seed is {given.seed}; expected 0 or more')
   if given.batch_images < 1:
     raise UserError(f'--batch_images is {given.batch_images}; expected at least 1')
+  if given.knn < 0:
+    raise UserError(f'--knn is {given.knn}; expected a number of neighbours, such as 20')
+  if given.knn_temperature is not None and not given.knn:
+    raise UserError('--knn_temperature has no effect without --knn; expected both or neither')
+  if given.knn_temperature is not None and not given.knn_temperature > 0:
+    raise UserError(f'--knn_temperature is {given.knn_temperature}; expected a number above 0, or inf')
   if given.samples and given.samples < uncertainty.LEAST_SAMPLES:
     raise UserError(f'--samples is {given.samples}; expected 0 or at least {uncertainty.LEAST_SAMPLES}')
   mesh = sharding.make_mesh()
   sharding.check_divides('--batch_images', given.batch_images, mesh)
   model = trained.load(given.checkpoint, mesh, ema=given.ema)
   compile_cache.keep(model.config.log.compile_cache, str(model.folder), log.say)
-  if given.csv and not model.class_names:
-    raise UserError(f'--csv: {model.where} answers with no classes; expected a classifier')
   section = data_section(model, rest)
   options = Options(
     subsets=tuple(given.subset),
@@ -374,13 +401,21 @@ def main(argv: Sequence[str]) -> None:
     identity=given.identity,
     samples=given.samples,
     seed=given.seed,
+    knn=given.knn,
+    knn_temperature=given.knn_temperature or neighbours.TEMPERATURE,
   )
+  if options.knn:
+    model = neighbours.Neighbours(model, section, options.knn, options.knn_temperature).classifier
+  if given.csv and not model.class_names:
+    raise UserError(f'--csv: {model.where} answers with no classes; expected a classifier')
   found = splits(model, section, options)
   folder = _begin(given.out, model, section, options, found)
   for note in notes(model, found):
     log.say(f'note: {note}')
   began = time.monotonic()
   with sharding.enough_memory('the evaluation', f'--batch_images (is {options.batch_images})'):
+    if options.knn:
+      model = model.objective.filled(mesh, options.batch_images)
     measured = measure(model, found, section, options, mesh)
   write(folder, model, found, measured, time.monotonic() - began)
   if given.csv:
@@ -400,7 +435,11 @@ def _begin(
   """
   place = [section.source, section.name or os.path.basename(section.root.rstrip('/')), section.split]
   subsets = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
-  name = '-'.join(filter(None, [model.stage_name, str(model.step), model.ema and 'ema', *place, *subsets]))
+  knn = f'knn{options.knn}' if options.knn else ''
+  asked = {k: v for k, v in dataclasses.asdict(options).items() if options.knn or not k.startswith('knn')}
+  name = '-'.join(
+    filter(None, [model.stage_name, str(model.step), model.ema and 'ema', *place, *subsets, knn])
+  )
   name = re.sub(r'[^\w.+-]', '+', name)
   folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name
   config = {
@@ -410,7 +449,7 @@ def _begin(
       'objective': model.stage.objective,
       'checkpoint': model.where,
       'data': section.to_dict(),
-      **dataclasses.asdict(options),
+      **asked,
       'split_hashes': {split.name: split.source.record()['split_hash'] for split in found},
     },
   }

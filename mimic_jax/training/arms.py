@@ -27,7 +27,7 @@ class Answers(NamedTuple):
   Attributes:
     folder: what holds the predictions: a stage, an evaluation, or the file.
     run: name of the trained run's folder; of one of several seeds, of the folder of them all.
-    stage: the trained one.
+    stage: the trained one, and in brackets what else made the answers: 'finetune (ema)', 'pretrain (20 neighbours)'.
     config: of the trained run, as JSON has it; {} where only predictions are known.
     data: the set, in words.
     predictions: on all its splits; None of a stage that does not classify.
@@ -48,7 +48,7 @@ class Answers(NamedTuple):
   @property
   def section(self) -> Mapping[str, Any]:
     """The stage's part of the config."""
-    return self.config.get(self.stage.removesuffix(' (ema)'), {})
+    return self.config.get(self.stage.partition(' (')[0], {})
 
 
 class Arm(NamedTuple):
@@ -112,7 +112,7 @@ def _same_place(a: Answers, b: Answers) -> bool:
 
 def _name(a: Answers) -> str:
   several = len(runs.stage_names(dict(a.config))) > 1
-  return f'{a.run}/{a.stage}' if several else a.run + (' (ema)' if a.stage.endswith(' (ema)') else '')
+  return f'{a.run}/{a.stage}' if several else a.run + ''.join(a.stage.partition(' (')[1:])
 
 
 def folders(path: str) -> list[epath.Path]:
@@ -160,6 +160,7 @@ def _of_stage(folder: epath.Path, config: Mapping[str, Any], answered: Predictio
     where = _CHECKPOINT.fullmatch(str(trained.get('path')))
     config, run = trained.get('config', {}), where['run'] if where else str(trained.get('path'))
     stage = where['stage'] + (where['ema'] or '') if where else ''
+    stage += f' ({section["knn"]} neighbours)' if section.get('knn') else ''
   else:
     asked = section.get('eval', {})
     data = {**data, **{k: asked[k] for k in ('source', 'root') if asked.get(k)}}

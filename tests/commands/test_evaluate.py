@@ -12,12 +12,13 @@ from ml_collections import FrozenConfigDict
 from PIL import Image
 from scipy import special
 
-from mimic_jax import data, uncertainty
-from mimic_jax.commands import evaluate
+from mimic_jax import data, serving, uncertainty
+from mimic_jax.commands import compare, evaluate
 from mimic_jax.data import copies
-from mimic_jax.runtime import checkpoint, sharding
+from mimic_jax.objectives import masked_autoencoding
+from mimic_jax.runtime import checkpoint, files, sharding
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import evaluation, loop, trained, workdir
+from mimic_jax.training import arms, evaluation, loop, trained, workdir
 from mimic_jax.training import stage as stage_lib
 from tests import small
 
@@ -424,3 +425,78 @@ def test_a_damaged_checkpoint_is_named(run, tmp_path):
   with pytest.raises(UserError, match=r'finetune/checkpoints/3 is damaged') as e:
     trained.load(str(tmp_path / 'copy'), sharding.make_mesh())
   assert '\n' not in str(e.value)
+
+
+FACES = ['--data.source=synthetic_faces', '--data.split=valid']
+
+
+def test_the_nearest_training_pictures_answer_by_the_features_of_an_encoder_without_labels(
+  run, tmp_path, capsys
+):
+  out = tmp_path / 'e'
+  asked = ['--checkpoint', str(run / 'pretrain'), '--out', str(out), *FACES, '--knn=3', '--samples=100']
+  for _ in range(2):  # it may be repeated
+    evaluate.main([*asked, '--csv'])
+  printed = capsys.readouterr()
+  options = {'size': 24, 'draw_size': 16, 'draw_seed': 0}
+  bank, valid = (data.build('synthetic_faces', '', split, options) for split in ('train', 'valid'))
+  encoder = serving.load(str(run / 'pretrain'))
+  b, v = (encoder.embed([s[i]['image'] for i in range(len(s))]).astype(np.float64) for s in (bank, valid))
+  b, v = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (b, v))
+  want = np.zeros((len(valid), 7))
+  for i, row in enumerate(v @ b.T):
+    for j in np.argsort(-row, kind='stable')[:3]:
+      want[i, bank.label(int(j))] += np.exp(row[j] / 0.07)
+  p = predictions(out / 'evaluation')
+  assert p['class_names'].tolist() == list(bank.class_names)
+  shares = special.softmax(p['logits'].astype(np.float64), axis=1)
+  np.testing.assert_allclose(shares, want / want.sum(1, keepdims=True), atol=1e-4)
+  found, record = held(out)
+  right = want.argmax(1) == [valid.label(i) for i in range(len(valid))]
+  assert found['valid']['accuracy'] == right.mean()
+  assert {'mean_class_accuracy', 'macro_f1', 'intervals'} <= found['valid'].keys()
+  assert f'accuracy {100 * right.mean():.2f} %' in ' '.join(printed.out.split())
+  assert record['data']['evaluation']['train'] == files.jsonable(bank.record())
+  assert json.loads((out / 'evaluation' / 'result.json').read_text())['objective'] == '3 nearest neighbours'
+  # beside another evaluation, as any two
+  evaluate.main(['--checkpoint', str(run / 'finetune'), '--out', str(tmp_path / 'f'), '--samples=0'])
+  compare.main([str(out), str(tmp_path / 'f'), '--samples=100'])
+  names = [arm.name for arm in arms.read([str(out), str(tmp_path / 'f')])]
+  assert names == [f'{run.name}/pretrain (3 neighbours)', f'{run.name}/finetune']
+
+
+@pytest.mark.parametrize(
+  ('flags', 'said'),
+  [
+    (['--knn=25', *FACES], "--knn is 25, and the 'train' pictures of synthetic_faces are 24; expected at most"),
+    (['--knn=3', *FACES, '--data.split=valid,train'], "data.split is 'valid,train', and --knn looks for neighbours in"),
+    (['--knn=-1', *FACES], '--knn is -1; expected a number of neighbours'),
+    (['--knn_temperature=1', *FACES], '--knn_temperature has no effect without --knn'),
+    (['--knn=3', '--knn_temperature=nan', *FACES], '--knn_temperature is nan; expected a number above 0'),
+  ],
+)  # fmt: skip
+def test_neighbours_that_can_not_be_are_refused(run, flags, said):
+  with pytest.raises(UserError) as e:
+    evaluate.main(['--checkpoint', str(run / 'pretrain'), *flags])
+  assert said in str(e.value)
+
+
+def test_pictures_without_labels_are_no_neighbours(run, tmp_path):
+  for split in ('train', 'valid'):
+    (tmp_path / split).mkdir()
+    Image.new('RGB', (16, 16)).save(tmp_path / split / 'a.png')
+  with pytest.raises(
+    UserError, match=r"--knn: the 'train' pictures of folder have no labels; expected a --data"
+  ):
+    evaluate.main(
+      [
+        *('--checkpoint', str(run / 'pretrain'), '--knn=1', '--data.split=valid'),
+        *('--data.source=folder', f'--data.root={tmp_path}'),
+      ]
+    )
+
+
+def test_a_model_without_features_has_no_neighbours(run, tmp_path, monkeypatch):
+  monkeypatch.setattr(masked_autoencoding.Objective, 'answers', lambda *_: {})
+  with pytest.raises(UserError, match='its objective, masked_autoencoding, gives no features; expected'):
+    evaluate.main(['--checkpoint', str(run / 'pretrain'), '--out', str(tmp_path / 'e'), *FACES, '--knn=3'])
