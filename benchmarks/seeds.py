@@ -31,7 +31,11 @@ def main() -> None:
   side = config.model.image_size
   batch = config[name].batch_images
   pictures = jnp.asarray(rng.integers(0, 256, (batch, side, side, 3), np.uint8))
-  one = {'image': pictures, 'label': jnp.arange(batch, dtype=jnp.int32) % 7, 'index': jnp.arange(batch, dtype=jnp.int32)}
+  one = {
+    'image': pictures,
+    'label': jnp.arange(batch, dtype=jnp.int32) % 7,
+    'index': jnp.arange(batch, dtype=jnp.int32),
+  }
   states = [program.init(key) for key in keys]
   together = jax.tree.map(lambda *x: jnp.stack(x), *states)
   many = {k: jnp.stack([v] * given.seeds) for k, v in one.items()}
