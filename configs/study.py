@@ -81,7 +81,7 @@ def _reduced(scale: str, target: str, begins: str, method: str, size: str) -> Co
   m = c.model
   m.preset = 'vit_ti16'
   m.image_size, m.patch_size = (32, 8) if tiny else (48, 8)
-  m.dim, m.depth, m.heads = (64, 2, 2) if tiny else (96, 4, 3)
+  m.dim, m.depth, m.heads = (64, 3, 4) if tiny else (96, 4, 3)
   if large:
     m.dim, m.depth, m.heads = (96, 4, 3) if tiny else (160, 6, 5)
   m.dtype = 'float32'
@@ -110,13 +110,21 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   p.drop_path = 0.0
   p.augment.scale = (0.4, 1.0)
   p.optim.warmup_epochs = 1.0
-  p.checkpoint.every_epochs = 1.0
+  p.checkpoint.every_epochs = 2.0
   p.eval.splits = 'valid' if tiny else ''
   p.eval.every_epochs = 0.0
   p.optim.lr = 0.0
   p.optim.blr = {'mae': 4e-3, 'mae_faces': 4e-3, 'supervised': 4e-3}.get(begins, 2e-3)
   if begins.startswith('mae'):
-    p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 64, 2, 4
+    p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 48, 1, 4
+    p.mae.mask_ratio = 0.6 if tiny else 0.75  # of 16 patches 0.75 leaves 4
+  elif begins == 'local_mim':
+    p.local_mim.decoder_dim, p.local_mim.decoder_heads = 48, 4
+    p.local_mim.mask_ratio = 0.6 if tiny else 0.75
+    if tiny:
+      p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
+  elif begins == 'moco_v3':
+    p.moco.hidden, p.moco.dim = 256, 64
   return p
 
 
@@ -124,21 +132,22 @@ def _finetuning(c: ConfigDict, tiny: bool, target: str) -> ConfigDict:
   f = objectives.defaults('mimic')
   f.data.source = 'synthetic_faces' if target == 'faces' else target
   f.data.root = c.data.get_oneway_ref('root')
-  f.data.size, f.data.draw_size = 1024, 32
+  f.data.size, f.data.draw_size = 512, 32
   f.data.cache = True
   f.batch_images = 32 if tiny else 64
-  f.epochs = 8.0 if tiny else 4.0
+  f.epochs = 20.0 if tiny else 4.0
   f.drop_path = 0.0
-  f.augment.scale = (0.8, 1.0)
-  f.mix.probability = 0.5  # with so few epochs, half of the batches stay as they are
+  f.augment.scale = (0.9, 1.0) if tiny else (0.8, 1.0)
+  f.mix.probability = 0.5  # with so few steps, half of the batches stay as they are
   f.head.projection_dim = 64
   f.optim.name = 'adamw'
-  f.optim.lr = 1e-3
+  f.optim.lr = 2e-3 if tiny else 1e-3
   f.optim.weight_decay = 0.05
-  f.optim.layer_decay = 0.9
-  f.optim.warmup_epochs = 0.5
+  f.optim.layer_decay = 1.0 if tiny else 0.9
+  f.optim.warmup_epochs = 1.0 if tiny else 0.5
   f.eval.splits = 'test' if target == 'rafdb' else 'valid'
   f.eval.size = 700
+  f.eval.every_epochs = 5.0 if tiny else 1.0
   f.eval.without_duplicates = target in ('ferplus', 'rafdb')
-  f.checkpoint.every_epochs = 1.0
+  f.checkpoint.every_epochs = 5.0 if tiny else 1.0
   return f
