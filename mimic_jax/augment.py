@@ -1,4 +1,4 @@
-"""Random crops, resampling, flips and normalisation of pixels: pure functions, the same arithmetic for host and device.
+"""Random crops, resampling, flips, erasing and normalisation of pixels: pure functions, the same arithmetic for host and device.
 
 P §IV-B takes the augmentation of SimMIM: torchvision's RandomResizedCrop and a horizontal flip. Randomness comes in as
 uniform numbers or as a key for the whole (global) batch, so that nothing here depends on how a batch is sharded.
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mimic_jax import randaugment
 from mimic_jax.boxes import ATTEMPTS, crop_boxes
 from mimic_jax.runtime import errors
 
@@ -31,7 +32,11 @@ def _cubic(x: jax.Array) -> jax.Array:
 KERNELS: dict[str, Callable[[jax.Array], jax.Array]] = {'bilinear': _triangle, 'bicubic': _cubic}
 
 CHOICES = {'augment.interpolation': tuple(KERNELS)}
-RANGES = {'augment.flip': (0, 1)}
+RANGES = {'augment.flip': (0, 1), 'augment.erasing': (0, 1), **randaugment.RANGES}
+
+# Of an erased box: share of the picture's area, and width to height (timm's; arXiv 1708.04896 has 0.4 for the first).
+ERASED_SCALE = (0.02, 1 / 3)
+ERASED_RATIO = (0.3, 1 / 0.3)
 
 
 def _weights(start: jax.Array, length: jax.Array, full: int, size: int, interpolation: str) -> jax.Array:
@@ -152,6 +157,28 @@ def random_flip(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
   return jnp.where(flip[:, :, None, None, None], x[:, :, :, ::-1], x)
 
 
+def random_erase(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
+  """Puts noise into a random box of each view with a probability: random erasing (arXiv 1708.04896), `pixel` mode of timm.
+
+  Args:
+    key: of the whole batch.
+    x: float [B, V, H, W, C], normalised: the noise is standard normal, each value its own.
+    probability: of a view.
+
+  Returns:
+    Likewise.
+  """
+  box_key, noise_key, which_key = jax.random.split(key, 3)
+  B, V, H, W, _ = x.shape
+  u = jax.random.uniform(box_key, (B, V, ATTEMPTS, 4))
+  box = crop_boxes(jnp, u, H, W, ERASED_SCALE, ERASED_RATIO)
+  top, left, height, width = (box[..., k, None] for k in range(4))
+  rows, columns = jnp.arange(H)[None, None] - top, jnp.arange(W)[None, None] - left
+  inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
+  erased = inside & jax.random.bernoulli(which_key, probability, (B, V, 1, 1))
+  return jnp.where(erased[..., None], jax.random.normal(noise_key, x.shape, x.dtype), x)
+
+
 def normalise(x: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
   """Returns (x / 255 − mean) / std as float32 for pixels [..., C] of 0..255; mean and std, of length C, are of 0..1."""
   lead = (1,) * (x.ndim - 1)
@@ -172,8 +199,12 @@ def training_views(
   flip: float,
   mean: Sequence[float],
   std: Sequence[float],
+  rand_ops: int = 0,
+  rand_magnitude: float = 9.0,
+  rand_std: float = 0.5,
+  erasing: float = 0.0,
 ) -> jax.Array:
-  """Random resized crops, flips and normalisation of a batch.
+  """Random resized crops, flips, RandAugment, normalisation and erasing of a batch, in this order.
 
   Args:
     key: of this step.
@@ -186,14 +217,34 @@ def training_views(
     flip: probability of a horizontal flip.
     mean: per channel, of pixels in 0..1.
     std: likewise.
+    rand_ops: RandAugment's operations on each view (randaugment.py); 0 = none.
+    rand_magnitude: theirs.
+    rand_std: standard deviation of that.
+    erasing: probability that a view gets a box of noise.
 
   Returns:
     float32 [B, V, S, S, C].
   """
   crop_key, flip_key = jax.random.split(key)
+  rand_key, erase_key = jax.random.split(
+    jax.random.fold_in(key, 2)
+  )  # those above don't change with what is on
   if images.ndim == 4:
     images = random_resized_crop(crop_key, images, views, size, scale, ratio, interpolation)
-  return normalise(random_flip(flip_key, images.astype(jnp.float32), flip), mean, std)
+  x = random_flip(flip_key, images.astype(jnp.float32), flip)
+  if rand_ops:
+    fill = [round(255 * m) for m in mean]
+    x = randaugment.random_augment(
+      rand_key,
+      x,
+      count=rand_ops,
+      magnitude=rand_magnitude,
+      std=rand_std,
+      interpolation=interpolation,
+      fill=fill,
+    )
+  x = normalise(x, mean, std)
+  return random_erase(erase_key, x, erasing) if erasing else x
 
 
 def evaluation_view(

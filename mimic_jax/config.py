@@ -248,6 +248,13 @@ def check(config: Mapping[str, Any]) -> None:
           f'config.{stage}.augment.{key} is {value}; expected three numbers of 0 to 1, as pixels are here (not 0 to 255)'
           + (', above 0' if key == 'std' else '')
         )
+    for key in ('rand_magnitude', 'rand_std'):
+      value, usual = s['augment'][key], defaults.stage().augment[key]
+      if not s['augment']['rand_ops'] and value != usual:
+        raise UserError(
+          f'config.{stage}.augment.{key} is {value}, and config.{stage}.augment.rand_ops 0, which draws no operation; expected '
+          f'{usual}, its default, or rand_ops=2'
+        )
     for key in (k for k in s if k == 'optim' or k.startswith('optim_')):
       lr, blr = s[key]['lr'], s[key]['blr']
       if bool(lr) == bool(blr):

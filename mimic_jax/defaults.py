@@ -157,6 +157,12 @@ def stage() -> ConfigDict:
   s.augment.flip = 0.5  # probability
   s.augment.mean = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in 0..1
   s.augment.std = (0.229, 0.224, 0.225)
+  s.augment.rand_ops = (
+    0  # RandAugment's operations on each crop, as in timm's rand-m9-mstd0.5-inc1, which has 2; 0 = off
+  )
+  s.augment.rand_magnitude = 9.0  # how strong they are, of 10
+  s.augment.rand_std = 0.5  # standard deviation of that, drawn for each
+  s.augment.erasing = 0.0  # probability that a crop gets a box of noise (random erasing, pixel mode)
   return s
 
 

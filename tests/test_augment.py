@@ -287,3 +287,51 @@ def test_evaluation_view_is_a_plain_resize(rng):
   for image, mine in zip(images, got):
     expected = pil_crop(image.astype(np.float32), (0, 0, 20, 30), 12, 'bilinear')
     np.testing.assert_allclose(mine, (expected / 255 - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4], atol=1e-3)
+
+
+def test_erasing_puts_noise_into_boxes_of_timms_sizes(rng):
+  x = jnp.full((300, 2, 40, 30, 3), 7.0)
+  got = np.asarray(augment.random_erase(jax.random.key(rng.integers(2**31)), x, 0.25))
+  changed = (got != 7.0).any(axis=-1)  # [300, 2, 40, 30]
+  erased = changed.any(axis=(2, 3))
+  assert abs(erased.mean() - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 600)
+  assert (erased[:, 0] ^ erased[:, 1]).sum() > 0
+  shares, places = [], []
+  for box in changed[erased]:
+    rows, columns = np.flatnonzero(box.any(axis=1)), np.flatnonzero(box.any(axis=0))
+    height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+    assert box.sum() == height * width  # one box, all of it
+    shares.append(height * width / 1200)
+    places += [rows[0] / max(40 - height, 1), columns[0] / max(30 - width, 1)]
+    # timm: height and width are each rounded, their ratio before that is .3 to 1 / .3
+    assert (height + 0.5) / (width - 0.5) > 0.3
+    assert (height - 0.5) / (width + 0.5) < 1 / 0.3
+  assert 0.01 < min(shares) < 0.06
+  assert 0.25 < max(shares) < 0.36
+  assert abs(np.mean(shares) - (0.02 + 1 / 3) / 2) < 0.04
+  assert abs(np.mean(places) - 0.5) < 0.1
+  noise = got[changed]
+  assert abs(noise.mean()) < 5 / np.sqrt(noise.size)
+  assert abs(noise.std() - 1) < 5 / np.sqrt(noise.size)
+
+
+@pytest.mark.parametrize('cropped', [False, True])
+def test_strong_augmentation_of_views_leaves_crops_and_flips_as_they_were(rng, cropped):
+  shape = (64, 2, 12, 12, 3) if cropped else (64, 20, 18, 3)
+  images = jnp.asarray(rng.integers(0, 256, shape, dtype=np.uint8))
+  mean, std, key = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), jax.random.key(rng.integers(2**31))
+  usual = {'views': 2, 'size': 12, 'scale': SCALE, 'ratio': RATIO, 'interpolation': 'bicubic', 'flip': 0.5, 'mean': mean, 'std': std}  # fmt: skip
+
+  def views(**strong):
+    return np.asarray(jax.jit(lambda key, x: augment.training_views(key, x, **usual, **strong))(key, images))
+
+  off, rand, erased = views(), views(rand_ops=2), views(erasing=0.5)
+  np.testing.assert_array_equal(off, views(rand_ops=0, erasing=0.0))
+  levels = rand * np.float32(std) * 255 + np.float32(mean) * 255
+  np.testing.assert_allclose(levels, np.rint(levels), atol=1e-3)
+  plain, after = (augment.to_uint8(x, mean, std) for x in (off, rand))
+  same = (plain == after).all(axis=(2, 3, 4))
+  assert 0.1 < same.mean() < 0.5  # a quarter gets no operation, some one that changes nothing
+  outside = (erased == off).mean(axis=(2, 3, 4))
+  assert (outside > 0.6).all()
+  assert 0.3 < (outside == 1).mean() < 0.7
