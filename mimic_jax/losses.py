@@ -196,6 +196,11 @@ def masked_mse(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array
   return (error * mask).sum() / jnp.where(removed > 0, removed, 1.0)
 
 
+def smoothed(y: jax.Array, share: float) -> jax.Array:
+  """Takes a share of each label [N, K] and spreads it over all K classes, its own too (label smoothing, arXiv 1512.00567)."""
+  return (1.0 - share) * y + share / y.shape[-1]
+
+
 def soft_cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
   """Cross-entropy of soft labels, −Σ_k y_k log softmax(logits)_k, averaged over N (algorithm 1 line 12).
 

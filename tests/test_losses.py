@@ -411,3 +411,11 @@ def test_about_a_tenth_of_the_positives_cross_classes(rng):
   # method.md says 12 % from a simulation; that is the flip with Mixup alone. The defaults give 9 to 10 %.
   assert 0.09 < cross_class_share(rng, 'flip', 0.0) < 0.16
   assert 0.06 < cross_class_share(rng, 'shift', 0.5) < 0.13
+
+
+def test_smoothing_spreads_a_share_of_each_label_as_torch_does(rng):
+  logits, classes = rng.normal(size=(7, 5)), rng.integers(0, 5, 7)
+  y = losses.smoothed(jnp.asarray(np.eye(5)[classes], jnp.float32), 0.1)
+  torch = pytest.importorskip('torch')
+  theirs = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(classes), label_smoothing=0.1)
+  np.testing.assert_allclose(losses.soft_cross_entropy(jnp.asarray(logits), y), theirs.item(), rtol=1e-5)

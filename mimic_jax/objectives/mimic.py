@@ -105,6 +105,7 @@ class Objective(base.Objective):
   RANGES: ClassVar = {
     'views': (1, 2),
     'head.projection_dim': (1, math.inf),
+    'ce.smoothing': (0, 0.99),
     'contrast.weight': (0, math.inf),
     'contrast.temperature': (1e-4, math.inf),
     'contrast.base_temperature': (0, math.inf),
@@ -142,6 +143,9 @@ class Objective(base.Objective):
     s.head.projection_dim = 128  # 128 for RAF-DB, 512 for FERPlus (P fig. 6)
     s.ce = ConfigDict()
     s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
+    s.ce.smoothing = (
+      0.0  # share of each (mixed) label that is spread over all classes; the contrast has labels as they are
+    )
     s.contrast = ConfigDict()
     s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
     s.contrast.labels = 'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max)
@@ -167,7 +171,9 @@ class Objective(base.Objective):
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     if not class_names:
-      raise UserError(f'objective mimic needs labels; {stage["data"]["source"]} of this stage has none')
+      raise UserError(
+        f'objective {stage["objective"]} needs labels; {stage["data"]["source"]} of this stage has none'
+      )
     self.stage = stage
     self.class_names = class_names
     self.config = models.encoder_config(model, stage['drop_path'])
@@ -229,7 +235,7 @@ class Objective(base.Objective):
     )
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
-    """Two crops per image (P §IV-B), flips, normalisation; labels become distributions.
+    """Crops of each image, two by default (P §IV-B), as `augment` says; labels become distributions.
 
     Args:
       batch: 'image' uint8 [B, H, W, 3], or [B, V, S, S, 3] cropped on the host; 'label' int32 [B] or float32 [B, K].
@@ -295,7 +301,8 @@ class Objective(base.Objective):
     self, model: Model, mixed: jax.Array, mixed_y: jax.Array, clean: jax.Array | None, clean_y: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
     """Returns the cross-entropy and the logits of the mixed samples (algorithm 1 line 12)."""
-    logits = model.classifier(mixed)
+    logits, smoothing = model.classifier(mixed), self.stage['ce']['smoothing']
+    mixed_y, clean_y = losses.smoothed(mixed_y, smoothing), losses.smoothed(clean_y, smoothing)
     ce = losses.soft_cross_entropy(logits, mixed_y)
     if clean is None or self.stage['ce']['on'] == 'mixed':
       return ce, logits

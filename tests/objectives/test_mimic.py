@@ -63,7 +63,11 @@ def expected(objective, model, batch, key) -> tuple[float, float]:
   clean_logits, clean_z = run(batch['image'])
   mixed_y = rows(mixed.y).astype(np.float64)
   clean_y = np.repeat(np.asarray(batch['label'], np.float64), V, axis=0)
-  on_mixed, on_clean = cross_entropy(mixed_logits, mixed_y), cross_entropy(clean_logits, clean_y)
+  share = stage['ce']['smoothing']  # of the cross-entropy's labels, not of the contrast's
+  on_mixed, on_clean = (
+    cross_entropy(logits, (1 - share) * y + share / K)
+    for logits, y in ((mixed_logits, mixed_y), (clean_logits, clean_y))
+  )
   ce = {'mixed': on_mixed, 'clean': on_clean, 'both': (on_mixed + on_clean) / 2}[stage['ce']['on']]
   if not objective.weight:
     return ce, 0.0
@@ -97,6 +101,7 @@ def expected(objective, model, batch, key) -> tuple[float, float]:
     {'ce.on': 'clean'},
     {'contrast.labels': 'dominant', 'contrast.candidates': 'all'},
     {'mix.partner': 'flip', 'mix.coefficient': 'sample'},
+    {'ce.smoothing': 0.3, 'ce.on': 'both'},
   ],
   ids=str,
 )
