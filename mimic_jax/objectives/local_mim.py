@@ -156,7 +156,7 @@ class Objective(base.Objective):
   }
   FIGURES: ClassVar = {
     'loss': base.Figure('Loss', unit='sum of mean squared errors'),
-    **{f'scale_{s:g}': base.Figure(f'Cells of 1/{s:g} of a patch', term=True) for s in SCALES},
+    **{f'scale_{s:g}': base.Figure(f"{s:g} cells to a patch's side", term=True) for s in SCALES},
   }
 
   @classmethod
