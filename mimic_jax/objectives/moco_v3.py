@@ -244,9 +244,8 @@ class Objective(base.Objective):
     """
     x, mask = self._fixed_views(batch['image'], batch['index']), batch['mask']
     q, k = ([make(x[:, v], None) for v in range(VIEWS)] for make in (model.query, model.key_of))
-    left_out = jnp.broadcast_to(
-      ~mask[None], (len(mask), len(mask))
-    )  # and with its positive an anchor of the padding adds 0
+    # no key of the padding is a candidate; a query of it, without its own key, adds 0
+    left_out = jnp.broadcast_to(~mask[None], (len(mask), len(mask)))
     loss = sum(self._contrast(q[v], k[1 - v], left_out, 'sum') for v in range(VIEWS))
     a = self.stage['augment']
     whole = augment.evaluation_view(
