@@ -55,8 +55,11 @@ def get_config(variant: str = '') -> ConfigDict:
 def _paper(target: str, begins: str, method: str, size: str) -> ConfigDict:
   """The config of the paper's own."""
   if method == 'pretrain':
-    name = 'imagenet1k' if begins == 'mae' else begins
-    return config_lib.load(*config_lib.find_config(f'pretrain_{name}:{PAPER[size]},folder'))
+    name = 'imagenet1k' if begins.startswith('mae') else begins
+    c = config_lib.load(*config_lib.find_config(f'pretrain_{name}:{PAPER[size]},folder'))
+    if begins == 'mae_faces':
+      c.pretrain.data.source = target
+    return c
   c = config_lib.load(*config_lib.find_config(f'finetune_{target}:{PAPER[size]}'))
   _use(c, method)
   return c
@@ -125,6 +128,9 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
       p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
   elif begins == 'moco_v3':
     p.moco.hidden, p.moco.dim = 256, 64
+  else:
+    p.head.pool = 'gap'  # what fine-tuning reads
+    p.augment.rand_ops, p.augment.erasing, p.mix.probability = 0, 0.0, 0.5  # for schedules as short as these
   return p
 
 

@@ -239,7 +239,10 @@ def _finetuning(
   words = (scale, target, arm.begins, arm.method, arm.size)
   own = dict(config_lib.fields(_loaded(words)))
   for field in arm.set:
-    one_of(f'set of {arm.begins}, {arm.method}', field, own)
+    if field not in own:
+      raise UserError(
+        f"set: {arm.method} has no field '{field}'{nearest(field, own)}; expected one by its full name, such as finetune.optim.lr"
+      )
   changed = {k: v for k, v in arm.set.items() if own[k] != v}
   name = '-'.join(
     [*words[1:4], *([arm.size] if arm.size != 'base' else [])]

@@ -54,10 +54,12 @@ def toml(tmp_path):
 def test_every_study_can_be_laid_out(name):
   study = design.read(name)
   where = dict.fromkeys((*study.sets, 'general'), '/data')
-  for scale in ('tiny', 'small'):
+  for scale in design.SCALES:
     plan = design.plan(study, scale, 'out', where, {}, [0])
     assert not plan.missing
     assert {s: set(arms) for s, arms in plan.arms.items()} == {s: set(study.arms) for s in study.sets}
+    for run in plan.runs:
+      config_lib.parse(['mimic', '--config', run.config, *run.flags])
 
 
 def test_runs_come_after_what_they_need_and_seeds_have_pretrainings_of_their_own(toml):
@@ -114,6 +116,14 @@ def test_what_is_wrong_with_a_design_is_said_in_one_line(toml, old, new, told):
   with pytest.raises(UserError) as caught:
     design.read(toml(DESIGN.replace(old, new)))
   assert told in str(caught.value)
+
+
+def test_a_field_that_is_none_is_named(toml):
+  study = design.read(toml(DESIGN.replace('finetune.head.pool', 'finetune.head.pol')))
+  with pytest.raises(
+    UserError, match=r"mscl has no field 'finetune.head.pol' \(did you mean 'finetune.head.pool'"
+  ):
+    design.plan(study, 'small', 'out', {'ferplus': '/f', 'general': '/g'}, {}, [0])
 
 
 @pytest.mark.parametrize(
