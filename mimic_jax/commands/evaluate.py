@@ -30,6 +30,11 @@ from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, log, neighbours, results, trained, workdir
 from mimic_jax.training.trained import Trained
 
+TRAINED = (
+  'fraction',
+  'label_noise',
+  'part_seed',
+)  # fields of the data section that are of training pictures alone
 STAGE = 'evaluation'  # what the folder's one stage is called
 MOST_TRAINING = 50_000  # pictures among which copies are looked for unasked: some minutes on two cores
 
@@ -78,9 +83,17 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
   section.split = stage.eval.splits or stage.data.split
   section.size = stage.eval.size
   section.cache = False
+  # Of what is trained on; what is measured has all its pictures with the labels they have.
+  section.update({k: defaults.data()[k] for k in TRAINED})
   own = section.source
   # What only another of the training's sources reads.
   section.update({k: defaults.data()[k] for k in data.unread(own, section)})
+  for flag in flags:
+    for field in TRAINED:
+      if flag.lstrip('-').startswith(f'data.{field}'):
+        raise UserError(
+          f'--data.{field} is of training pictures; expected none: a split is measured on all of its own'
+        )
   changed = config_lib.overridden(section.copy_and_resolve_references().lock(), flags, 'data')
   if changed.source == own:
     return changed

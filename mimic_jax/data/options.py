@@ -19,6 +19,9 @@ RANGES = {
   'data.size': (1, INF),
   'data.classes': (7, 8),
   'data.held_out': (0, 0.5),
+  'data.fraction': (0.0001, 1),
+  'data.label_noise': (0, 0.99),
+  'data.part_seed': (-1, 2**32 - 1),
   'data.align_size': (16, 4096),
   'data.max_pixels': (1, INF),
   'data.threads': (1, INF),
@@ -36,6 +39,9 @@ def defaults() -> ConfigDict:
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
   d.held_out = 0.0  # folder, csv: share of the training pictures that is the valid split where there is none
+  d.fraction = 1.0  # of the training pictures that is trained on, of each class the same; evaluation has all
+  d.label_noise = 0.0  # share of the training labels that are made another class's, of each class the same, as likely one as the other
+  d.part_seed = -1  # of the two; -1 = the run's seed
   d.classes = 7  # affectnet: 7, or 8 with contempt
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels

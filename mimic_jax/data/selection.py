@@ -1,5 +1,6 @@
 """A part of a source, or a source whose classes are numbered as a model has them."""
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ class Selected:
     columns: for each of the new classes its number in the source, −1 where the source lacks it; None keeps the labels.
     class_names: of the new classes; () with columns = None.
     about: what to add to the record.
+    labels: int [n], in place of the source's own; None keeps those.
 
   Attributes:
     classes_absent: those of `class_names` that the source does not have.
@@ -37,11 +39,13 @@ class Selected:
     columns: Sequence[int] | None = None,
     class_names: Sequence[str] = (),
     about: Mapping[str, Any] | None = None,
+    labels: np.ndarray | None = None,
   ) -> None:
     self._source = source
     self._index = np.asarray(index, np.int64)
     self._columns = None if columns is None else tuple(columns)
     self._about = dict(about or {})
+    self._labels = labels
     self.class_names = tuple(source.class_names) if columns is None else tuple(class_names)
     self.image_shape = source.image_shape
     self.targets = {name: values[self._index] for name, values in sources.targets_of(source).items()}
@@ -68,6 +72,8 @@ class Selected:
     return self._source.id(self._at(i))
 
   def label(self, i: int) -> int | np.ndarray:
+    if self._labels is not None:
+      return int(self._labels[i])
     label = self._source.label(self._at(i))
     if self._columns is None:
       return label
@@ -130,6 +136,80 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
     'classes_absent': [name for name, old in zip(class_names, columns) if old < 0],
   }
   return Selected(source, index, columns, class_names, about)
+
+
+def for_training(source: Source, fraction: float, label_noise: float, seed: int) -> Source:
+  """Returns what of a source is trained on: a fraction of each class, a share of whose labels is wrong.
+
+  Which pictures these are depends on the seed and on each picture's id alone: whoever asks, in whatever process, gets the same. A smaller
+  fraction is part of a larger one. The record has both, and the split hash those labels.
+
+  Args:
+    source: the training pictures.
+    fraction: of the pictures of each class (of all, where there are none) that are kept, rounded, one at least; 1 = the source itself.
+    label_noise: share of the labels of each class, of those kept, rounded, that are made another class's, each as likely.
+    seed: of both.
+
+  Raises:
+    UserError: on groups of pictures, which are no longer whole, and on noise without classes or in distributions.
+  """
+  if fraction >= 1 and not label_noise:
+    return source
+  if hasattr(source, 'group'):
+    raise UserError(
+      f'data.fraction is {fraction:g} and data.label_noise {label_noise:g}, and the pictures are in groups; expected 1 and 0'
+    )
+  labels = [source.label(i) for i in range(len(source))] if source.class_names else []
+  soft = any(np.ndim(label) for label in labels)
+  if label_noise and (soft or len(source.class_names) < 2):
+    rule = source.record().get('label_rule')
+    what = (
+      f'labels are distributions{f" (data.label_rule={rule})" if rule else ""}'
+      if soft
+      else f'there are {len(source.class_names)} classes'
+    )
+    raise UserError(
+      f'data.label_noise is {label_noise:g}, and {what}; expected 0, or two or more classes and one for each picture'
+    )
+  classes = sources.dominant(labels) if labels else np.zeros(len(source), np.int64)
+  draws = np.array([_draws(seed, source.id(i)) for i in range(len(source))]).reshape(-1, 3)
+  index, about = np.arange(len(source)), {}
+  if fraction < 1:
+    index = _share_of_each(classes, draws[:, 0], fraction, least=1)
+    about['fraction'] = {'share': fraction, 'seed': seed, 'count': len(index), 'of': len(source)}
+  if not label_noise:
+    return Selected(source, index, about=about)
+  given, draws = classes[index], draws[index]
+  wrong = _share_of_each(given, draws[:, 1], label_noise)
+  wrong = wrong[given[wrong] >= 0]
+  made = given.copy()
+  K = len(source.class_names)
+  made[wrong] = (given[wrong] + 1 + (draws[wrong, 2] * (K - 1)).astype(np.int64)) % K
+  about['label_noise'] = {
+    'share': label_noise,
+    'seed': seed,
+    'count': len(wrong),
+    'of': int((given >= 0).sum()),
+  }
+  said = f'data.label_noise: {len(wrong):,} of {(given >= 0).sum():,} training labels were made those of another class'
+  about['warnings'] = [*source.record().get('warnings', []), said]
+  return Selected(source, index, about=about, labels=made)
+
+
+def _draws(seed: int, name: str) -> tuple[float, float, float]:
+  """Returns a picture's own three numbers in [0, 1)."""
+  digest = hashlib.sha256(f'{seed}:{name}'.encode('utf-8', 'surrogateescape')).digest()
+  return tuple(int.from_bytes(digest[k : k + 6], 'big') / 2.0**48 for k in (0, 6, 12))
+
+
+def _share_of_each(classes: np.ndarray, draws: np.ndarray, share: float, least: int = 0) -> np.ndarray:
+  """Returns in order which of int [n] are that share of each class: those with the smallest draws."""
+  chosen = []
+  for k in np.unique(classes):
+    own = np.flatnonzero(classes == k)
+    count = max(least, int(share * len(own) + 0.5))
+    chosen.append(own[np.argsort(draws[own], kind='stable')[:count]])
+  return np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64))
 
 
 def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mimic_jax import config as config_lib
 from mimic_jax import data, models, objectives
-from mimic_jax.data import pipeline
+from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import checkpoint, distributed, sharding
@@ -52,7 +52,7 @@ class Stage:
     self.image_size = models.encoder_config(config['model'], self.stage['drop_path']).image_size
     d = self.stage['data']
     with self._fields_as_typed():
-      self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': False})
+      self.source = self._training({**d, 'cache': False})
     self.class_names = tuple(self.source.class_names)
     self.objective = objectives.make(
       self.stage,
@@ -121,7 +121,7 @@ class Stage:
     if d['resident']:
       self.pictures = self._on_devices()
     if d['cache']:
-      self.source = data.build(d['source'], d['root'], d['split'], {**d, 'cache': not d['resident']})
+      self.source = self._training({**d, 'cache': not d['resident']})
       for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
@@ -145,6 +145,16 @@ class Stage:
       whole = pipeline.whole(self.source, self.stage['data']['threads'])
       like = jax.ShapeDtypeStruct(whole.shape, whole.dtype, sharding=sharding.replicated(self.mesh))
       return jax.block_until_ready(sharding.put(whole, like))
+
+  def _training(self, d: Mapping[str, Any]) -> source_lib.Source:
+    """Returns what is trained on, which is not all where a fraction is asked for."""
+    if d['part_seed'] >= 0 and d['fraction'] == 1 and not d['label_noise']:
+      raise UserError(
+        f'data.part_seed is {d["part_seed"]}, and neither data.fraction nor data.label_noise is set; expected -1, its default'
+      )
+    whole = data.build(d['source'], d['root'], d['split'], d)
+    seed = self.config['seed'] if d['part_seed'] < 0 else d['part_seed']
+    return selection.for_training(whole, d['fraction'], d['label_noise'], seed)
 
   def _splits(self, options: Mapping[str, Any]) -> list[evaluation.Split]:
     classes = self.class_names if self.objective.labelled else ()

@@ -367,6 +367,7 @@ def test_another_alignment_than_the_trainings_is_noted(run):
     ),
     (['--out', f'{__file__}/x'], 'can not be written'),
     (['--identity=(a)(b)'], "--identity is '(a)(b)', which has 2 groups"),
+    (['--data.fraction=.5'], '--data.fraction is of training pictures; expected none'),
     (['--subset=nowhere.txt'], 'nowhere.txt: is not a readable list of pictures'),
     (['--out', __file__], 'a file; expected a folder'),
   ],

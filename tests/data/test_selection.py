@@ -1,12 +1,14 @@
 """Parts of sources, and classes matched by name across sets."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from mimic_jax.data import classes, selection, source
+from mimic_jax.data import classes, sampling, selection, source
 from mimic_jax.data.pipeline import eval_batches
 from mimic_jax.runtime.errors import UserError
 
@@ -181,3 +183,80 @@ def test_a_missing_list_is_one_line(tmp_path):
 
 def test_a_selection_is_a_source():
   assert isinstance(selection.for_classes(Plain(EIGHT, [0]), SEVEN, 'data'), source.Source)
+
+
+def unbalanced(rng=None, n=(60, 25, 3, 0, 12)):
+  """Returns pictures of five classes, so many of each, in any order."""
+  labels = np.repeat(range(5), n)
+  ids = [f'train/{i}.png' for i in range(len(labels))]
+  order = rng.permutation(len(labels)) if rng is not None else range(len(labels))
+  return Plain('abcde', [int(labels[i]) for i in order], [ids[i] for i in order])
+
+
+def labels_of(s):
+  return {s.id(i): s.label(i) for i in range(len(s))}
+
+
+def test_a_fraction_takes_the_same_share_of_every_class_and_one_at_least(rng):
+  whole = unbalanced(rng)
+  parts = {f: selection.for_training(whole, f, 0.0, 7) for f in (0.2, 0.5)}
+  fifth = labels_of(parts[0.2])
+  assert np.bincount(list(fifth.values()), minlength=5).tolist() == [12, 5, 1, 0, 2]
+  assert fifth.items() <= labels_of(parts[0.5]).items() <= labels_of(whole).items()
+  assert [parts[0.2][i]['label'] for i in range(20)] == [parts[0.2].label(i) for i in range(20)]
+  record = parts[0.2].record()
+  assert record['fraction'] == {'share': 0.2, 'seed': 7, 'count': 20, 'of': 100}
+  assert (record['count'], record['class_counts']['a']) == (20, 12)
+  assert labels_of(selection.for_training(whole, 0.2, 0.0, 8)) != fifth
+  assert selection.for_training(whole, 1.0, 0.0, 7) is whole
+  unlabelled = Plain((), [-1] * 50)
+  assert len(selection.for_training(unlabelled, 0.1, 0.0, 7)) == 5
+
+
+def test_noise_flips_the_same_share_of_every_class_to_the_others_alike(rng):
+  labels = np.repeat(range(4), (4000, 2000, 1000, 200)).tolist()
+  whole = Plain('abcd', [*labels, -1, -1])
+  noisy = selection.for_training(whole, 1.0, 0.3, int(rng.integers(2**31)))
+  got = np.array([noisy.label(i) for i in range(len(noisy))])
+  assert got[-2:].tolist() == [-1, -1]
+  table = np.zeros((4, 4), int)
+  np.add.at(table, (labels, got[:-2]), 1)
+  assert np.diag(table).tolist() == [2800, 1400, 700, 140]
+  for row, flipped in zip(table, (1200, 600, 300, 60)):
+    others = np.sort(row)[:-1]
+    assert np.abs(others - flipped / 3).max() < 5 * np.sqrt(flipped * 2 / 9)
+  record = noisy.record()
+  assert record['label_noise']['count'] == 2160
+  assert record['label_noise']['of'] == 7200
+  assert record['class_counts']['d'] == table[:, 3].sum()
+  assert '2,160 of 7,200 training labels' in record['warnings'][0]
+  assert source.fingerprint(record) != source.fingerprint({**whole.record(), 'split_hash': 'x'})
+  drawn = sampling.balanced(noisy, 3)
+  of_d = [noisy.label(int(drawn(k, k)[1])) == 3 for k in range(2000)]
+  assert abs(np.mean(of_d) - 0.25) < 5 * np.sqrt(0.25 * 0.75 / 2000)
+
+
+def test_both_together_are_the_same_in_another_process_and_in_another_order(rng):
+  program = (
+    'from tests.data.test_selection import *\n'
+    'print(sorted(labels_of(selection.for_training(unbalanced(), 0.5, 0.4, 3)).items()))'
+  )
+  there = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout
+  here = selection.for_training(unbalanced(rng), 0.5, 0.4, 3)
+  assert str(sorted(labels_of(here).items())) == there.strip()
+  assert labels_of(pickle.loads(pickle.dumps(here))) == labels_of(here)
+  whole = labels_of(unbalanced())
+  assert sum(whole[name] != label for name, label in labels_of(here).items()) == 12 + 5 + 1 + 2
+  assert here.record()['label_noise'] == {'share': 0.4, 'seed': 3, 'count': 20, 'of': 51}
+
+
+@pytest.mark.parametrize(
+  ('whole', 'words'),
+  [
+    (Plain('ab', [np.array([0.5, 0.5], np.float32)]), r'data.label_noise is 0.1, and labels are distributions \(data.label_rule=kept\)'),
+    (Plain((), [-1]), 'data.label_noise is 0.1, and there are 0 classes; expected 0, or two or more classes'),
+  ],
+)  # fmt: skip
+def test_noise_without_one_class_for_each_picture_is_refused(whole, words):
+  with pytest.raises(UserError, match=words):
+    selection.for_training(whole, 1.0, 0.1, 0)

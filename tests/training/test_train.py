@@ -500,3 +500,31 @@ def test_too_little_memory_is_one_line_that_says_what_to_make_smaller(tmp_path, 
   ) as e:
     run(small.run_config(finetune=small.mimic_stage()), tmp_path)
   assert '\n' not in str(e.value)
+
+
+def test_a_fraction_and_wrong_labels_are_of_training_alone_and_follow_the_runs_seed_or_their_own(tmp_path):
+  def stage(seed=0, **changes):
+    config = small.run_config(finetune=small.mimic_stage(**changes))
+    config.seed = seed
+    made = stage_lib.Stage(
+      FrozenConfigDict(config), 'finetune', epath.Path(tmp_path), sharding.make_mesh(-1, 1, jax.devices()[:1])
+    )
+    made.prepare()
+    return made
+
+  some = {'data.fraction': 0.5, 'data.label_noise': 0.2}
+  whole, first, other = stage(), stage(**some), stage(1, **some)
+  assert first.records['valid'] == whole.records['valid']
+  record = first.records['train']
+  assert (record['fraction']['of'], record['fraction']['seed']) == (64, 0)
+  assert len(first.source) == record['count'] == record['fraction']['count'] < 40
+  assert record['label_noise']['count'] > 0
+  assert first.program.total_steps == whole.program.total_steps
+  assert record == stage(**some).records['train']  # whoever resumes it
+  assert record['split_hash'] != other.records['train']['split_hash']
+  fixed = {**some, 'data.part_seed': 0}
+  assert stage(1, **fixed).records['train'] == record
+  with pytest.raises(
+    UserError, match=r'--config.finetune.data.part_seed is 3, and neither --config.finetune.data.fraction'
+  ):
+    stage(**{'data.part_seed': 3})
