@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mimic_jax.data import classes, selection, sets
+from mimic_jax.data import classes, held_out, selection, sets
 from mimic_jax.data.options import OF_SOME, defaults
 from mimic_jax.data.source import Cached, Concat, Source
 from mimic_jax.runtime import remote
@@ -14,7 +14,7 @@ from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.runtime.files import is_remote
 
 # Those of data/sets: each has `build(root, split, options) -> Source` and is imported when its name is asked for, since one
-# source's needs are not another's. It may have READS, fields of options.OF_SOME; WHOLE, see `whole`; and
+# source's needs are not another's. It may have READS, fields of options.OF_SOME that it reads, or held_out; WHOLE, see `whole`; and
 # `fetch(root, split, options) -> str`, which brings what a split needs of a remote root here, where that is less than all of it.
 SOURCES = sorted(m.name for m in pkgutil.iter_modules(sets.__path__) if not m.name.startswith('_'))
 
@@ -98,7 +98,11 @@ def _one(name: str, path: str, split: str, options: Mapping[str, Any]) -> Source
       path = module.fetch(path, split, options)
     else:
       path = remote.fetched(path, 'data.root')
-  part = module.build(path, split, options)
+  share = options.get('held_out', 0) if 'held_out' not in getattr(module, 'READS', ()) else 0
+  if share and split in ('train', 'held_out'):
+    part = held_out.of_source(module.build(path, 'train', options), split, share, options.get('threads', 8))
+  else:
+    part = module.build(path, split, options)
   return Cached(part) if options.get('cache', False) else part
 
 

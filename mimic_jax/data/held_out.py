@@ -1,4 +1,4 @@
-"""The valid split of a set that comes without one: a share of its training pictures, each by its own content."""
+"""A share of the training pictures, each by its own content: the valid split of a set that comes without one, or what to choose on."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mimic_jax.data import files
+from mimic_jax.data import files, selection
 from mimic_jax.data import source as sources
 from mimic_jax.runtime.errors import UserError
 
@@ -58,6 +58,35 @@ def part(
   return np.flatnonzero(held if kind == 'valid' else ~held), about
 
 
+def of_source(source: sources.Source, kind: str, share: float, threads: int) -> selection.Selected:
+  """Returns a side of any source, divided as `part` does it.
+
+  Args:
+    source: the training split.
+    kind: 'held_out', or 'train', the rest.
+    share: that is held out, above 0.
+    threads: to read with.
+
+  Raises:
+    UserError: where nothing is held out, or all.
+  """
+  hashes = files.in_chunks(lambda those: [source.content_hash(i) for i in those], range(len(source)), threads)
+  held = np.array([_fraction(h) for h in hashes]) < share
+  if held.all() or not held.any():
+    raise UserError(
+      f'data.held_out is {share:g} and holds out {held.sum()} of {len(held)} pictures; expected some on both sides'
+    )
+  about = {
+    'rule': 'SHA-256 of the content',
+    'share': share,
+    'train': int((~held).sum()),
+    'held_out': int(held.sum()),
+  }
+  return selection.Selected(
+    source, np.flatnonzero(held if kind == 'held_out' else ~held), about={'held_out': about, 'split': kind}
+  )
+
+
 def note(about: Mapping[str, Any]) -> str:
   """Returns what is to be said of a split that was made so."""
   return (
@@ -81,6 +110,10 @@ def _fractions(stamps: tuple[tuple[str, int, int], ...], threads: int) -> list[f
 
   def of(chunk: Sequence[tuple[str, int, int]]) -> list[float]:
     hashes = [sources.file_hash(path, '') for path, *_ in chunk]
-    return [1.0 if h.startswith('unreadable') else int(h[:16], 16) / 2.0**64 for h in hashes]
+    return [_fraction(h) for h in hashes]
 
   return files.in_chunks(of, stamps, threads)
+
+
+def _fraction(content_hash: str) -> float:
+  return 1.0 if content_hash.startswith('unreadable') else int(content_hash[:16], 16) / 2.0**64

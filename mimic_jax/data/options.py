@@ -8,7 +8,7 @@ from mimic_jax.data.sets import ferplus
 INF = float('inf')
 
 # fields that only some sources read, those whose module has them in READS
-OF_SOME = ('classes', 'name', 'held_out')
+OF_SOME = ('classes', 'name')
 
 CHOICES = {
   'data.on_bad_image': bad_image.POLICIES,
@@ -38,7 +38,7 @@ def defaults() -> ConfigDict:
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
-  d.held_out = 0.0  # folder, csv: share of the training pictures that is the valid split where there is none
+  d.held_out = 0.0  # share of the training pictures, by content, that is a split of its own: held_out, of folder and csv valid where there is none
   d.fraction = 1.0  # of the training pictures that is trained on, of each class the same; evaluation has all
   d.label_noise = 0.0  # share of the training labels that are made another class's, of each class the same, as likely one as the other
   d.part_seed = -1  # of the two; -1 = the run's seed

@@ -94,3 +94,18 @@ def test_a_file_that_can_not_be_read_is_left_to_training(rng, tmp_path):
   fill(tmp_path, 60, rng)
   (tmp_path / 'c0' / 'gone.png').symlink_to(tmp_path / 'nowhere')
   assert 'c0/gone.png' in sides(tmp_path)[0]
+
+
+def test_a_set_with_a_valid_split_of_its_own_has_held_out_beside_it():
+  options = {'size': 60, 'draw_size': 16, 'draw_seed': 0, 'held_out': 0.2}
+  whole = data.build('synthetic_faces', '', 'train', {**options, 'held_out': 0})
+  train, held, valid = (
+    data.build('synthetic_faces', '', split, options) for split in ('train', 'held_out', 'valid')
+  )
+  hashes = {whole.id(i): int(whole.content_hash(i)[:16], 16) / 2**64 for i in range(60)}
+  assert {held.id(i) for i in range(len(held))} == {k for k, x in hashes.items() if x < 0.2}
+  assert {train.id(i) for i in range(len(train))} == {k for k, x in hashes.items() if x >= 0.2}
+  assert len(valid) == 60
+  assert held.record()['held_out']['train'] == len(train)
+  with pytest.raises(UserError, match=r'data.held_out is 1e-09 and holds out 0 of 60 pictures'):
+    data.build('synthetic_faces', '', 'train', {**options, 'held_out': 1e-9})
