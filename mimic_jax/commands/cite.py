@@ -5,6 +5,7 @@ What no entry is known of is named in a comment.
 
 from collections.abc import Sequence
 
+from mimic_jax import objectives
 from mimic_jax.report import citations
 from mimic_jax.report import run as runs
 from mimic_jax.runtime import cli
@@ -22,8 +23,11 @@ def main(argv: Sequence[str]) -> None:
   if not held.config:
     raise UserError(f"'{given}' is not a run's folder: it has no config.json")
   trained = held.record.get('checkpoint', {}).get('config')  # of what an evaluation measured
-  keys, unknown = citations.of_run(trained or held.config, held.record)
-  print(
-    '\n'.join([*(f'% no entry is known for {what}' for what in unknown), *map(citations.bibtex, keys)]),
-    end='',
-  )
+  config = trained or held.config
+  learned = [
+    objectives.find(config[name]['objective']).CITES for name in runs.stage_names(config) if name in config
+  ]
+  entries = {**citations.ENTRIES, **{k: v for cites in learned for k, v in cites.items()}}
+  keys, unknown = citations.of_run(config, held.record, [k for cites in learned for k in cites])
+  told = [f'% no entry is known for {what}' for what in unknown]
+  print('\n'.join([*told, *(citations.bibtex(k, entries[k]) for k in keys)]), end='')

@@ -75,6 +75,7 @@ class Objective(abc.ABC):
     CHOICES: field of its section ('contrast.distance') → the words it may be.
     RANGES: field → (lowest, highest), both allowed.
     FIGURES: what the figures are that `loss` gives; one that is not here is shown by its name.
+    CITES: what it is from: fields of BibTeX entries by key (report/citations.py has those of many).
     labelled: whether it learns from labels.
     classifier: path of its model's layer whose last axis is the classes; () where it has none.
     pairs: whether its loss puts pictures of a batch together, which is then not computed in parts (`accumulate`).
@@ -87,6 +88,7 @@ class Objective(abc.ABC):
   CHOICES: ClassVar[Mapping[str, Sequence[str]]] = {}
   RANGES: ClassVar[Mapping[str, tuple[float, float]]] = {}
   FIGURES: ClassVar[Mapping[str, Figure]] = {}
+  CITES: ClassVar[Mapping[str, Mapping[str, str]]] = {}
   labelled = False
   classifier: ClassVar[Path] = ()
   pairs = False

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from mimic_jax import models
 from mimic_jax.models import flops
 from mimic_jax.objectives import mimic
+from mimic_jax.report import citations
 from mimic_jax.runtime import sharding
 
 
@@ -41,6 +42,7 @@ class Model(mimic.Model):
 class Objective(mimic.Plain):
   """Cross-entropy of a linear classifier on frozen features; see base.py for the contract."""
 
+  CITES: ClassVar = {'he2022masked': citations.ENTRIES['he2022masked']}
   network: ClassVar = Model
   RANGES: ClassVar = {
     'batch_images': (2, float('inf')),  # of one picture BatchNorm leaves zeros

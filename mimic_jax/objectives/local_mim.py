@@ -17,6 +17,7 @@ from mimic_jax import augment, defaults, hog, losses, models
 from mimic_jax.models import decoder, flops, masking, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
+from mimic_jax.report import citations
 from mimic_jax.report.drawing import Drawing
 from mimic_jax.runtime.errors import UserError
 
@@ -149,6 +150,7 @@ class LocalMaskedModel(nnx.Module):
 class Objective(base.Objective):
   """LocalMIM; see base.py for the contract."""
 
+  CITES: ClassVar = {'wang2023masked': citations.ENTRIES['wang2023masked']}
   RANGES: ClassVar = {
     'local_mim.mask_ratio': (0.01, 0.99),
     'local_mim.bins': (1, 360),

@@ -16,6 +16,7 @@ from mimic_jax import augment, defaults, losses, models
 from mimic_jax.models import decoder, flops, masking, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
+from mimic_jax.report import citations
 from mimic_jax.report.drawing import Drawing
 from mimic_jax.runtime.errors import UserError
 
@@ -47,6 +48,7 @@ class MaskedAutoencoder(nnx.Module):
 class Objective(base.Objective):
   """Masked autoencoding; see base.py for the contract."""
 
+  CITES: ClassVar = {'he2022masked': citations.ENTRIES['he2022masked']}
   RANGES: ClassVar = {'mae.mask_ratio': (0.01, 0.99)}
   FIGURES: ClassVar = {'loss': base.Figure('Loss', unit='mean squared error')}
 

@@ -18,6 +18,7 @@ from mimic_jax import augment, colour, defaults, losses, models
 from mimic_jax.models import flops, heads, vit
 from mimic_jax.objectives import base
 from mimic_jax.objectives.base import Batch
+from mimic_jax.report import citations
 from mimic_jax.report.drawing import Drawing
 from mimic_jax.runtime.errors import UserError
 
@@ -74,6 +75,7 @@ def momentum_rate(step: jax.Array, total_steps: int, momentum: float) -> jax.Arr
 class Objective(base.Objective):
   """Momentum contrast; see base.py for the contract."""
 
+  CITES: ClassVar = {'chen2021empirical': citations.ENTRIES['chen2021empirical']}
   pairs = True
   RANGES: ClassVar = {
     'moco.dim': (1, float('inf')),

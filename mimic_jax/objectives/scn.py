@@ -47,6 +47,16 @@ class Model(mimic.Model):
 class Objective(mimic.Plain):
   """Logit-weighted cross-entropy + λ · rank regularisation; see base.py for the contract."""
 
+  CITES: ClassVar = {
+    'wang2020suppressing': {
+      'type': 'inproceedings',
+      'title': 'Suppressing Uncertainties for Large-Scale Facial Expression Recognition',
+      'author': 'Wang, Kai and Peng, Xiaojiang and Yang, Jianfei and Lu, Shijian and Qiao, Yu',
+      'booktitle': 'IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)',
+      'year': '2020',
+      'note': 'arXiv:2002.10392',
+    },
+  }
   network: ClassVar = Model
   RANGES: ClassVar = {
     'scn.high': (0.01, 0.99),

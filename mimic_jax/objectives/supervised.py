@@ -5,15 +5,18 @@ repeated augmentation (three crops of a picture in a batch), and its evaluation 
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
 from mimic_jax.objectives import mimic
+from mimic_jax.report import citations
 
 
 class Objective(mimic.Objective):
   """Cross-entropy on mixed pictures; see base.py for the contract."""
+
+  CITES: ClassVar = {'touvron2021training': citations.ENTRIES['touvron2021training']}
 
   @classmethod
   def defaults(cls) -> ConfigDict:

@@ -1,9 +1,7 @@
 """What a run stands on, as BibTeX: the paper, its pre-training, the sets, and published weights."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
-
-from mimic_jax.report import run as runs
 
 ENTRIES = {
   'zhang2024mimic': {
@@ -20,14 +18,6 @@ ENTRIES = {
     'booktitle': 'IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)',
     'year': '2022',
     'note': 'arXiv:2111.06377',
-  },
-  'wang2020suppressing': {
-    'type': 'inproceedings',
-    'title': 'Suppressing Uncertainties for Large-Scale Facial Expression Recognition',
-    'author': 'Wang, Kai and Peng, Xiaojiang and Yang, Jianfei and Lu, Shijian and Qiao, Yu',
-    'booktitle': 'IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)',
-    'year': '2020',
-    'note': 'arXiv:2002.10392',
   },
   'li2017reliable': {
     'type': 'inproceedings',
@@ -116,26 +106,19 @@ OF_WEIGHTS = {
   'LocalMIM': 'wang2023masked',
   'DeiT': 'touvron2021training',
 }
-OF_OBJECTIVE = {
-  'masked_autoencoding': 'he2022masked',
-  'local_mim': 'wang2023masked',
-  'moco_v3': 'chen2021empirical',
-  'linear_probe': 'he2022masked',
-  'scn': 'wang2020suppressing',
-}
 
 
-def of_run(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-  """Returns the keys of ENTRIES that a run calls for, and sentences on what it stands on that no entry is known of.
+def of_run(
+  config: Mapping[str, Any], record: Mapping[str, Any], of_objectives: Iterable[str] = ()
+) -> tuple[list[str], list[str]]:
+  """Returns the keys of entries that a run calls for, and sentences on what it stands on that no entry is known of.
 
   Args:
     config: of the run.
     record: its record.json.
+    of_objectives: keys that its objectives name.
   """
-  keys, unknown = ['zhang2024mimic'], []
-  for name in runs.stage_names(dict(config)):
-    if config.get(name, {}).get('objective') in OF_OBJECTIVE:
-      keys.append(OF_OBJECTIVE[config[name]['objective']])
+  keys, unknown = ['zhang2024mimic', *of_objectives], []
   for stage in record.get('data', {}).values():
     for held in stage.values():
       source = held.get('name') if held.get('source') == 'tfds' else held.get('source')
@@ -152,8 +135,7 @@ def of_run(config: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[list[s
   return list(dict.fromkeys(keys)), list(dict.fromkeys(unknown))
 
 
-def bibtex(key: str) -> str:
+def bibtex(key: str, entry: Mapping[str, str]) -> str:
   """Returns an entry in BibTeX."""
-  entry = ENTRIES[key]
   lines = [f'  {name} = {{{value}}},' for name, value in entry.items() if name != 'type']
   return '\n'.join([f'@{entry["type"]}{{{key},', *lines, '}']) + '\n'
