@@ -141,13 +141,13 @@ def for_classes(source: Source, class_names: Sequence[str], field: str) -> Sourc
 def for_training(source: Source, fraction: float, label_noise: float, seed: int) -> Source:
   """Returns what of a source is trained on: a fraction of each class, a share of whose labels is wrong.
 
-  Which pictures these are depends on the seed and on each picture's id alone: whoever asks, in whatever process, gets the same. A smaller
-  fraction is part of a larger one. The record has both, and the split hash those labels.
+  Which pictures these are depends on the seed and on each picture's id alone: whoever asks, in whatever process, gets the same. The record
+  has both, and its split hash is of those labels.
 
   Args:
     source: the training pictures.
-    fraction: of the pictures of each class (of all, where there are none) that are kept, rounded, one at least; 1 = the source itself.
-    label_noise: share of the labels of each class, of those kept, rounded, that are made another class's, each as likely.
+    fraction: of the pictures of each class (of all, where there are none) that are kept, one at least; 1 = the source itself.
+    label_noise: share of the labels of each class, of those kept, that are made another class's, each as likely.
     seed: of both.
 
   Raises:
@@ -180,18 +180,19 @@ def for_training(source: Source, fraction: float, label_noise: float, seed: int)
   if not label_noise:
     return Selected(source, index, about=about)
   given, draws = classes[index], draws[index]
-  wrong = _share_of_each(given, draws[:, 1], label_noise)
-  wrong = wrong[given[wrong] >= 0]
-  made = given.copy()
+  labelled, made = np.flatnonzero(given >= 0), given.copy()
+  wrong = labelled[_share_of_each(given[labelled], draws[labelled, 1], label_noise)]
   K = len(source.class_names)
   made[wrong] = (given[wrong] + 1 + (draws[wrong, 2] * (K - 1)).astype(np.int64)) % K
   about['label_noise'] = {
     'share': label_noise,
     'seed': seed,
     'count': len(wrong),
-    'of': int((given >= 0).sum()),
+    'of': len(labelled),
   }
-  said = f'data.label_noise: {len(wrong):,} of {(given >= 0).sum():,} training labels were made those of another class'
+  said = (
+    f'data.label_noise: {len(wrong):,} of {len(labelled):,} training labels were made those of another class'
+  )
   about['warnings'] = [*source.record().get('warnings', []), said]
   return Selected(source, index, about=about, labels=made)
 
@@ -203,13 +204,17 @@ def _draws(seed: int, name: str) -> tuple[float, float, float]:
 
 
 def _share_of_each(classes: np.ndarray, draws: np.ndarray, share: float, least: int = 0) -> np.ndarray:
-  """Returns in order which of int [n] are that share of each class: those with the smallest draws."""
-  chosen = []
+  """Returns in order which of int [n] are that share of each class: those with the smallest draws.
+
+  Rounded so that the whole is that share of all, too, where each class rounded by itself may be off by half a picture for each.
+  """
+  chosen, before = [np.zeros(0, np.int64)], 0
   for k in np.unique(classes):
     own = np.flatnonzero(classes == k)
-    count = max(least, int(share * len(own) + 0.5))
+    first, before = int(share * before + 0.5), before + len(own)
+    count = max(least, int(share * before + 0.5) - first)
     chosen.append(own[np.argsort(draws[own], kind='stable')[:count]])
-  return np.sort(np.concatenate([*chosen, np.zeros(0, np.int64)]).astype(np.int64))
+  return np.sort(np.concatenate(chosen))
 
 
 def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:

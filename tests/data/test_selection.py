@@ -209,6 +209,9 @@ def test_a_fraction_takes_the_same_share_of_every_class_and_one_at_least(rng):
   assert (record['count'], record['class_counts']['a']) == (20, 12)
   assert labels_of(selection.for_training(whole, 0.2, 0.0, 8)) != fifth
   assert selection.for_training(whole, 1.0, 0.0, 7) is whole
+  many = selection.for_training(Plain(map(str, range(50)), np.repeat(range(50), 13).tolist()), 0.2, 0.0, 7)
+  assert len(many) == 130  # 2.6 of each class
+  assert set(np.bincount(list(labels_of(many).values()))) == {2, 3}
   unlabelled = Plain((), [-1] * 50)
   assert len(selection.for_training(unlabelled, 0.1, 0.0, 7)) == 5
 
@@ -247,7 +250,7 @@ def test_both_together_are_the_same_in_another_process_and_in_another_order(rng)
   assert labels_of(pickle.loads(pickle.dumps(here))) == labels_of(here)
   whole = labels_of(unbalanced())
   assert sum(whole[name] != label for name, label in labels_of(here).items()) == 12 + 5 + 1 + 2
-  assert here.record()['label_noise'] == {'share': 0.4, 'seed': 3, 'count': 20, 'of': 51}
+  assert here.record()['label_noise'] == {'share': 0.4, 'seed': 3, 'count': 20, 'of': 50}
 
 
 @pytest.mark.parametrize(
