@@ -25,7 +25,7 @@ def main() -> None:
   given = parser.parse_args()
   config = planned.configured(given.config, [])
   (name,) = [s for s in ('pretrain', 'finetune') if s in config]
-  program = planned.program(config, name, sharding.make_mesh(1, 1), classes=7)
+  program = planned.program(config, name, sharding.make_mesh(), classes=7)
   keys = [jax.random.key(seed) for seed in range(given.seeds)]
   rng = np.random.default_rng(0)
   side = config.model.image_size

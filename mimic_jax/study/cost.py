@@ -26,7 +26,7 @@ def operations(runs: Sequence[Run], out: epath.Path) -> dict[str, float]:
   """
   found: dict[str, float] = {}
   by_folder: dict[str, float] = {}
-  mesh = sharding.make_mesh(1, 1)
+  mesh = sharding.make_mesh()
   for run in runs:
     alike = run.name.rpartition('/')[0]
     if alike not in by_folder:

@@ -15,11 +15,12 @@ from etils import epath
 from scipy import stats
 
 from mimic_jax import config as config_lib
+from mimic_jax import objectives
 from mimic_jax.commands import study as command
 from mimic_jax.report import grid
 from mimic_jax.runtime import lease
 from mimic_jax.runtime.errors import Preempted, UserError
-from mimic_jax.study import design, findings, page, runner
+from mimic_jax.study import cost, design, findings, page, runner
 from mimic_jax.study.design import Run
 
 DESIGN = """
@@ -323,6 +324,26 @@ def test_the_page_and_its_files(carried_out):
   assert {p.suffix for p in (folder / 'figures').iterdir()} == {'.pdf', '.svg'}
   csv = (folder / 'table.csv').read_text().splitlines()
   assert 'FERPlus, valid",MSCL,paper,89.74' in next(x for x in csv if ',MSCL,paper,' in x)
+
+
+def test_costs_are_those_of_the_steps_and_of_the_pace_of_what_is_done(tmp_path, toml):
+  out = epath.Path(tmp_path)
+  study = design.read(
+    toml(DESIGN.replace('"rafdb"]', '"faces"]').replace('[sweeps]', '[sweep]').split('[sweep]')[0])
+  )
+  plan = design.plan(study, 'tiny', str(out), {'faces': 'drawn'}, {}, [0])
+  needed = cost.operations(plan.runs, out)
+  config = design._loaded(('tiny', 'faces', 'scratch', 'mscl', 'base')).finetune
+  learned = objectives.make(
+    config, design._loaded(('tiny', 'faces', 'scratch', 'mscl', 'base')).model, tuple('abcdefg'), ''
+  )
+  steps = round(config.epochs * config.data.size / config.batch_images)
+  name = 'faces-scratch-mscl/seed0'
+  assert needed[name] == steps * config.batch_images * learned.flops_per_image()
+  folder = out / 'runs' / name / 'finetune'
+  folder.mkdir(parents=True)
+  (folder / 'result.json').write_text('{"seconds": 10.0}')
+  assert cost.rate(plan.runs, out, needed) == (needed[name] / 10, 'as the 1 that are done')
 
 
 WHOLE = """
