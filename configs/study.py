@@ -6,8 +6,8 @@
 Words: the scale (tiny: 32 × 32 pixels, minutes on two cores; small: 48 × 48, hours there; paper: the configs of the papers), the
 set, how it begins (scratch or a pre-training; mae_faces is MAE on the training faces of the set), `pretrain` or what it is
 fine-tuned with (mimic_jax/objectives/mimic.py METHODS, or an objective: linear_probe, scn), and base or large.
-At the first two scales all pre-trainings see the same pictures in the same number of updates, and `ce`, which has one view, twice the
-pictures a batch in twice the epochs: as many crops and updates as the others.
+At the first two scales all pre-trainings see the same pictures in the same number of updates, and fine-tuning mixes half of the batches. What has one
+view (`ce`, scn) has twice the pictures a batch in twice the epochs: as many crops and updates as the others.
 Cost and results: docs/reproduction.md.
 """
 
@@ -17,7 +17,8 @@ from mimic_jax import config as config_lib
 from mimic_jax import defaults, objectives
 from mimic_jax.objectives import mimic
 
-SETS = ('faces', 'ferplus', 'rafdb', 'affectnet')
+SETS = {'faces': 'drawn faces', 'ferplus': 'FERPlus', 'rafdb': 'RAF-DB', 'affectnet': 'AffectNet-7'}
+# What a run may begin with, and the objective of that; '' = random weights.
 PRETRAININGS = {
   'scratch': '',
   'mae': 'masked_autoencoding',
@@ -26,6 +27,7 @@ PRETRAININGS = {
   'local_mim': 'local_mim',
   'supervised': 'supervised',
 }
+IN_DOMAIN = ('mae_faces',)  # pre-trained on the pictures of the set itself
 METHODS = ('mscl', 'pretrain', *(m for m in mimic.METHODS if m != 'mscl'), 'linear_probe', 'scn')
 # Of the first two scales, each chosen for itself by a few hundred steps on general pictures (docs/reproduction.md).
 BLR = {'mae': 8e-3, 'mae_faces': 8e-3, 'local_mim': 8e-3, 'moco_v3': 3e-3, 'supervised': 4e-3}
@@ -35,7 +37,7 @@ PAPER = {'base': 'vitb16', 'large': 'vitl16'}
 def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is the words, such as 'tiny,faces,mae,mscl'."""
   words = defaults.words(
-    variant, ('tiny', 'small', 'paper'), SETS, tuple(PRETRAININGS), METHODS, ('base', 'large')
+    variant, ('tiny', 'small', 'paper'), tuple(SETS), tuple(PRETRAININGS), METHODS, ('base', 'large')
   )
   scale, _, begins, method, _ = words
   c = _paper(*words[1:]) if scale == 'paper' else _reduced(*words)
@@ -47,7 +49,7 @@ def get_config(variant: str = '') -> ConfigDict:
   f = c.finetune
   if begins == 'scratch':
     f.optim.layer_decay = 1.0
-  if method == 'ce':
+  if method in ('ce', 'scn'):
     f.batch_images *= 2
     f.epochs *= 2
     f.optim.warmup_epochs *= 2
@@ -59,7 +61,7 @@ def _paper(target: str, begins: str, method: str, size: str) -> ConfigDict:
   if method == 'pretrain':
     name = 'imagenet1k' if begins.startswith('mae') else begins
     c = config_lib.load(*config_lib.find_config(f'pretrain_{name}:{PAPER[size]},folder'))
-    if begins == 'mae_faces':
+    if begins in IN_DOMAIN:
       c.pretrain.data.source = target
     return c
   c = config_lib.load(*config_lib.find_config(f'finetune_{target}:{PAPER[size]}'))
@@ -73,9 +75,12 @@ def _use(c: ConfigDict, method: str) -> None:
     mimic.use_method(c.finetune, method)
     return
   f = objectives.defaults(method)
-  for name in ('data', 'eval', 'augment', 'init'):
+  for name in ('data', 'eval', 'augment', 'init', 'batch_images', 'epochs'):
     f[name] = c.finetune[name]
-  f.batch_images, f.epochs = c.finetune.batch_images, c.finetune.epochs
+  if method == 'linear_probe':
+    f.optim.warmup_epochs = f.epochs / 10
+  else:
+    f.optim, f.drop_path = c.finetune.optim, c.finetune.drop_path
   c.finetune = f
 
 
@@ -102,7 +107,7 @@ def _reduced(scale: str, target: str, begins: str, method: str, size: str) -> Co
 
 def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigDict:
   p = objectives.defaults(PRETRAININGS[begins])
-  if begins == 'mae_faces':
+  if begins in IN_DOMAIN:
     p.data.source = 'synthetic_faces' if target == 'faces' else target
     p.data.draw_seed = 1  # other faces than those with labels
   else:

@@ -56,7 +56,10 @@ take_run "$@"
 [ -z "$tasks" ] || [ -n "$cpu" ] || die '--tasks goes with --cpu; with GPUs there is one process for each of --gpus'
 
 flags=(--job-name="$name" --nodes="$nodes")
-if [ -n "$cpu" ]; then
+if [ -n "$workers" ]; then
+  flags+=(--ntasks-per-node=1)
+  [ -n "$cpu" ] || flags+=(--gpus-per-node="$gpus")
+elif [ -n "$cpu" ]; then
   flags+=(--ntasks-per-node="${tasks:-1}")
 else
   # Every process of a node sees all its GPUs and takes the one of its number: what JAX's collectives between them need.
@@ -72,6 +75,7 @@ if [ -n "$array" ]; then
 fi
 if [ -n "$workers" ]; then
   [ "${RUN[0]}" = study ] || die "--workers goes with 'study' behind 'python -m mimic_jax.main'"
+  [ "$nodes${tasks:-1}" = 11 ] || die '--workers is so many jobs of one process each; expected no --nodes and no --tasks'
   flags+=(--array="0-$((workers - 1))")
 fi
 if [ -n "$array$workers" ]; then

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import sys
+import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -81,6 +82,14 @@ def find_config(given: str) -> tuple[pathlib.Path, str]:
   )
 
 
+def module(path: pathlib.Path) -> types.ModuleType:
+  """Returns a config file as a module; raises whatever it does."""
+  loader = importlib.machinery.SourceFileLoader(f'mimic_jax_config_{path.stem}', str(path))
+  made = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
+  loader.exec_module(made)
+  return made
+
+
 def load(path: pathlib.Path, variant: str) -> ConfigDict:
   """Runs `get_config` of a config file.
 
@@ -91,11 +100,8 @@ def load(path: pathlib.Path, variant: str) -> ConfigDict:
   Raises:
     UserError: when the file can't be run or has no `get_config`.
   """
-  loader = importlib.machinery.SourceFileLoader(f'mimic_jax_config_{path.stem}', str(path))
-  module = importlib.util.module_from_spec(importlib.util.spec_from_loader(loader.name, loader))
   try:
-    loader.exec_module(module)
-    make = getattr(module, 'get_config', None)
+    make = getattr(module(path), 'get_config', None)
     config = make and (make(variant) if variant else make())
   except UserError:
     raise

@@ -181,7 +181,7 @@ def across_seeds(
 
   Returns:
     {'accuracy': {'a', 'b' (means over the seeds), 'a_sd', 'b_sd' (None of one seed), 'difference' (B − A), 'low', 'high',
-    'p' (two-sided), 'of_seeds' and 'detectable' (of these functions)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
+    'p' (two-sided), 'of_seeds' (that function's), 'error' and 'degrees' (of the difference, for `detectable`; None where few pictures decide)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
 
   Raises:
     UserError, ValueError: as `intervals`.
@@ -226,7 +226,8 @@ def across_seeds(
       'high': high,
       'p': p,
       'of_seeds': of_seeds(b - a, level),
-      'detectable': None if degrees is None else detectable(error, degrees, level),
+      'error': None if degrees is None else error,
+      'degrees': degrees,
     }
   how = _method(clusters, units, samples, seed, level)
   return {**found, 'method': {**how, 'interval': 'crossed bootstrap, Student’s t', 'seeds': seeds}}

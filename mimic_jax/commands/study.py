@@ -8,22 +8,27 @@ failed, and runs nothing that is done; studies in one OUT share the runs that th
 one machine or as a Slurm array, share the work. What came of it is in OUT/STUDY: index.html, table.md, .csv and .tex, figures.
 """
 
+import argparse
+import contextlib
 import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from mimic_jax import config as config_lib
-from mimic_jax.runtime import cli, files
+from mimic_jax.runtime import cli, files, lease
 from mimic_jax.runtime.errors import UserError, one_of
 from mimic_jax.study import design, runner
 from mimic_jax.study.design import DRAWN, GENERAL, Plan, Study
+from mimic_jax.training import workdir
 
 MOST_SEEDS = 1000
+WAITS = 120  # seconds, for another runner that writes the page
 
 
 def _named(flag: str, given: str, known: Sequence[str]) -> dict[str, str]:
@@ -51,47 +56,97 @@ def _worker(given: str) -> tuple[int, int]:
   return int(match[1]), int(match[2])
 
 
-def begin(out: epath.Path, study: Study, scale: str, weights: Mapping[str, str]) -> None:
-  """Writes what a study is made of, or checks that it is what was begun there; arms and seeds may be added.
+def begin(
+  out: epath.Path, study: Study, scale: str, data: Mapping[str, str], weights: Mapping[str, str], plan: Plan
+) -> int:
+  """Writes what a study is made of, or checks that it is what was begun there; arms, sets and seeds may be added.
+
+  Returns:
+    How many of its runs were there when its primary contrasts were written down.
 
   Raises:
     UserError: naming the field that differs, or when the folder holds something else.
   """
   path = out / 'study.json'
-  now = files.jsonable(
-    {
-      'scale': scale,
-      'weights': {k: str(v) for k, v in weights.items()},
-      'studies': {
-        study.name: {'arms': {k: a._asdict() for k, a in study.arms.items()}, 'primary': study.primary}
-      },
-    }
-  )
-  held: dict[str, Any] = {}
-  if path.exists():
-    held = files.read_json(path)
-    for field, was in config_lib.fields(held):
-      mine = field.startswith(f'studies.{study.name}.') or not field.startswith('studies.')
-      there = dict(config_lib.fields(now))
-      if mine and there.get(field) != was:
-        flag = f'--{field.split(".")[0]}' if not field.startswith('studies.') else f'--study {study.name}'
-        raise UserError(
-          f'{flag}: {field.removeprefix(f"studies.{study.name}.")} is {there.get(field, "(absent)")}, and was {was} when {out} was begun; '
-          'expected the same, or another --out'
-        )
-    if (
-      study.name in held['studies']
-      and held['studies'][study.name]['primary'] != now['studies'][study.name]['primary']
-    ):
-      raise UserError(
-        f'--study {study.name}: its primary contrasts are others than when {out} was begun; expected the same, or another --out'
-      )
-  elif out.is_dir() and any(out.iterdir()):
+  held = files.read_json(path) if path.exists() else {'studies': {}}
+  if not path.exists() and any(p.name != lease.FILE and not p.name.startswith('.') for p in out.iterdir()):
     raise UserError(
       f'--out {out} is not empty and holds no study; expected a new or empty folder, or a study to go on with'
     )
+  arms = files.jsonable({name: arm._asdict() for name, arm in study.arms.items()})
+  now = {'arms': arms, 'primary': files.jsonable(study.primary)}
+  old = held['studies'].get(study.name)
+  _same(out, '--scale', held.get('scale', scale), scale)
+  _same(out, '--weights', held.get('weights', weights), dict(weights))
+  for name, root in held.get('data', {}).items():
+    _same(out, f'--data: {name}', root, data.get(name, root))
+  if old:
+    _same(out, f'--study {study.name}: primary', old['primary'], now['primary'])
+    for name, arm in old['arms'].items():
+      for field in arm:
+        _same(
+          out,
+          f'--study {study.name}: arms."{name}".{field}',
+          arm[field],
+          arms.get(name, {}).get(field, '(absent)'),
+        )
+  begun_with = (
+    old['begun_with'] if old else sum(runner.done(out, r) for r in plan.runs if r.stage == 'finetune')
+  )
+  files.write_json(
+    path,
+    {
+      'scale': scale,
+      'data': {**held.get('data', {}), **data},
+      'weights': dict(weights),
+      'studies': {**held['studies'], study.name: {**now, 'begun_with': begun_with}},
+    },
+  )
+  return begun_with
+
+
+def _same(out: epath.Path, field: str, was: Any, now: Any) -> None:
+  if was != now:
+    raise UserError(
+      f'{field} is {now}, and was {was} when {out} was begun; expected the same, or another --out'
+    )
+
+
+@contextlib.contextmanager
+def _alone(out: epath.Path) -> Iterator[None]:
+  """Keeps other runners of the study from writing what they share; waits for them."""
   out.mkdir(parents=True, exist_ok=True)
-  files.write_json(path, {**now, 'studies': {**held.get('studies', {}), **now['studies']}})
+  mine = lease.Lease(out, lambda line: None)
+  for wait in (*([1.0] * WAITS), 0.0):
+    try:
+      mine.acquire()
+      break
+    except UserError:
+      if not wait:
+        raise
+      time.sleep(wait)
+  try:
+    yield
+  finally:
+    mine.release()
+
+
+def _check_done(out: epath.Path, plan: Plan) -> None:
+  """Raises UserError when a run that is done, or begun, is of another config than it would have now."""
+  for run in plan.runs:
+    kept = runner.folder(out, run) / 'config.json'
+    if not kept.exists() or not runner.done(out, run):
+      continue
+    flags = [f for f in run.flags if not f.startswith('--config.init=')]
+    config = config_lib.parse(['mimic train', '--config', run.config, *flags]).config
+    was = files.read_json(kept)
+    differs = [
+      d for d in config_lib.differences(was, workdir.as_dict(config)) if not re.match(r'(\w+\.)?init:', d)
+    ]
+    if differs:
+      raise UserError(
+        f'{kept.parent} is of another config ({"; ".join(differs[:5])}); expected the same, or another --out'
+      )
 
 
 def _parser() -> cli.Parser:
@@ -102,12 +157,12 @@ def _parser() -> cli.Parser:
   add(
     '--data',
     default='',
-    help=f'SET=FOLDER,…: ferplus, rafdb, affectnet, and {GENERAL}, the pictures to pre-train on',
+    help=f'SET=FOLDER,…: such as ferplus, and {GENERAL}, the pictures to pre-train on',
   )
   add(
     '--weights',
     default='',
-    help='PRETRAINING=FILE,…: instead of pre-training: mae, moco_v3, local_mim, supervised',
+    help='PRETRAINING=FILE,…: instead of pre-training, such as mae',
   )
   add('--seeds', default='3', help='how many of each arm; more can be added later')
   add('--out', required=True, help='folder of the study')
@@ -121,25 +176,22 @@ def main(argv: Sequence[str]) -> None:
   """Runs the command line without the program's name; raises UserError."""
   given = _parser().parse_args(list(argv))
   study, scale = design.read(given.study), one_of('--scale', given.scale, design.SCALES)
-  data = _named('--data', given.data, ('ferplus', 'rafdb', 'affectnet', DRAWN, GENERAL))
-  weights = _named('--weights', given.weights, ('mae', 'moco_v3', 'local_mim', 'supervised'))
-  worker = _worker(given.worker or _of_array())
-  out = epath.Path(given.out).expanduser()
-  there, gone = dict(data), {}
-  for name, path in data.items():
-    if name != DRAWN and not epath.Path(path).exists():
-      gone[name] = there.pop(name)
-  plan = design.plan(study, scale, str(out), there, weights, _seeds(given.seeds))
-  if gone:
-    raise UserError(
-      f'--data: {", ".join(f"{k}={v}" for k, v in gone.items())} does not exist; without it '
-      f'{len(plan.runs)} runs can still be done: leave it out'
-    )
+  data = _named('--data', given.data, [*design.words().SETS, GENERAL])
+  weights = _named(
+    '--weights', given.weights, [p for p in design.words().PRETRAININGS if p != design.SCRATCH]
+  )
+  worker, seeds = _worker(given.worker or _of_array()), _seeds(given.seeds)
+  out = epath.Path(
+    given.out if files.is_remote(given.out) else os.path.abspath(os.path.expanduser(given.out))
+  )
+  plan = design.plan(
+    study, scale, str(out), _there(given, study, scale, data, weights, seeds), weights, seeds
+  )
   for name, path in weights.items():
-    if not epath.Path(path).exists():
+    if not given.render and not epath.Path(path).exists():
       raise UserError(f'--weights: {name}={path} does not exist; expected a weight file or a run')
   for line in plan.missing:
-    print(f'mimic: left out: {line}', file=sys.stderr)
+    _say(f'left out: {line}')
   if not plan.runs:
     raise UserError(
       f'--data has none of {", ".join(study.sets)}; expected at least one as SET=FOLDER, or --scale tiny'
@@ -147,19 +199,41 @@ def main(argv: Sequence[str]) -> None:
   if given.dry_run:
     print(_costs(out, plan))
     return
-  begin(out, study, scale, weights)
-  failed: dict[str, str] = {}
-  try:
-    if not given.render:
-      failed = runner.carry_out(out, plan.runs, _say, *worker).failed
-  finally:
+  with runner.Listening() as listening:
+    with _alone(out):
+      begun_with = begin(out, study, scale, data, weights, plan)
+      _check_done(out, plan)
+    failed = [] if given.render else runner.carry_out(out, plan.runs, _say, listening, *worker)
     from mimic_jax.study import page  # heavy
 
-    print(page.write(out, study, plan, scale, weights, failed))
+    with _alone(out):
+      print(page.write(out, study, plan, scale, weights, begun_with))
   if failed:
     raise UserError(
       f'{len(failed)} of {len(plan.runs)} runs failed ({", ".join(failed)}); the same command runs them again'
     )
+
+
+def _there(
+  given: argparse.Namespace,
+  study: Study,
+  scale: str,
+  data: Mapping[str, str],
+  weights: Mapping[str, str],
+  seeds: Sequence[int],
+) -> Mapping[str, str]:
+  """Returns --data; raises UserError, with what can be done without it, when a folder isn't there."""
+  gone = (
+    [] if given.render else [n for n, path in data.items() if n != DRAWN and not epath.Path(path).exists()]
+  )
+  if gone:
+    there = {name: path for name, path in data.items() if name not in gone}
+    left = design.plan(study, scale, given.out, there, weights, seeds).runs
+    raise UserError(
+      f'--data: {", ".join(f"{n}={data[n]}" for n in gone)} does not exist; without it {len(left)} runs can still be done: leave '
+      'it out'
+    )
+  return data
 
 
 def _say(line: str) -> None:

@@ -6,12 +6,14 @@
   [primary]   "SCL against CE" = ["MAE, CE", "MAE, SCL"]                              B − A, written down before the runs
   [paper], [quoted], [published]   "MAE, SCL" = { rafdb = 88.87 }                     percent
 
-begins, method and size are words of configs/study.py.
+begins, method and size are words of configs/study.py, fields are named as on the command line.
 """
 
 import functools
 import pathlib
+import re
 import tomllib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,11 +23,17 @@ from mimic_jax import config as config_lib
 from mimic_jax.runtime.errors import UserError, nearest, one_of
 
 FIGURES = ('', 'bars', 'sweeps', 'tsne')
-SCALES = ('tiny', 'small', 'paper')
+SCALES = {
+  'tiny': 'a ViT of three blocks on pictures of 32 × 32, which draws its own general pictures; half of the batches are mixed',
+  'small': 'a ViT of four blocks on pictures of 48 × 48; half of the batches are mixed',
+  'paper': "the paper's models, pictures and schedules",
+}
 DRAWN = 'faces'  # the set that needs no data
+SCRATCH = 'scratch'  # begins with nothing
 GENERAL = 'general'  # the pictures to pre-train on, in --data
 MOST_PRIMARY = 5
 _TABLES = ('arms', 'sweeps', 'primary', 'paper', 'quoted', 'published')
+_OWN = ('seed', 'init', 'data.root')  # fields that the plan sets
 _PLAIN = {'title': str, 'about': str, 'figure': str, 'sets': list}
 
 
@@ -39,7 +47,10 @@ class Arm(NamedTuple):
 
 
 class Study(NamedTuple):
-  """What a file holds; `arms` with those of the sweeps, `sweeps` title → its value → the names of arms."""
+  """What a file holds; `arms` with those of the sweeps, `sweeps` title → its value → the names of arms.
+
+  `references` are the arms that each is compared with when nothing else is asked: the first, of a sweep's the first at that value.
+  """
 
   name: str
   title: str
@@ -47,7 +58,8 @@ class Study(NamedTuple):
   sets: tuple[str, ...]
   figure: str
   arms: dict[str, Arm]
-  sweeps: dict[str, dict[float, list[str]]]
+  sweeps: dict[str, dict[Any, list[str]]]
+  references: dict[str, str]
   primary: dict[str, tuple[str, str]]
   paper: dict[str, dict[str, float]]
   quoted: dict[str, dict[str, float]]
@@ -82,6 +94,12 @@ class Plan(NamedTuple):
   missing: list[str]
 
 
+@functools.cache
+def words() -> types.ModuleType:
+  """Returns configs/study.py, whose SETS, PRETRAININGS and IN_DOMAIN say what there is."""
+  return config_lib.module(config_lib.find_config('study')[0])
+
+
 def names() -> list[str]:
   """Returns the names of the studies that come with mimic_jax."""
   found = (f for folder in config_lib.config_folders() for f in (folder / 'studies').glob('*.toml'))
@@ -114,11 +132,19 @@ def read(given: str) -> Study:
   if not held.get('arms') or not held.get('sets'):
     raise UserError(f'{path}: no arms or no sets; expected at least one of each')
   one_of(f'{path}: figure', held.get('figure', ''), FIGURES)
+  for target in held['sets']:
+    one_of(f'{path}: sets', target, words().SETS)
   arms = {name: _arm(f'{path}: arms."{name}"', given) for name, given in held['arms'].items()}
-  arms, sweeps = _swept(path, arms, held.get('sweeps', {}))
+  arms, sweeps, references = _swept(path, arms, held.get('sweeps', {}))
   figures = {key: held.get(key, {}) for key in ('paper', 'quoted', 'published')}
-  for name in figures['paper']:
-    one_of(f'{path}: paper', name, arms)
+  for part, rows in figures.items():
+    for name, row in rows.items():
+      if part == 'paper':
+        one_of(f'{path}: paper', name, arms)
+      if not isinstance(row, dict) or not all(isinstance(x, (int, float)) for x in row.values()):
+        raise UserError(
+          f'{path}: {part}."{name}" is {row}; expected percent by set, such as {{ ferplus = 89.74 }}'
+        )
   return Study(
     path.stem,
     held.get('title', path.stem),
@@ -127,6 +153,7 @@ def read(given: str) -> Study:
     held.get('figure', ''),
     arms,
     sweeps,
+    references,
     _primary(path, held.get('primary', {}), arms),
     **figures,
   )
@@ -138,24 +165,43 @@ def _arm(where: str, given: Any) -> Arm:
     raise UserError(
       f"{where} has no '{lacking[0]}'; expected begins and method, as words of configs/study.py"
     )
-  for key in given:
+  for key, value in given.items():
     one_of(where, key, Arm._fields)
-  return Arm(**given)
+    if not isinstance(value, dict if key == 'set' else str):
+      raise UserError(
+        f'{where}: {key} is {value}; expected {"fields with their values" if key == "set" else "a word"}'
+      )
+  arm = Arm(**given)
+  one_of(f'{where}: begins', arm.begins, words().PRETRAININGS)
+  one_of(f'{where}: method', arm.method, [m for m in words().METHODS if m != 'pretrain'])
+  one_of(f'{where}: size', arm.size, words().PAPER)
+  for field in arm.set:
+    if field in _OWN:
+      raise UserError(f"{where}: set has '{field}', which the study sets itself; expected another field")
+  return arm
 
 
 def _swept(
   path: pathlib.Path, arms: dict[str, Arm], sweeps: Mapping[str, Any]
-) -> tuple[dict[str, Arm], dict[str, dict[float, list[str]]]]:
-  """Returns the arms with those of the sweeps, and the names by sweep and value."""
-  whole, named = dict(arms), {}
+) -> tuple[dict[str, Arm], dict[str, dict[Any, list[str]]], dict[str, str]]:
+  """Returns the arms with those of the sweeps, the names by sweep and value, and what each arm is compared with."""
+  first = next(iter(arms))
+  whole, named, references = dict(arms), {}, {name: first for name in arms if name != first}
   for title, sweep in sweeps.items():
-    if not isinstance(sweep, dict) or sweep.keys() != {'field', 'values'}:
+    if (
+      not isinstance(sweep, dict)
+      or sweep.keys() != {'field', 'values'}
+      or not isinstance(sweep['values'], list)
+    ):
       raise UserError(f'{path}: sweeps."{title}" is {sweep}; expected field and values')
+    if not all(isinstance(x, (int, float)) for x in sweep['values']):
+      raise UserError(f'{path}: sweeps."{title}".values is {sweep["values"]}; expected numbers')
     named[title] = {value: [f'{name}, {title} = {value}' for name in arms] for value in sweep['values']}
     for value, those in named[title].items():
       for one, arm in zip(those, arms.values()):
         whole[one] = arm._replace(set={**arm.set, sweep['field']: value})
-  return whole, named
+        references[one] = first if one == those[0] else those[0]
+  return whole, named, references
 
 
 def _primary(
@@ -199,6 +245,10 @@ def plan(
     UserError: on an arm that is no config.
   """
   sets = [s for s in study.sets if s in data] or ([DRAWN] if scale == 'tiny' else [])
+  if scale == 'tiny' and GENERAL in data:
+    raise UserError(
+      f'--data has {GENERAL}, and --scale tiny draws the pictures to pre-train on; expected sets of faces alone'
+    )
   missing = [f'{s}: no folder in --data' for s in study.sets if s not in data] if sets != [DRAWN] else []
   runs, arms, without = {}, {}, {}
   for target in sets:
@@ -209,7 +259,7 @@ def plan(
         continue
       arms[target][name] = {}
       for seed in seeds:
-        before = None if arm.begins in ('scratch', *weights) else _pretraining(arm, scale, target, data, seed)
+        before = None if arm.begins in (SCRATCH, *weights) else _pretraining(arm, scale, target, data, seed)
         init = weights.get(arm.begins, '') if before is None else f'{out}/runs/{before.name}'
         run = _finetuning(arm, scale, target, data, seed, init, before.name if before else '')
         runs |= {r.name: r for r in (before, run) if r}
@@ -220,42 +270,45 @@ def plan(
 
 
 def _lacks(arm: Arm, scale: str, data: Mapping[str, str], weights: Mapping[str, str]) -> str:
-  if arm.begins in ('scratch', 'mae_faces', *weights) or scale == 'tiny' or GENERAL in data:
+  if arm.begins in (SCRATCH, *words().IN_DOMAIN, *weights) or scale == 'tiny' or GENERAL in data:
     return ''
   return f'{arm.begins} has no weights in --weights, nor {GENERAL} pictures in --data'
 
 
 def _pretraining(arm: Arm, scale: str, target: str, data: Mapping[str, str], seed: int) -> Run:
-  in_domain = arm.begins == 'mae_faces'
-  words = (scale, *([target] if in_domain else []), arm.begins, 'pretrain', arm.size)
-  name = '-'.join([*words[1:-2], *([arm.size] if arm.size != 'base' else []), 'pretrain'])
+  in_domain = arm.begins in words().IN_DOMAIN
+  chosen = (scale, *([target] if in_domain else []), arm.begins, 'pretrain', arm.size)
+  name = '-'.join([*chosen[1:-2], *([arm.size] if arm.size != 'base' else []), 'pretrain'])
   root = data.get(target if in_domain else GENERAL, '')
-  return Run(f'{name}/seed{seed}', 'pretrain', f'study:{",".join(words)}', _flags(root, seed))
+  return Run(f'{name}/seed{seed}', 'pretrain', f'study:{",".join(chosen)}', _flags(root, seed))
 
 
 def _finetuning(
   arm: Arm, scale: str, target: str, data: Mapping[str, str], seed: int, init: str, needs: str
 ) -> Run:
-  words = (scale, target, arm.begins, arm.method, arm.size)
-  own = dict(config_lib.fields(_loaded(words)))
-  for field in arm.set:
+  chosen = (scale, target, arm.begins, arm.method, arm.size)
+  own = dict(config_lib.fields(_loaded(chosen)))
+  changed = {}
+  for field, value in arm.set.items():
     if field not in own:
       raise UserError(
         f"set: {arm.method} has no field '{field}'{nearest(field, own)}; expected one by its full name, such as finetune.optim.lr"
       )
-  changed = {k: v for k, v in arm.set.items() if own[k] != v}
+    if (plain := tuple(value) if isinstance(value, list) else value) != own[field]:
+      changed[field] = plain
   name = '-'.join(
-    [*words[1:4], *([arm.size] if arm.size != 'base' else [])]
+    [*chosen[1:4], *([arm.size] if arm.size != 'base' else [])]
     + [f'{k.removeprefix("finetune.")}={v}' for k, v in changed.items()]
   )
   flags = (*_flags(data.get(target, ''), seed), *([f'--config.init={init}'] if init else []))
   flags += tuple(f'--config.{k}={v}' for k, v in changed.items())
-  return Run(f'{name}/seed{seed}', 'finetune', f'study:{",".join(words)}', flags, needs)
+  folder = re.sub(r'[^\w.=-]+', '_', name)
+  return Run(f'{folder}/seed{seed}', 'finetune', f'study:{",".join(chosen)}', flags, needs)
 
 
 @functools.cache
-def _loaded(words: tuple[str, ...]) -> ConfigDict:
-  return config_lib.load(*config_lib.find_config(f'study:{",".join(words)}'))
+def _loaded(chosen: tuple[str, ...]) -> ConfigDict:
+  return config_lib.load(*config_lib.find_config(f'study:{",".join(chosen)}'))
 
 
 def _flags(root: str, seed: int) -> tuple[str, ...]:

@@ -8,12 +8,12 @@ from etils import epath
 
 from mimic_jax import metrics, uncertainty
 from mimic_jax.report import predictions
+from mimic_jax.report import run as report_run
 from mimic_jax.report.predictions import Predictions
 from mimic_jax.runtime import files
-from mimic_jax.study import runner
+from mimic_jax.study import design, runner
 from mimic_jax.study.design import Plan, Run, Study
 
-TITLES = {'faces': 'drawn faces', 'ferplus': 'FERPlus', 'rafdb': 'RAF-DB', 'affectnet': 'AffectNet-7'}
 NONE = '–'
 
 
@@ -55,10 +55,14 @@ def _of_run(out: epath.Path, run: Run) -> dict[str, Answered]:
   if not (folder / 'result.json').exists():
     return {}
   result, held = files.read_json(folder / 'result.json'), predictions.load(folder / predictions.FILE)
-  answered = {}
+  answered, epoch = {}, None
+  if 'valid' in held.splits():  # where there is one, the best epoch is chosen on it
+    lines = [x for x in report_run.logged(folder) if 'accuracy' in x]
+    on = {split: {x['step']: x['accuracy'] for x in lines if x['split'] == split} for split in held.splits()}
+    epoch = max(on['valid'], key=on['valid'].get, default=None)
   for split in held.splits():
     ((p,), _), of_split = predictions.of_split([held], split), result['metrics'].get(split, {})
-    best = result.get(f'best_on_{split}', {}).get('accuracy')
+    best = result.get(f'best_on_{split}', {}).get('accuracy') if epoch is None else on[split].get(epoch)
     scores = metrics.classification(p.label, p.logits, p.class_names)
     answered[split] = Answered(p, scores, best, of_split.get('accuracy_without_copies'))
   return answered
@@ -100,8 +104,8 @@ def scores(study: Study, where: tuple[str, str], found: Found) -> Table:
   }
   bold = frozenset([(max(means, key=means.get), 2)]) if len(means) > 1 else frozenset()
   notes = [
-    'Mean ± standard deviation over seeds, at the last epoch; best epoch: the highest on this very split, which is what some papers '
-    'print and nobody can choose without it.',
+    'Mean ± standard deviation over seeds, at the last epoch; best epoch: the one that is highest on valid, or, where there is none, '
+    'on this very split, which is what some papers print and nobody can choose without it.',
   ]
   if fresh:
     notes.append(
@@ -111,28 +115,47 @@ def scores(study: Study, where: tuple[str, str], found: Found) -> Table:
     notes.append(
       'Paper: as arXiv 2401.07245 prints it, for its model, pictures and schedule: another scale than this one unless that is `paper`.'
     )
-  return Table(f'{TITLES.get(target, target)}, {split}', head, rows, tuple(notes), bold)
+  return Table(f'{design.words().SETS[target]}, {split}', head, rows, tuple(notes), bold)
 
 
 def contrasts(
-  study: Study, found: Mapping[tuple[str, str], Found], samples: int = 2000
+  study: Study, plan: Plan, found: Mapping[tuple[str, str], Found], begun_with: int, samples: int = 2000
 ) -> tuple[Table | None, Table | None]:
-  """Returns the primary contrasts, p adjusted for all of them over all sets, and the exploratory ones: each arm against the first.
+  """Returns the primary contrasts and the exploratory ones: each arm against the first, of a sweep at the same value.
+
+  Primary ones are made on one split of each set, test where there is one, and p is adjusted for as many as were planned: a set whose
+  runs are not there yet counts.
 
   Args:
     study: the design.
+    plan: its runs.
     found: of `splits`.
+    begun_with: how many of the runs were there when the study was begun: their contrasts were not written down before.
     samples: of the bootstrap.
   """
-  primary = _compared(found, study.primary, samples)
-  first, *others = study.arms
-  named = {tuple(pair) for pair in study.primary.values()}
-  rest = _compared(found, {arm: (first, arm) for arm in others if (first, arm) not in named}, samples)
-  adjusted = uncertainty.holm([c['p'] for _, _, c in primary])
-  return (
-    _table('Primary contrasts, written down before the runs', 'p (Holm)', primary, adjusted),
-    _table(f'Exploratory: against {first}', 'p (not adjusted)', rest, [c['p'] for _, _, c in rest]),
+  every = {target: [split for t, split in found if t == target] for target, _ in found}
+  one = {(target, 'test' if 'test' in names else names[0]) for target, names in every.items()}
+  primary = _compared({k: v for k, v in found.items() if k in one}, study.primary, samples)
+  named = {tuple(sorted(pair)) for pair in study.primary.values()}
+  rest = {arm: (a, arm) for arm, a in study.references.items() if tuple(sorted((a, arm))) not in named}
+  rest = {k: (a, b) for k, (a, b) in rest.items() if not _same_runs(plan, a, b)}
+  other = _compared(found, rest, samples)
+  planned = len(study.primary) * len(plan.arms)
+  p = [c['p'] for _, _, c in primary]
+  adjusted = uncertainty.holm([*p, *[1.0] * (planned - len(p))])
+  before = (
+    f'begun when {begun_with} of the runs were there: exploratory'
+    if begun_with
+    else 'written down before the runs'
   )
+  return (
+    _table(f'Primary contrasts, {before}', f'p (Holm, {planned})', primary, adjusted, planned),
+    _table('Exploratory', 'p (not adjusted)', other, [c['p'] for _, _, c in other], 1),
+  )
+
+
+def _same_runs(plan: Plan, a: str, b: str) -> bool:
+  return any(arms.get(a) and arms.get(a) == arms.get(b) for arms in plan.arms.values())
 
 
 def _compared(
@@ -155,29 +178,31 @@ def _compared(
         uncertainty.identities(every[0].id.tolist()),
         samples,
       )
-      where = f'{TITLES.get(target, target)}, {split}'
+      where = f'{design.words().SETS[target]}, {split}'
       rows.append((where, name, {**whole['accuracy'], 'seeds': len(seeds)}))
   return rows
 
 
 def _table(
-  title: str, p: str, rows: Sequence[tuple[str, str, dict[str, Any]]], adjusted: Sequence[float]
+  title: str, p: str, rows: Sequence[tuple[str, str, dict[str, Any]]], adjusted: Sequence[float], tests: int
 ) -> Table | None:
   if not rows:
     return None
   head = ['contrast', 'on', 'seeds', 'difference (points)', '95 %', '95 %, seeds alone', p, 'could have seen']
   cells = []
   for (where, name, c), value in zip(rows, adjusted):
-    seen = NONE if c['detectable'] is None else f'{100 * c["detectable"]:.2f}'
-    between = (
-      f'{points(c["low"])} to {points(c["high"])}',
-      *([f'{points(c["of_seeds"][0])} to {points(c["of_seeds"][1])}'] if c['of_seeds'] else [NONE]),
+    seen = NONE
+    if c['error'] is not None:
+      seen = f'{100 * uncertainty.detectable(c["error"], c["degrees"], 1 - 0.05 / tests):.2f}'
+    alone = f'{points(c["of_seeds"][0])} to {points(c["of_seeds"][1])}' if c['of_seeds'] else NONE
+    between = f'{points(c["low"])} to {points(c["high"])}'
+    cells.append(
+      [name, where, str(c['seeds']), points(c['difference']), between, alone, f'{value:.2g}', seen]
     )
-    cells.append([name, where, str(c['seeds']), points(c['difference']), *between, f'{value:.2g}', seen])
   notes = (
     'Difference of accuracy, paired by seed and by picture. 95 %: crossed bootstrap over pictures and seeds; seeds alone: Student’s '
     't over the differences of the seeds, for these pictures. Could have seen: the smallest true difference that this design '
-    'finds four times in five.',
+    f'finds four times in five at 5 %{f" ÷ {tests}, the first step of Holm" if tests > 1 else ""}.',
   )
   return Table(title, head, cells, notes)
 

@@ -12,15 +12,16 @@ from mimic_jax.report import grid, tables, vector
 from mimic_jax.report.run import arrays
 from mimic_jax.report.style import CSS
 from mimic_jax.runtime import files
-from mimic_jax.study import findings, runner
+from mimic_jax.study import design, findings, runner
 from mimic_jax.study.design import DRAWN, Plan, Study
 from mimic_jax.study.findings import NONE, Found, Table
 
 RUNS_SHOWN = 8  # that failed, by name
+MATHS = {'±': r'$\pm$', NONE: '--', '−': '$-$', 'λ': r'$\lambda$', 'τ': r'$\tau$', '∞': r'$\infty$'}
 
 
 def write(
-  out: epath.Path, study: Study, plan: Plan, scale: str, weights: Mapping[str, str], failed: Mapping[str, str]
+  out: epath.Path, study: Study, plan: Plan, scale: str, weights: Mapping[str, str], begun_with: int
 ) -> str:
   """Writes OUT/STUDY and returns its tables as Markdown.
 
@@ -30,14 +31,14 @@ def write(
     plan: its runs, those that are done and others.
     scale: of the runs.
     weights: files by pre-training.
-    failed: runs that failed just now, with their last line.
+    begun_with: how many of the runs were there when the study was begun.
   """
   folder = out / study.name
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   found = findings.splits(out, study, plan)
   shown = [findings.scores(study, where, held) for where, held in found.items()]
-  shown += [t for t in findings.contrasts(study, found) if t]
-  notes = list(_notes(out, study, plan, scale, weights, failed))
+  shown += [t for t in findings.contrasts(study, plan, found, begun_with) if t]
+  notes = list(_notes(out, study, plan, scale, weights))
   drawn = {}
   for title, figure in _figures(out, study, plan, found):
     name = re.sub(r'[^\w.-]+', '_', title)
@@ -52,25 +53,27 @@ def write(
 
 
 def _notes(
-  out: epath.Path, study: Study, plan: Plan, scale: str, weights: Mapping[str, str], failed: Mapping[str, str]
+  out: epath.Path, study: Study, plan: Plan, scale: str, weights: Mapping[str, str]
 ) -> Iterator[str]:
   done = [r for r in plan.runs if runner.done(out, r)]
   results = [files.read_json(runner.folder(out, r) / r.stage / 'result.json') for r in done]
   hours = sum(r.get('seconds') or 0 for r in results) / 3600
   if study.about:
     yield study.about
-  yield f'Scale `{scale}` (configs/study.py). {len(done)} of {len(plan.runs)} runs done, {hours:.2f} hours of training{_machine(out, done)}.'
+  yield f'Scale `{scale}`: {design.SCALES[scale]} (configs/study.py). {len(done)} of {len(plan.runs)} runs done, {hours:.2f} hours of training{_machine(out, done)}.'
   if DRAWN in plan.arms:
-    yield 'Drawn faces and a very small ViT: this shows the machinery and says nothing of the method.'
+    yield 'Drawn faces: this shows the machinery and says nothing of the method.'
   if any(r.stage == 'pretrain' for r in plan.runs):
     yield 'Every seed has a pre-training of its own, which its fine-tunings share.'
   if used := [k for k in weights if any(a.begins == k for a in study.arms.values())]:
     yield f'{", ".join(used)}: one weight file for all seeds; what is said holds for that file, not for the way it was pre-trained.'
   for line in plan.missing:
     yield f'Left out: {line}.'
+  failed = {r.name: why for r in plan.runs if (why := runner.failure(out, r))}
   if failed:
+    waiting = sum(r.needs in failed for r in plan.runs)
     told = '; '.join(f'{name} ({why})' for name, why in list(failed.items())[:RUNS_SHOWN])
-    yield f'Failed: {len(failed)} runs: {told}.'
+    yield f'Failed: {told}; {len(failed)} in all, and {waiting} that wait for one of them.'
 
 
 def _machine(out: epath.Path, done: list) -> str:
@@ -91,7 +94,7 @@ def _markdown(t: Table) -> str:
 
 def _latex(t: Table) -> str:
   def cell(text: str, bold: bool = False) -> str:
-    plain = grid.escaped(text).replace('±', r'$\pm$').replace(NONE, '--').replace('−', '$-$')
+    plain = ''.join(MATHS.get(letter, letter) for letter in grid.escaped(text))
     return rf'\textbf{{{plain}}}' if bold else plain
 
   lines = [r'% \usepackage{booktabs}', *(f'% {note}' for note in [t.title, *t.notes])]
@@ -146,7 +149,7 @@ def _figures(
     for where, held in found.items():
       for sweep, values in study.sweeps.items():
         if bands := _bands(values, held):
-          label = f'accuracy, {findings.TITLES.get(where[0], where[0])} {where[1]} (%)'
+          label = f'accuracy, {design.words().SETS[where[0]]} {where[1]} (%)'
           yield f'{sweep} {" ".join(where)}', vector.curves(bands, sweep, label)
   if study.figure == 'tsne':
     for target, arms in plan.arms.items():
@@ -167,7 +170,7 @@ def _bars(study: Study, found: Mapping[tuple[str, str], Found]) -> Figure:
       values = [a.scores['accuracy'] for a in held.get(arm, {}).values()]
       mean[i, j] = np.mean(values) if values else np.nan
       sd[i, j] = np.std(values, ddof=1) if len(values) > 1 else 0.0
-  names = [f'{findings.TITLES.get(target, target)} {split}' for target, split in found]
+  names = [f'{design.words().SETS[target]} {split}' for target, split in found]
   return vector.bars(arms, mean, np.stack([mean - sd, mean + sd]), names, 'accuracy (%)')
 
 

@@ -22,6 +22,7 @@ from mimic_jax.runtime import lease
 from mimic_jax.runtime.errors import Preempted, UserError
 from mimic_jax.study import cost, design, findings, page, runner
 from mimic_jax.study.design import Run
+from mimic_jax.training import workdir
 
 DESIGN = """
 title = "T"
@@ -109,6 +110,13 @@ def test_without_general_pictures_the_rest_can_still_be_done(toml):
     ('begins = "scratch", ', '', 'arms."scratch" has no \'begins\''),
     ('"MSCL"]', '"MSLC"]', "primary.\"MSCL against CE\" is 'MSLC' (did you mean 'MSCL'?)"),
     ('values = [0.1, 1.0]', 'value = [0.1]', 'sweeps."λ" is '),
+    ('values = [0.1, 1.0]', 'values = 3', 'sweeps."λ" is '),
+    ('values = [0.1, 1.0]', 'values = ["a"]', 'sweeps."λ".values is'),
+    ('begins = "scratch"', 'begins = "mea"', "arms.\"scratch\": begins is 'mea' (did you mean 'mae'?)"),
+    ('method = "mscl" }', 'method = "mscl", size = 3 }', 'arms."scratch": size is 3; expected a word'),
+    ('"finetune.head.pool"', '"seed"', "set has 'seed', which the study sets itself"),
+    ('"rafdb"]', '"rafbd"]', "sets is 'rafbd' (did you mean 'rafdb'?)"),
+    ('{ ferplus = 89.74 }', '{ ferplus = "89" }', 'paper."MSCL" is '),
     ('title = "T"', 'title = 3', "title is '3'; expected a str"),
     ('title = "T"', 'title = ', 'no TOML'),
   ],
@@ -136,11 +144,12 @@ def test_a_field_that_is_none_is_named(toml):
     (['--data=ferpls=/x'], "--data is 'ferpls' (did you mean 'ferplus'?)"),
     (['--data=ferplus'], "--data has 'ferplus'; expected ferplus=PATH"),
     (
-      ['--data=ferplus=/nowhere,general=/'],
+      ['--data=ferplus=/nowhere'],
       '--data: ferplus=/nowhere does not exist; without it 30 runs can still be done',
     ),
     (['--weights=mae=/nowhere'], '--weights: mae=/nowhere does not exist'),
     (['--worker=3/3'], "--worker is '3/3'; expected I/N"),
+    (['--data=general=/'], '--data has general, and --scale tiny draws'),
     (['--scale=small'], '--data has none of rafdb, ferplus, affectnet'),
   ],
 )
@@ -151,26 +160,62 @@ def test_what_is_wrong_with_a_command_is_said_in_one_line(tmp_path, flags, told)
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_changed_arm_is_refused_by_its_field_and_new_ones_are_not(toml, tmp_path):
+def test_a_changed_study_is_refused_by_its_field_and_new_arms_are_not(toml, tmp_path):
   out = epath.Path(tmp_path / 'out')
-  command.begin(out, design.read(toml()), 'small', {})
-  for changed, told in (
-    (DESIGN.replace('ce_two_views', 'ce'), 'arms.CE.method is ce, and was ce_two_views'),
-    (DESIGN.replace('["CE", "MSCL"]', '["scratch", "MSCL"]'), 'primary'),
-    (DESIGN.replace('"scratch" =', '"none" ='), 'arms.scratch.begins is (absent), and was scratch'),
+  out.mkdir()
+
+  def begin(text: str = DESIGN, scale: str = 'small', data=None, weights=None) -> int:
+    study = design.read(toml(text))
+    return command.begin(out, study, scale, data or {}, weights or {}, design.Plan([], {}, []))
+
+  begin(data={'ferplus': '/f'})
+  for text, told in (
+    (DESIGN.replace('ce_two_views', 'ce'), 'arms."CE".method is ce, and was ce_two_views'),
+    (
+      DESIGN.replace('["CE", "MSCL"]', '["scratch", "MSCL"]'),
+      "primary is {'MSCL against CE': ['scratch', 'MSCL']}",
+    ),
+    (DESIGN.replace('"scratch" =', '"none" ='), 'arms."scratch".begins is (absent), and was scratch'),
+    (
+      DESIGN.replace('method = "mscl" }', 'method = "mscl", set = { "finetune.ema" = 0.5 } }'),
+      'arms."scratch".set',
+    ),
   ):
     with pytest.raises(UserError, match='expected the same, or another --out') as caught:
-      command.begin(out, design.read(toml(changed)), 'small', {})
+      begin(text)
     assert told in str(caught.value)
-  with pytest.raises(UserError, match='--scale: scale is tiny, and was small'):
-    command.begin(out, design.read(toml()), 'tiny', {})
-  command.begin(out, design.read(toml(DESIGN + '\n')), 'small', {})
-  command.begin(
-    out,
-    design.read(toml(DESIGN.replace('[sweeps]', '"new" = { begins = "mae", method = "scl" }\n[sweeps]'))),
-    'small',
-    {},
+  for changed, told in (
+    ({'scale': 'tiny'}, '--scale is tiny, and was small'),
+    ({'weights': {'mae': '/w'}}, "--weights is {'mae': '/w'}, and was {}"),
+    ({'data': {'ferplus': '/g'}}, '--data: ferplus is /g, and was /f'),
+  ):
+    with pytest.raises(UserError, match='and was') as caught:
+      begin(**changed)
+    assert told in str(caught.value)
+  begin(
+    DESIGN.replace('[sweeps]', '"new" = { begins = "mae", method = "scl" }\n[sweeps]'), data={'rafdb': '/r'}
   )
+  assert json.loads((out / 'study.json').read_text())['data'] == {'ferplus': '/f', 'rafdb': '/r'}
+
+
+def test_what_is_no_study_is_left_alone(toml, tmp_path):
+  (tmp_path / 'thesis.tex').write_text('')
+  with pytest.raises(UserError, match='is not empty and holds no study'):
+    command.begin(epath.Path(tmp_path), design.read(toml()), 'small', {}, {}, design.Plan([], {}, []))
+
+
+def test_a_run_that_was_made_by_another_config_is_refused(toml, tmp_path):
+  plan = design.plan(design.read(toml()), 'small', str(tmp_path), {'ferplus': '/f'}, {}, [0])
+  run = plan.runs[0]
+  folder = runner.folder(epath.Path(tmp_path), run)
+  config = config_lib.parse(
+    ['mimic', '--config', run.config, *run.flags, '--config.finetune.optim.lr=0.5']
+  ).config
+  workdir.begin(folder, config)
+  (folder / 'finetune').mkdir()
+  (folder / 'finetune' / 'result.json').write_text('{}')
+  with pytest.raises(UserError, match=r'is of another config \(finetune.optim.lr: 0.5 →'):
+    command._check_done(epath.Path(tmp_path), plan)
 
 
 # A run that takes no time: its accuracy comes of its name, so that a table of two studies can be compared.
@@ -211,6 +256,11 @@ def order(out: pathlib.Path) -> list[str]:
   return (out / 'runs' / 'order.txt').read_text().split()
 
 
+def carry_out(out: pathlib.Path, runs, say=str, *worker: int) -> list[str]:
+  with runner.Listening() as listening:
+    return runner.carry_out(epath.Path(out), runs, say, listening, *worker)
+
+
 RUNS = [
   Run('p/seed0', 'pretrain', '', ()),
   Run('a/seed0', 'finetune', '', (), 'p/seed0'),
@@ -221,17 +271,17 @@ RUNS = [
 def test_each_run_is_made_once_and_in_order(tmp_path, fake):
   said: list[str] = []
   for _ in range(2):
-    assert runner.carry_out(epath.Path(tmp_path), RUNS, said.append) == ({}, [])
+    assert carry_out(tmp_path, RUNS, said.append) == []
   assert order(tmp_path) == ['p/seed0', 'a/seed0', 'b/seed0']
   assert sum('valid' in line for line in said) == 3
 
 
 def test_a_failed_run_is_marked_and_the_others_go_on(tmp_path, fake):
   runs = [Run('bad/seed0', 'pretrain', '', ()), Run('a/seed0', 'finetune', '', (), 'bad/seed0'), RUNS[2]]
-  ended = runner.carry_out(epath.Path(tmp_path), runs, str)
-  assert ended == ({'bad/seed0': 'it went wrong'}, ['a/seed0'])
+  assert carry_out(tmp_path, runs) == ['bad/seed0']
+  assert [runner.failure(epath.Path(tmp_path), r) for r in runs] == ['it went wrong', '', '']
   assert order(tmp_path) == ['bad/seed0', 'b/seed0']
-  runner.carry_out(epath.Path(tmp_path), runs, str)
+  carry_out(tmp_path, runs)
   assert order(tmp_path) == ['bad/seed0', 'b/seed0', 'bad/seed0']
 
 
@@ -240,7 +290,7 @@ def test_a_run_that_another_is_at_is_left_to_it(tmp_path, fake):
   held.acquire()
   ended: list[list[str]] = []
   threading.Timer(0.7, lambda: (ended.append(order(tmp_path)), held.release())).start()
-  runner.carry_out(epath.Path(tmp_path), RUNS, str)
+  carry_out(tmp_path, RUNS)
   assert ended == [['b/seed0']]
   assert order(tmp_path) == ['b/seed0', 'p/seed0', 'a/seed0']
 
@@ -250,15 +300,26 @@ def test_told_to_stop_it_stops_its_run_and_goes_on_later(tmp_path, fake):
   threading.Timer(1.0, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()
   began = time.monotonic()
   with pytest.raises(Preempted):
-    runner.carry_out(epath.Path(tmp_path), RUNS, str)
+    carry_out(tmp_path, RUNS)
   assert time.monotonic() - began < 20
   fake[0] = 0.0
-  assert runner.carry_out(epath.Path(tmp_path), RUNS, str) == ({}, [])
+  assert carry_out(tmp_path, RUNS) == []
+
+
+def test_told_to_stop_while_it_waits_for_another_it_stops_too(tmp_path, fake):
+  held = lease.Lease(runner.folder(epath.Path(tmp_path), RUNS[0]))
+  held.acquire()
+  threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGUSR1)).start()
+  try:
+    with pytest.raises(Preempted):
+      carry_out(tmp_path, RUNS[:2])
+  finally:
+    held.release()
 
 
 def test_two_that_share_a_folder_begin_with_different_runs(tmp_path, fake):
   runs = [Run(f'{name}/seed0', 'finetune', '', ()) for name in 'abcd']
-  runner.carry_out(epath.Path(tmp_path), runs, str, 1, 2)
+  carry_out(tmp_path, runs, str, 1, 2)
   assert order(tmp_path) == ['b/seed0', 'd/seed0', 'a/seed0', 'c/seed0']
 
 
@@ -268,7 +329,7 @@ def carried_out(tmp_path, toml, fake):
   study = design.read(toml())
   out = epath.Path(tmp_path / 'out')
   plan = design.plan(study, 'small', str(out), {'ferplus': '/f', 'general': '/g'}, {}, [0, 1, 2])
-  runner.carry_out(out, plan.runs, str)
+  carry_out(out, plan.runs)
   return out, study, plan
 
 
@@ -291,7 +352,7 @@ def test_a_table_says_what_the_predictions_do(carried_out):
 
 def test_contrasts_are_paired_and_adjusted_and_say_what_they_could_have_seen(carried_out):
   out, study, plan = carried_out
-  primary, rest = findings.contrasts(study, findings.splits(out, study, plan))
+  primary, rest = findings.contrasts(study, plan, findings.splits(out, study, plan), 0)
   differences = []
   for seed in range(3):
     each = []
@@ -306,15 +367,35 @@ def test_contrasts_are_paired_and_adjusted_and_say_what_they_could_have_seen(car
   low, high = (float(x.replace('−', '-')) for x in row['95 %'].split(' to '))
   assert low < 100 * mean < high
   assert float(row['could have seen']) > (high - low) / 2  # power .8 needs more than the interval's reach
-  assert [r[0] for r in rest.rows] == [a for a in study.arms if a not in ('CE', 'MSCL')]
+  assert row['p (Holm, 1)']
+  # Each arm against the first, of a sweep at the same value; what is the same run by another name is not compared.
+  assert study.references['MSCL, λ = 1.0'] == 'CE, λ = 1.0'
+  assert [r[0] for r in rest.rows] == [a for a in study.references if a != 'MSCL']
+
+
+def test_contrasts_that_came_after_their_runs_are_called_so(carried_out):
+  out, study, plan = carried_out
+  primary, _ = findings.contrasts(study, plan, findings.splits(out, study, plan), 4)
+  assert primary.title == 'Primary contrasts, begun when 4 of the runs were there: exploratory'
+
+
+def test_holm_counts_the_sets_whose_runs_are_not_there_yet(carried_out):
+  out, study, plan = carried_out
+  found = findings.splits(out, study, plan)
+  wider = plan._replace(arms={**plan.arms, 'rafdb': {}})
+  one, two = (findings.contrasts(study, p, found, 0)[0] for p in (plan, wider))
+  assert (one.head[6], two.head[6]) == ('p (Holm, 1)', 'p (Holm, 2)')
+  assert float(two.rows[0][6]) == pytest.approx(min(2 * float(one.rows[0][6]), 1), rel=0.1)
 
 
 def test_the_page_and_its_files(carried_out):
   out, study, plan = carried_out
-  told = page.write(out, study, plan, 'small', {}, {'x/seed0': 'no room'})
+  (out / 'runs/ferplus-scratch-mscl/seed0/finetune/result.json').unlink()
+  (out / 'runs/ferplus-scratch-mscl/seed0.failed').write_text('no room')
+  told = page.write(out, study, plan, 'small', {}, 0)
   folder = out / study.name
   assert '| MSCL | 3 |' in told
-  assert 'Failed: 1 runs: x/seed0 (no room).' in told
+  assert 'Failed: ferplus-scratch-mscl/seed0 (no room); 1 in all' in told
   assert 'rafdb: no folder in --data' in told
   assert (folder / 'table.tex').read_text().count(r'\toprule') == 3
   assert grid.escaped('λ_1') == r'λ\_1'
