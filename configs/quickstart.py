@@ -20,11 +20,12 @@ def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is '' or 'minute'."""
   (length,) = defaults.words(variant, ('full', 'minute'))
   full = length == 'full'
+  faces, labelled = (6144, 640) if full else (512, 256)
   c = defaults.base()
   c.stages = 'pretrain,finetune,scratch'
   c.report_note = (
     'Drawn faces and a very small ViT: this page shows the machinery at work and says nothing of real faces. “pretrain” '
-    'sees 6,144 drawn faces without their labels, “finetune” starts from its weights and sees 640 others with labels; '
+    f'sees {faces:,} drawn faces without their labels, “finetune” starts from its weights and sees {labelled} others with labels; '
     '“scratch” is the same fine-tuning from random weights. What stage one gains here, it gains from unlabelled pictures of '
     'the same kind; the paper pre-trains on general pictures, of which this is no test.'
   )
@@ -40,7 +41,7 @@ def get_config(variant: str = '') -> ConfigDict:
   p = objectives.defaults('masked_autoencoding')
   p.init = c.get_ref('init')
   p.data.source = 'synthetic_faces'
-  p.data.size = 6144 if full else 512
+  p.data.size = faces
   p.batch_images = 64
   p.epochs = 30.0 if full else 1.0
   p.mae.mask_ratio = 0.6  # of 16 patches; 0.75 would leave 4
@@ -57,7 +58,7 @@ def get_config(variant: str = '') -> ConfigDict:
     f = objectives.defaults('mimic')
     f.init = 'pretrain' if name == 'finetune' else ''
     f.data.source = 'synthetic_faces'
-    f.data.size = 640 if full else 256
+    f.data.size = labelled
     f.data.draw_seed = 1  # other faces than those of stage one, for training and for measuring
     f.batch_images = 32
     f.epochs = 20.0 if full else 1.0
