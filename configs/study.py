@@ -29,8 +29,8 @@ PRETRAININGS = {
 }
 IN_DOMAIN = ('mae_faces',)  # pre-trained on the pictures of the set itself
 METHODS = ('mscl', 'pretrain', *(m for m in mimic.METHODS if m != 'mscl'), 'linear_probe', 'scn')
-# Of the first two scales, each chosen for itself by a few hundred steps on general pictures (docs/reproduction.md).
-BLR = {'mae': 8e-3, 'mae_faces': 8e-3, 'local_mim': 8e-3, 'moco_v3': 3e-3, 'supervised': 4e-3}
+# Learning rates of the first two scales, by a few hundred steps of each on general pictures (docs/method.md).
+LR = {'mae': 2e-3, 'mae_faces': 2e-3, 'local_mim': 2e-3, 'moco_v3': 3e-3, 'supervised': 1e-3}
 PAPER = {'base': 'vitb16', 'large': 'vitl16'}
 
 
@@ -123,8 +123,7 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   p.checkpoint.every_epochs = 2.0
   p.eval.splits = 'valid' if tiny else ''
   p.eval.every_epochs = 0.0
-  p.optim.lr = 0.0
-  p.optim.blr = BLR[begins]
+  p.optim.lr, p.optim.blr = LR[begins], 0.0
   if begins.startswith('mae'):
     p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 48, 1, 4
     p.mae.mask_ratio = 0.6 if tiny else 0.75  # of 16 patches 0.75 leaves 4
@@ -135,6 +134,8 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
       p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
   elif begins == 'moco_v3':
     p.moco.hidden, p.moco.dim = 256, 64
+    p.augment.scale = (0.2, 1.0)
+    p.moco.momentum = 0.95  # for runs as short as these
   else:
     p.head.pool = 'gap'  # what fine-tuning reads
     p.augment.rand_ops, p.augment.erasing, p.mix.probability = 0, 0.0, 0.5  # for schedules as short as these

@@ -255,8 +255,9 @@ def check(config: Mapping[str, Any]) -> None:
           + (', above 0' if key == 'std' else '')
         )
     for key in ('rand_magnitude', 'rand_std'):
-      value, usual = s['augment'][key], defaults.stage().augment[key]
-      if not s['augment']['rand_ops'] and value != usual:
+      usual = defaults.stage().augment[key]
+      value = s['augment'].get(key, usual)  # an objective with augmentations of its own has none
+      if value != usual and not s['augment']['rand_ops']:
         raise UserError(
           f'config.{stage}.augment.{key} is {value}, and config.{stage}.augment.rand_ops 0, which draws no operation; expected '
           f'{usual}, its default, or rand_ops=2'

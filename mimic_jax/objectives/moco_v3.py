@@ -109,6 +109,8 @@ class Objective(base.Objective):
     s.moco.hidden = 4096  # width of the projector and the predictor
     s.moco.temperature = 0.2  # τ
     s.moco.momentum = 0.99  # m at the start; rises to 1 at the end, by a cosine
+    for name in ('rand_ops', 'rand_magnitude', 'rand_std', 'erasing'):  # its views are other ones
+      del s.augment[name]
     s.augment.scale = (0.08, 1.0)
     s.augment.jitter = (0.4, 0.4, 0.2, 0.1)  # strength of brightness, contrast, saturation, hue
     s.augment.jitter_probability = 0.8
