@@ -36,7 +36,7 @@ METHODS = {
 }
 
 ON_MIXED = (
-  'Training figures are on random crops, most of them mixed (mix.probability) and scored against the mixed label; those '
+  'Training figures are on random crops, mixed with the chance of mix.probability and scored against the mixed label; those '
   'of a split are on whole pictures. The two are not to be compared.'
 )
 

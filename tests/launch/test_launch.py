@@ -256,6 +256,7 @@ def test_a_wrong_command_line_is_one_line_and_calls_nothing(world, script, args,
     ('slurm.sh', ('--tasks=2', *LOCAL), '--tasks goes with --cpu'),
     ('slurm.sh', ('--array', *LOCAL), 'no --seeds'),
     ('slurm.sh', ('--workers=2', *LOCAL), "--workers goes with 'study'"),
+    ('slurm.sh', ('--workers=2', '--nodes=2', '--', *MAIN, *STUDY), 'expected no --nodes'),
     ('slurm.sh', ('--array', '--', *MAIN, *STUDY), 'expected --workers=N for a study'),
     ('gpu.sh', ('--mount=data', *LOCAL), "--mount is 'data'"),
     ('gpu.sh', ('--mount=/no/such/folder', *LOCAL), 'no folder'),
@@ -349,8 +350,8 @@ def test_slurm_makes_a_job_of_each_seed_and_puts_back_the_one_that_was_pre_empte
 
 
 def test_slurm_makes_as_many_jobs_as_share_a_study(world):
-  flags, script = submitted(world, '--cpu', '--workers=3', '--python=python', '--', *MAIN, *STUDY)
-  assert {'--array=0-2', '--output=mimic-%A_%a.log'} <= set(flags)
+  flags, script = submitted(world, '--gpus=4', '--workers=3', '--python=python', '--', *MAIN, *STUDY)
+  assert {'--array=0-2', '--output=mimic-%A_%a.log', '--ntasks-per-node=1', '--gpus-per-node=4'} <= set(flags)
   assert f'{" ".join(MAIN[:3])} {" ".join(STUDY)}\n' in script
   assert 'requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in script
 
