@@ -137,7 +137,11 @@ def contrasts(
   one = {(target, 'test' if 'test' in names else names[0]) for target, names in every.items()}
   primary = _compared({k: v for k, v in found.items() if k in one}, study.primary, samples)
   named = {tuple(sorted(pair)) for pair in study.primary.values()}
-  rest = {arm: (a, arm) for arm, a in study.references.items() if tuple(sorted((a, arm))) not in named}
+  rest = {
+    f'{arm} against {a}': (a, arm)
+    for arm, a in study.references.items()
+    if tuple(sorted((a, arm))) not in named
+  }
   rest = {k: (a, b) for k, (a, b) in rest.items() if not _same_runs(plan, a, b)}
   other = _compared(found, rest, samples)
   planned = len(study.primary) * len(plan.arms)

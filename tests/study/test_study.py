@@ -370,7 +370,7 @@ def test_contrasts_are_paired_and_adjusted_and_say_what_they_could_have_seen(car
   assert row['p (Holm, 1)']
   # Each arm against the first, of a sweep at the same value; what is the same run by another name is not compared.
   assert study.references['MSCL, λ = 1.0'] == 'CE, λ = 1.0'
-  assert [r[0] for r in rest.rows] == [a for a in study.references if a != 'MSCL']
+  assert [r[0] for r in rest.rows] == [f'{b} against {a}' for b, a in study.references.items() if b != 'MSCL']
 
 
 def test_contrasts_that_came_after_their_runs_are_called_so(carried_out):
