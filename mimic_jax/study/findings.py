@@ -154,7 +154,7 @@ def contrasts(
   )
   return (
     _table(f'Primary contrasts, {before}', f'p (Holm, {planned})', primary, adjusted, planned),
-    _table('Exploratory', 'p (not adjusted)', other, [c['p'] for _, _, c in other], 1),
+    _table('Exploratory', 'p, one by one', other, [c['p'] for _, _, c in other], 1),
   )
 
 
@@ -192,7 +192,7 @@ def _table(
 ) -> Table | None:
   if not rows:
     return None
-  head = ['contrast', 'on', 'seeds', 'difference (points)', '95 %', '95 %, seeds alone', p, 'could have seen']
+  head = ['contrast', 'on', 'seeds', 'points', '95 %', 'seeds alone', p, 'could have seen']
   cells = []
   for (where, name, c), value in zip(rows, adjusted):
     seen = NONE
@@ -204,7 +204,7 @@ def _table(
       [name, where, str(c['seeds']), points(c['difference']), between, alone, f'{value:.2g}', seen]
     )
   notes = (
-    'Difference of accuracy, paired by seed and by picture. 95 %: crossed bootstrap over pictures and seeds; seeds alone: Student’s '
+    'Points: difference of accuracy, paired by seed and by picture. 95 %: crossed bootstrap over pictures and seeds; seeds alone: Student’s '
     't over the differences of the seeds, for these pictures. Could have seen: the smallest true difference that this design '
     f'finds four times in five at 5 %{f" ÷ {tests}, the first step of Holm" if tests > 1 else ""}.',
   )

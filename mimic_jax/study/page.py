@@ -118,16 +118,20 @@ def _flat(shown: list[Table]) -> Iterator[list[str]]:
       )
 
 
+def _words(note: str) -> str:
+  return re.sub(r'`([^`]+)`', r'<code>\1</code>', tables.esc(note))
+
+
 def _html(study: Study, notes: list[str], shown: list[Table], drawn: Mapping[str, str]) -> str:
-  body = [f'<header><h1>{tables.esc(study.title)}</h1></header>', *(f'<p>{tables.esc(n)}</p>' for n in notes)]
+  body = [f'<header><h1>{tables.esc(study.title)}</h1></header>', *(f'<p>{_words(n)}</p>' for n in notes)]
   for t in shown:
     rows = [
       [f'<b>{tables.esc(c)}</b>' if (i, k) in t.bold else tables.esc(c) for k, c in enumerate(row)]
       for i, row in enumerate(t.rows)
     ]
     save = tables.download(t.title, tables.as_csv(t.head, t.rows), 'csv')
-    body += [f'<h2>{tables.esc(t.title)} {save}</h2>', tables.table(t.head, rows, 'stack')]
-    body += [f'<p class="quiet small">{tables.esc(note)}</p>' for note in t.notes]
+    body += [f'<h2>{tables.esc(t.title)} {save}</h2>', tables.table(t.head, rows, 'stack classes')]
+    body += [f'<p class="quiet small">{_words(note)}</p>' for note in t.notes]
   if drawn:
     svgs = ''.join(
       f'<figure aria-label="{tables.esc(title)}"><figcaption><h4>{tables.esc(title)}</h4></figcaption>{page_figures.inline(svg)}</figure>'
@@ -136,7 +140,7 @@ def _html(study: Study, notes: list[str], shown: list[Table], drawn: Mapping[str
     body.append(f'<h2>Figures</h2><div class="plots">{svgs}</div>')
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    f'<title>{tables.esc(study.title)}</title><style>{CSS}</style></head><body>{"".join(body)}</body></html>\n'
+    f'<title>{tables.esc(study.title)}</title><style>{CSS}.stack tbody th {{ white-space: normal; }}</style></head><body>{"".join(body)}</body></html>\n'
   )
 
 
