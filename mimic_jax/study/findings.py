@@ -13,6 +13,7 @@ from mimic_jax.report.predictions import Predictions
 from mimic_jax.runtime import files
 from mimic_jax.study import design, runner
 from mimic_jax.study.design import Plan, Run, Study
+from mimic_jax.training.arms import compared
 
 NONE = '–'
 
@@ -169,21 +170,11 @@ def _compared(
   rows = []
   for (target, split), arms in found.items():
     for name, (a, b) in pairs.items():
-      seeds = [s for s in arms.get(a, {}) if s in arms.get(b, {})]
-      if not seeds:
-        continue
-      every = predictions.aligned([arms[arm][s].predictions for arm in (a, b) for s in seeds])
-      logits = np.stack([p.logits for p in every])
-      whole = uncertainty.across_seeds(
-        every[0].label,
-        logits[: len(seeds)],
-        logits[len(seeds) :],
-        every[0].class_names,
-        uncertainty.identities(every[0].id.tolist()),
-        samples,
-      )
-      where = f'{design.words().SETS[target]}, {split}'
-      rows.append((where, name, {**whole['accuracy'], 'seeds': len(seeds)}))
+      held = [{seed: x.predictions for seed, x in arms.get(arm, {}).items()} for arm in (a, b)]
+      if held[0].keys() & held[1].keys():
+        whole = compared(*held, samples=samples)
+        where = f'{design.words().SETS[target]}, {split}'
+        rows.append((where, name, {**whole['accuracy'], 'seeds': len(whole['seeds'])}))
   return rows
 
 
