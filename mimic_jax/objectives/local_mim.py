@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from mimic_jax import augment, defaults, hog, losses, models
 from mimic_jax.models import decoder, flops, masking, vit
-from mimic_jax.objectives import base
+from mimic_jax.objectives import base, masked_autoencoding
 from mimic_jax.objectives.base import Batch
 from mimic_jax.report import citations
 from mimic_jax.report.drawing import Drawing
@@ -23,8 +23,6 @@ from mimic_jax.runtime.errors import UserError
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # cells to a patch's side that the published decoders know
 PUBLISHED_DEPTH = 7  # from which on the published taps rise
-ROWS = 8  # images drawn for the report
-DECODER_MLP_RATIO = 4.0
 # PyTorch's, of the convolutions that the published decoders end in: uniform within ±1/√n, of n inputs, or in one that enlarges outputs
 BY_INPUTS = nnx.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 BY_OUTPUTS = nnx.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
@@ -147,8 +145,8 @@ class LocalMaskedModel(nnx.Module):
     ]
 
 
-class Objective(base.Objective):
-  """LocalMIM; see base.py for the contract."""
+class Objective(masked_autoencoding.Objective):
+  """LocalMIM: MAE's crops, masks and training with other targets; see base.py for the contract."""
 
   CITES: ClassVar = {'wang2023masked': citations.ENTRIES['wang2023masked']}
   RANGES: ClassVar = {
@@ -160,6 +158,10 @@ class Objective(base.Objective):
     'loss': base.Figure('Loss', unit='sum of mean squared errors'),
     **{f'scale_{s:g}': base.Figure(f"{s:g} cells to a patch's side", term=True) for s in SCALES},
   }
+
+  # of MAE's decoder
+  notes = base.Objective.notes
+  facts = base.Objective.facts
 
   @classmethod
   def defaults(cls) -> ConfigDict:
@@ -214,7 +216,7 @@ class Objective(base.Objective):
     self.cells = [round(self.config.patch_size / scale) for scale in self.scales]
     sizes = {name: local[f'decoder_{name}'] for name in ('dim', 'depth', 'heads')}
     self.decoder_config = self.config._replace(
-      **sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0, layer_scale=0.0
+      **sizes, mlp_ratio=masked_autoencoding.DECODER_MLP_RATIO, drop_path=0.0, layer_scale=0.0
     )
     self._pictures = jax.jit(self._draw, static_argnums=0)
 
@@ -243,27 +245,6 @@ class Objective(base.Objective):
     return LocalMaskedModel(
       self.config, self.decoder_config, self.taps, self.scales, 3 * self.bins, rngs=nnx.Rngs(key)
     )
-
-  def trainable(self, path: tuple[str, ...]) -> bool:
-    """Everything but the fixed sin-cos tables of encoder and decoders."""
-    return path[-1] != 'pos_embed'
-
-  def initial(self, path: tuple[str, ...]) -> str:
-    """The encoder is needed; norms and decoders are taken where there are such of these sizes."""
-    return 'needed' if path[0] == 'encoder' else 'if_whole'
-
-  def augment(self, batch: Batch, key: jax.Array) -> Batch:
-    """One random crop per image, flip, normalisation.
-
-    Args:
-      batch: 'image' uint8 [B, H, W, 3], or [B, 1, S, S, 3] cropped on the host.
-      key: of this step.
-
-    Returns:
-      'image' float32 [B, 1, S, S, 3].
-    """
-    size = self.config.image_size
-    return {'image': augment.training_views(key, batch['image'], views=1, size=size, **self.augmentation)}
 
   def loss(
     self, model: LocalMaskedModel, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
@@ -319,7 +300,9 @@ class Objective(base.Objective):
   def draw(self, model: LocalMaskedModel, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
     """Returns of a few images what the encoder sees, the histograms predicted from it, the true ones, the original."""
     template, params, rest = models.split(model, self.trainable)
-    pictures = jax.device_get(self._pictures(template, params, rest, batch['image'][:ROWS], key))
+    pictures = jax.device_get(
+      self._pictures(template, params, rest, batch['image'][: masked_autoencoding.ROWS], key)
+    )
     n = self._drawn
     drawing = Drawing(
       'Oriented gradients',
@@ -331,10 +314,6 @@ class Objective(base.Objective):
     )
     return {'oriented_gradients': drawing}
 
-  def look(self, model: LocalMaskedModel, batch: Batch) -> dict[str, Drawing]:
-    """Returns what `draw` does, under masks that are the same every time."""
-    return self.draw(model, batch, jax.random.key(masking.EVALUATION_SEED))
-
   @property
   def _drawn(self) -> int:
     """The number of the scale whose cells are nearest to a patch: strokes want some pixels."""
@@ -342,10 +321,6 @@ class Objective(base.Objective):
 
   def _weights(self, masks: masking.Masks) -> list[jax.Array]:
     return [cell_weights(masks.mask, self.config.grid, scale) for scale in self.scales]
-
-  def _whole(self, images: jax.Array) -> jax.Array:
-    a = self.augmentation
-    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
 
   def _draw(
     self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
