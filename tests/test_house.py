@@ -27,6 +27,7 @@ DOWN = {
   'report': {'runtime', 'data', 'metrics', 'uncertainty'},
   'objectives': ARITHMETIC | {'augment', 'colour', 'hog', 'losses', 'mixing', 'models', 'report', 'defaults'},
   'weights': {'runtime', 'data', 'models'},
+  'study': {'runtime', 'config', 'metrics', 'uncertainty', 'report', 'training'},
   'serving': {'runtime', 'augment', 'data', 'training', 'report'},
   'defaults': {'runtime', 'data'},
   'config': {'runtime', 'defaults', 'data', 'models', 'augment', 'objectives', 'describe'},
