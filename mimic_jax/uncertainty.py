@@ -181,7 +181,7 @@ def across_seeds(
 
   Returns:
     {'accuracy': {'a', 'b' (means over the seeds), 'a_sd', 'b_sd' (None of one seed), 'difference' (B − A), 'low', 'high',
-    'p' (two-sided), 'of_seeds' (that function's), 'error' and 'degrees' (of the difference, for `detectable`; None where few pictures decide)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
+    'p' (two-sided), 'low_of_seeds', 'high_of_seeds' (None of one seed), 'error' and 'degrees' (of the difference, for `detectable`; None where few pictures decide)}, 'mean_class_accuracy': …, 'macro_f1': …, 'method': as of `intervals`, with 'seeds': S}.
 
   Raises:
     UserError, ValueError: as `intervals`.
@@ -216,6 +216,7 @@ def across_seeds(
       reach = error * float(t.ppf((1 + level) / 2))
       low, high = max(difference - reach, -1.0), min(difference + reach, 1.0)
       p = float(2 * t.sf(abs(difference) / error))
+    alone = of_seeds(b - a, level)
     found[name] = {
       'a': float(a.mean()),
       'b': float(b.mean()),
@@ -225,7 +226,8 @@ def across_seeds(
       'low': low,
       'high': high,
       'p': p,
-      'of_seeds': of_seeds(b - a, level),
+      'low_of_seeds': alone[0],
+      'high_of_seeds': alone[1],
       'error': None if degrees is None else error,
       'degrees': degrees,
     }
@@ -240,10 +242,10 @@ def _degrees(variance: float, of_seeds: float, seeds: int, units: int) -> float:
   return max(variance**2 / parts, 1.0)
 
 
-def of_seeds(differences: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
-  """Returns Student's interval of the mean of differences [S], one per seed, for the pictures at hand alone; None for one seed."""
+def of_seeds(differences: np.ndarray, level: float = 0.95) -> tuple[float, float] | tuple[None, None]:
+  """Returns Student's interval of the mean of differences [S], one per seed, for the pictures at hand alone; None twice for one."""
   if len(differences) < 2:
-    return None
+    return None, None
   reach = stats.t(len(differences) - 1).ppf((1 + level) / 2) * np.std(differences, ddof=1)
   reach = float(reach / np.sqrt(len(differences)))
   return float(np.mean(differences)) - reach, float(np.mean(differences)) + reach

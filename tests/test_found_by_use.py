@@ -147,7 +147,8 @@ def test_a_run_is_resumed_whatever_does_not_change_what_it_computes(flag):
 
 
 # 62: the pictures that a run is measured on are those it began with, wherever they are
-@pytest.mark.parametrize('field', [pytest.param('data', marks=pytest.mark.processes), 'eval'])
+@pytest.mark.processes
+@pytest.mark.parametrize('field', ['data', 'eval'])
 def test_a_run_goes_on_with_the_same_pictures_to_be_measured_on_and_no_others(field, tmp_path, monkeypatch):
   for name in ('show', '_draw'):
     monkeypatch.setattr(results, name, lambda *_, **__: None)

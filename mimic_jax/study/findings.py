@@ -189,7 +189,9 @@ def _table(
     seen = NONE
     if c['error'] is not None:
       seen = f'{100 * uncertainty.detectable(c["error"], c["degrees"], 1 - 0.05 / tests):.2f}'
-    alone = f'{points(c["of_seeds"][0])} to {points(c["of_seeds"][1])}' if c['of_seeds'] else NONE
+    alone = NONE
+    if c['low_of_seeds'] is not None:
+      alone = f'{points(c["low_of_seeds"])} to {points(c["high_of_seeds"])}'
     between = f'{points(c["low"])} to {points(c["high"])}'
     cells.append(
       [name, where, str(c['seeds']), points(c['difference']), between, alone, f'{value:.2g}', seen]

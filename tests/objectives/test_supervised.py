@@ -32,6 +32,7 @@ def test_the_recipe_is_deits():
   assert (a.rand_ops, a.rand_magnitude, a.rand_std, a.erasing) == (2, 9.0, 0.5, 0.25)
 
 
+@pytest.mark.processes
 def test_fine_tuning_takes_the_encoder_of_a_run_and_neither_head_nor_norm(tmp_path, monkeypatch):
   monkeypatch.setattr(results, 'show', lambda *_, **__: None)
   monkeypatch.setattr(results, '_draw', lambda *_: None)

@@ -13,6 +13,10 @@ from tests import small
 # Of a batch; an eighth of it, a device's rows, divides the sizes of no parameter, so that a batch is known by its shape.
 IMAGES = dict.fromkeys(objectives.names(), 480) | {'resnet': 120}
 CLASSES = tuple('abcdefg')
+QUICK = (
+  'masked_autoencoding',
+  'mimic',
+)  # looked at on all meshes whenever tests run; the others with the whole runs, minutes
 
 
 def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_lib.Program:
@@ -70,8 +74,11 @@ def found():
 
 @pytest.mark.parametrize(
   ('name', 'fsdp'),
-  [(name, fsdp) for name in objectives.names() for fsdp in (1, 4, 8)]
-  + [pytest.param('resnet', fsdp, marks=pytest.mark.processes if fsdp != 4 else ()) for fsdp in (1, 4, 8)],
+  [
+    pytest.param(name, fsdp, marks=pytest.mark.processes if fsdp != 4 and name not in QUICK else ())
+    for name in (*objectives.names(), 'resnet')
+    for fsdp in (1, 4, 8)
+  ],
 )
 def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
   made, said = found(name, fsdp)
@@ -80,7 +87,10 @@ def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
   assert (fsdp > 1) <= bool(gathered)  # else nothing was split
 
 
-@pytest.mark.parametrize('name', objectives.names())
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=pytest.mark.processes if n not in QUICK else ()) for n in objectives.names()],
+)
 def test_splitting_the_weights_needs_less_and_less_room(name, found):
   one, four, eight = (found(name, fsdp)[1] for fsdp in (1, 4, 8))
   if 'encoder' in found(name, 1)[0].abstract['params']:

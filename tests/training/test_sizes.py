@@ -37,6 +37,7 @@ def taken(*flags):
   return sizes.resolved(command.config)[0]
 
 
+@pytest.mark.processes
 def test_a_run_on_class_folders_without_a_valid_split_goes_on_and_is_evaluated_when_its_weights_are_gone(
   rng, tmp_path, monkeypatch, capfd
 ):

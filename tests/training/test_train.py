@@ -131,7 +131,10 @@ def test_fifty_losses_are_the_same_however_the_devices_share_the_batch_and_the_p
     np.testing.assert_allclose(other, one, rtol=2e-5)
 
 
-@pytest.mark.parametrize('name', STAGES)
+@pytest.mark.parametrize(
+  'name',
+  [pytest.param(n, marks=() if n in ('pretrain', 'finetune') else pytest.mark.processes) for n in STAGES],
+)
 def test_a_run_stopped_and_resumed_has_the_same_bits_as_one_that_was_not(name, tmp_path, monkeypatch):
   config = small.run_config(**{name: STAGES[name](**{'checkpoint.every_epochs': 0.5})})  # every 4 of 10 steps
   run(config, tmp_path / 'whole')
