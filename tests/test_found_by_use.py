@@ -263,6 +263,7 @@ def test_data_with_letters_that_the_locale_lacks_are_read_and_such_a_run_folder_
   flags += [
     '--config.finetune.batch_images=2',
     '--config.finetune.eval.splits=',
+    '--config.finetune.data.held_out=0',
     '--config.log.tensorboard=False',
   ]
   env = {
