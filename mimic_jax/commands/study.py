@@ -229,10 +229,8 @@ def _there(
   if gone:
     there = {name: path for name, path in data.items() if name not in gone}
     left = design.plan(study, scale, given.out, there, weights, seeds).runs
-    raise UserError(
-      f'--data: {", ".join(f"{n}={data[n]}" for n in gone)} does not exist; without it {len(left)} runs can still be done: leave '
-      'it out'
-    )
+    can = f'without it {len(left)} runs can still be done: leave it out' if left else 'expected a folder'
+    raise UserError(f'--data: {", ".join(f"{n}={data[n]}" for n in gone)} does not exist; {can}')
   return data
 
 
