@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from mimic_jax import losses, models, objectives
 from mimic_jax.runtime.errors import UserError
@@ -15,6 +14,7 @@ B, K = 13, 4
 
 def reference(features, y, fc, attention, s, relabels):
   """Returns the loss, its parts and the gradients of fc and attention (kernel, bias each) from features [B, D]."""
+  torch = pytest.importorskip('torch')
   leaves = [torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in (*fc, *attention)]
   w, b, v, c = leaves
   x, target = torch.tensor(features), torch.tensor(y)
