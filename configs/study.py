@@ -3,7 +3,7 @@
   python -m mimic_jax.main --config study:small,mae,pretrain --config.data.root=/data/photos --workdir W
   python -m mimic_jax.main --config study:small,ferplus,mae,mscl --config.data.root=/data/ferplus --config.init=W
 
-Words: the scale (tiny: 32 × 32 pixels, minutes on two cores; small: 48 × 48, hours there; paper: the configs of the papers), the
+Words: the scale (tiny: 32 × 32 pixels, minutes on two cores; small: 48 × 48, three hours there; paper: the configs of the papers), the
 set, how it begins (scratch or a pre-training; mae_faces is MAE on the training faces of the set), `pretrain` or what it is
 fine-tuned with (mimic_jax/objectives/mimic.py METHODS, or an objective: linear_probe, scn), and base or large.
 At the first two scales all pre-trainings see the same pictures in the same number of updates, and fine-tuning mixes half of the batches. What has one
@@ -91,9 +91,7 @@ def _reduced(scale: str, target: str, begins: str, method: str, size: str) -> Co
   m = c.model
   m.preset = 'vit_ti16'
   m.image_size, m.patch_size = (32, 8) if tiny else (48, 8)
-  m.dim, m.depth, m.heads = (64, 3, 4) if tiny else (96, 4, 3)
-  if large:
-    m.dim, m.depth, m.heads = (96, 4, 3) if tiny else (160, 6, 5)
+  m.dim, m.depth, m.heads = (96, 4, 3) if large else (64, 3, 4 if tiny else 2)
   m.dtype = 'float32'
   m.scan = False  # a few blocks run faster unrolled on a CPU
   if method == 'pretrain':
@@ -115,12 +113,12 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   p.data.root = c.data.get_oneway_ref('root')
   p.data.size, p.data.draw_size = 2048, 32
   p.data.cache = True
-  p.batch_images = 64 if tiny else 256
-  p.epochs = 10.0
+  p.batch_images = 64 if tiny else 128
+  p.epochs = 10.0 if tiny else 2.0
   p.drop_path = 0.0
   p.augment.scale = (0.4, 1.0)
-  p.optim.warmup_epochs = 1.0
-  p.checkpoint.every_epochs = 2.0
+  p.optim.warmup_epochs = p.epochs / 10
+  p.checkpoint.every_epochs = p.epochs / 5
   p.eval.splits = 'valid' if tiny else ''
   p.eval.every_epochs = 0.0
   p.optim.lr, p.optim.blr = LR[begins], 0.0
@@ -130,8 +128,7 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   elif begins == 'local_mim':
     p.local_mim.decoder_dim, p.local_mim.decoder_heads = 48, 4
     p.local_mim.mask_ratio = 0.6 if tiny else 0.75
-    if tiny:
-      p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
+    p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
   elif begins == 'moco_v3':
     p.moco.hidden, p.moco.dim = 256, 64
     p.augment.scale = (0.2, 1.0)
@@ -148,8 +145,8 @@ def _finetuning(c: ConfigDict, tiny: bool, target: str) -> ConfigDict:
   f.data.root = c.data.get_oneway_ref('root')
   f.data.size, f.data.draw_size = 512, 32
   f.data.cache = True
-  f.batch_images = 32 if tiny else 64
-  f.epochs = 20.0 if tiny else 4.0
+  f.batch_images = 32
+  f.epochs = 20.0 if tiny else 2.0
   f.drop_path = 0.0
   f.augment.scale = (0.9, 1.0) if tiny else (0.8, 1.0)
   f.mix.probability = 0.5  # with so few steps, half of the batches stay as they are
