@@ -76,7 +76,7 @@ def encoder() -> ConfigDict:
   m.preset = 'vit_b16'  # vit_ti16 | vit_s16 | vit_b16 | vit_l16 | vit_h14, which the sizes below override | resnet18 | resnet50 | init (those of the first weights)
   m.image_size = 224  # pixels (P §IV-B); 0, with preset 'init': as the weights have it
   m.patch_size = 0  # pixels
-  m.dim = 0
+  m.dim = 0  # of the features; a ResNet's four stages have their share of it
   m.depth = 0
   m.heads = 0
   m.mlp_ratio = 4.0

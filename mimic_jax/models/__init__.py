@@ -100,7 +100,7 @@ def encoder_config(model: Mapping[str, Any], drop_path: float = 0.0) -> EncoderC
 
 def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> resnet.Config:
   for name, value in {
-    **{k: model[k] for k in ('patch_size', 'dim', 'depth', 'heads', 'remat', 'registers', 'layer_scale')},
+    **{k: model[k] for k in ('patch_size', 'depth', 'heads', 'remat', 'registers', 'layer_scale')},
     'drop_path': drop_path,
   }.items():
     if value not in (0, 'none', 'auto'):
@@ -113,9 +113,15 @@ def _resnet_config(model: Mapping[str, Any], preset: str, drop_path: float) -> r
   stem = errors.one_of('model.stem', model['stem'], resnet.STEMS)
   if stem == 'auto':
     stem = '3x3' if size < resnet.SMALL else '7x7'
-  return resnet.Config(
+  config = resnet.Config(
     size, *resnet.PRESETS[preset], stem, errors.one_of('model.dtype', model['dtype'], DTYPES)
   )
+  parts = config.dim // resnet.WIDTH
+  if model['dim'] < 0 or model['dim'] % parts:
+    raise errors.UserError(
+      f'model.dim is {model["dim"]}; expected a multiple of {parts} for a {preset}, or 0, its {config.dim}'
+    )
+  return config._replace(width=model['dim'] // parts or resnet.WIDTH)
 
 
 def largest_divisor(n: int, most: int) -> int:

@@ -1,4 +1,4 @@
-"""ResNet-18 and -50 as torchvision has them (v1.5: the stride is in the 3 × 3), for pictures of any size. Arithmetic only.
+"""ResNet-18 and -50 as torchvision has them (v1.5: the stride is in the 3 × 3), for pictures of any size, of any width. Arithmetic only.
 
 Batch statistics are over the whole batch: under jax.jit a mean over a sharded axis is the global one. Parameters have torchvision's
 names. Differences: the running variance is the biased one (PyTorch's is unbiased, a factor of n / (n − 1)).
@@ -17,7 +17,8 @@ from mimic_jax.runtime import sharding
 PRESETS = {'resnet18': ((2, 2, 2, 2), False), 'resnet50': ((3, 4, 6, 3), True)}  # blocks, bottlenecks
 STEMS = ('auto', '7x7', '3x3')
 SMALL = 96  # pixels below which 'auto' takes the 3 × 3 stem, of stride 1: half the published stem's shrinking
-WIDTHS = (64, 128, 256, 512)
+STAGES = (1, 2, 4, 8)  # widths of the four, in those of the first
+WIDTH = 64  # of the first, as published
 
 
 class Config(NamedTuple):
@@ -28,6 +29,7 @@ class Config(NamedTuple):
   bottleneck: bool
   stem: str
   dtype: str  # of the convolutions; parameters and statistics are float32
+  width: int = WIDTH  # of the first stage
 
   heads = 0  # of attention: it has none
   layer_norm_eps = 0.0  # nor a LayerNorm
@@ -35,12 +37,12 @@ class Config(NamedTuple):
   @property
   def dim(self) -> int:
     """Width of the features."""
-    return WIDTHS[-1] * (4 if self.bottleneck else 1)
+    return self.width * STAGES[-1] * (4 if self.bottleneck else 1)
 
   @property
   def layers(self) -> int:
     """The last layer's number: the stem is 0, the stages 1 to 4, what comes after them 5."""
-    return len(WIDTHS) + 1
+    return len(STAGES) + 1
 
   def layer_id(self, path: tuple[str, ...]) -> int:
     """Returns the layer of the parameter at a path."""
@@ -55,9 +57,10 @@ class Config(NamedTuple):
     """Returns what a picture takes, forward."""
     size, stride = (7, 2) if self.stem == '7x7' else (3, 1)
     side = math.ceil(self.image_size / stride)
-    total = flops.linear(side**2, size * size * 3, WIDTHS[0])
-    side, features = math.ceil(side / 2), WIDTHS[0]  # after the pooling
-    for n, (width, count) in enumerate(zip(WIDTHS, self.blocks, strict=True)):
+    total = flops.linear(side**2, size * size * 3, self.width)
+    side, features = math.ceil(side / 2), self.width  # after the pooling
+    for n, (times, count) in enumerate(zip(STAGES, self.blocks, strict=True)):
+      width = self.width * times
       out = width * (4 if self.bottleneck else 1)
       for k in range(count):
         stride = 2 if n and not k else 1
@@ -163,11 +166,11 @@ class Encoder(nnx.Module):
   def __init__(self, config: Config, rngs: nnx.Rngs):
     self.config = config
     size, stride = (7, 2) if config.stem == '7x7' else (3, 1)
-    self.conv1 = Conv(size, 3, WIDTHS[0], stride, config.dtype, rngs)
-    self.bn1 = batch_norm(WIDTHS[0], config.dtype, rngs)
-    features = WIDTHS[0]
-    for n, (width, count) in enumerate(zip(WIDTHS, config.blocks, strict=True), 1):
-      blocks = []
+    self.conv1 = Conv(size, 3, config.width, stride, config.dtype, rngs)
+    self.bn1 = batch_norm(config.width, config.dtype, rngs)
+    features = config.width
+    for n, (times, count) in enumerate(zip(STAGES, config.blocks, strict=True), 1):
+      width, blocks = config.width * times, []
       for k in range(count):
         blocks.append(Block(config, features, width, 2 if n > 1 and k == 0 else 1, rngs))
         features = width * (4 if config.bottleneck else 1)
@@ -179,7 +182,7 @@ class Encoder(nnx.Module):
     # zeros about what is 0 and above change no maximum; jax2onnx leaves out the padding of a max_pool
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = sharding.along_batch(nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2)))
-    for n in range(1, len(WIDTHS) + 1):
+    for n in range(1, len(STAGES) + 1):
       for block in getattr(self, f'layer{n}'):
         x = sharding.along_batch(block(x, running))
     return x

@@ -62,6 +62,8 @@ def _shapes(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found['layer_scale'] = 1.0  # what a fresh one would begin with hardly matters
   if stem := shape.get('encoder/conv1/kernel'):
     found['preset'], found['stem'] = _resnet(shape), f'{stem[0]}x{stem[0]}'
+    if stem[-1] != resnet.WIDTH:
+      found['dim'] = stem[-1] * resnet.STAGES[-1] * (4 if 'encoder/layer1/0/conv3/kernel' in shape else 1)
   if kernel := shape.get('classifier/fc/kernel'):
     found['classes'] = kernel[-1]
   if (blocks := shape.get('decoder/blocks/mlp/fc1/kernel')) and len(blocks) == 3:
@@ -218,7 +220,7 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
   heads = model.get('heads') or preset[3]
   if heads:
     found['heads'], found['heads_from'] = heads, "its run's config says so"
-  if found.get('dim') and 'layer_norm_eps' in model:
+  if found.get('depth') and 'layer_norm_eps' in model:
     found['layer_norm_eps'] = model['layer_norm_eps']
   reading = meta.get('reading', {})
   return found | {k: tuple(reading[k]) for k in ('mean', 'std') if k in reading}

@@ -75,6 +75,8 @@ def _problem(form: str, m: Model) -> str:
   if isinstance(c, resnet.Config):
     if form != 'timm':
       return 'ResNet'
+    if c.width != resnet.WIDTH:
+      return f'ResNet of {c.dim} features (model.dim)'
     return '' if c.stem == '7x7' else 'ResNet with a stem of 3 × 3 (model.stem)'
   if c.registers:
     return "form of register tokens beside a class token's position"

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, traverse_util
 from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
@@ -12,6 +12,7 @@ from mimic_jax import models, objectives, weights
 from mimic_jax.models import resnet
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.weights import facts
 from tests import peers, small
 
 
@@ -111,6 +112,20 @@ def test_sizes_and_layers_are_the_published_ones():
   assert ids == [0, 0, 1, 4]
 
 
+def test_a_narrow_one_is_the_same_with_its_share_of_the_width_and_says_so_in_its_weights():
+  for preset, dim in (('resnet18', 64), ('resnet50', 256)):
+    config = models.encoder_config(section(preset=preset, dim=dim))
+    encoder = config.create(nnx.Rngs(0))
+    widths = [getattr(encoder, f'layer{n}')[0].conv1.kernel.shape[-1] for n in (1, 2, 3, 4)]
+    assert (config.dim, widths) == (dim, [8, 16, 32, 64])
+    assert encoder.features(jnp.zeros((2, 48, 48, 3))).shape == (2, dim)
+    state = nnx.to_pure_dict(nnx.state({'encoder': encoder}))
+    tensors = {'/'.join(map(str, k)): v for k, v in traverse_util.flatten_dict(state).items()}
+    found = facts.of_checkpoint(tensors, {'config': {'model': {'layer_norm_eps': 1e-6}}})
+    assert facts.sizes(found) == {'dim': dim, 'stem': '3x3'}
+    assert found['preset'] == preset
+
+
 @pytest.mark.parametrize(
   ('fields', 'said'),
   [
@@ -120,6 +135,7 @@ def test_sizes_and_layers_are_the_published_ones():
     ({'heads': 2}, 'model.heads is 2, and a resnet18 has none'),
     ({'image_size': 16}, 'model.image_size is 16; expected at least 32'),
     ({'stem': '5x5'}, "model.stem is '5x5'"),
+    ({'dim': 100}, 'model.dim is 100; expected a multiple of 8 for a resnet18, or 0, its 512'),
   ],
 )
 def test_fields_that_mean_nothing_to_it_are_refused(fields, said):
