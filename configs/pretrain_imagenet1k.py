@@ -28,12 +28,5 @@ def get_config(variant: str = '') -> ConfigDict:
   c.stages = 'pretrain'
   c.model.preset = {'vitb16': 'vit_b16', 'vitl16': 'vit_l16'}[size]
   c.pretrain = objectives.defaults('masked_autoencoding')
-  c.pretrain.init = c.get_ref('init')
-  c.pretrain.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
-  c.pretrain.data.name = 'imagenet' if stored == 'arrayrecord' else ''
-  c.pretrain.data.root = c.data.get_oneway_ref('root')
-  c.pretrain.data.on_bad_image = 'skip'
-  c.pretrain.data.threads = 32
-  c.pretrain.data.workers = 4
-  c.pretrain.data.prefetch = 1
+  defaults.read_imagenet(c, c.pretrain, stored)
   return c

@@ -23,18 +23,10 @@ def get_config(variant: str = '') -> ConfigDict:
   c = defaults.base()
   c.stages = 'pretrain'
   p = objectives.defaults('local_mim')
-  p.init = c.get_ref('init')
-  p.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
-  p.data.name = 'imagenet' if stored == 'arrayrecord' else ''
-  p.data.root = c.data.get_oneway_ref('root')
-  p.data.on_bad_image = 'skip'
-  if size == 'vitb16':
-    c.model.preset = 'vit_b16'
-    p.data.threads = 32
-    p.data.workers = 4
-    p.data.prefetch = 1
-  else:
-    c.model.preset = 'vit_ti16'
+  defaults.read_imagenet(c, p, stored)
+  c.model.preset = {'vitb16': 'vit_b16', 'small': 'vit_ti16'}[size]
+  if size == 'small':
+    p.data.threads, p.data.workers, p.data.prefetch = 8, 0, 4
     c.model.image_size, c.model.patch_size, c.model.depth = 64, 8, 6
     c.model.dtype = 'float32'
     p.batch_images = 128

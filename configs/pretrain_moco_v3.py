@@ -26,20 +26,13 @@ def get_config(variant: str = '') -> ConfigDict:
   m.preset = {'vitb16': 'vit_b16', 'vits16': 'vit_s16', 'small': 'vit_ti16'}[size]
   m.pos_embed = 'sincos2d_moco'  # its first half is the row; a table in initial weights replaces it
   p = objectives.defaults('moco_v3')
-  p.init = c.get_ref('init')
-  p.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
-  p.data.name = 'imagenet' if stored == 'arrayrecord' else ''
-  p.data.root = c.data.get_oneway_ref('root')
-  p.data.on_bad_image = 'skip'
-  p.data.threads = 32
-  p.data.workers = 4
-  p.data.prefetch = 1
+  defaults.read_imagenet(c, p, stored)
   if size == 'vits16':
     m.heads = 12  # MoCo v3's, twice everybody else's
   if size == 'small':
     m.image_size, m.patch_size, m.depth = 64, 8, 6
     m.dtype = 'float32'
-    p.data.threads, p.data.workers = 8, 0
+    p.data.threads, p.data.workers, p.data.prefetch = 8, 0, 4
     p.batch_images = 256
     p.epochs = 100.0
     p.moco.hidden, p.moco.dim = 512, 128

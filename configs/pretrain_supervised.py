@@ -28,14 +28,11 @@ def get_config(variant: str = '') -> ConfigDict:
   c = defaults.base()
   c.stages = 'pretrain'
   p = objectives.defaults('supervised')
-  p.init = c.get_ref('init')
-  p.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
-  p.data.name = 'imagenet' if stored == 'arrayrecord' else ''
-  p.data.root = c.data.get_oneway_ref('root')
-  p.data.on_bad_image = 'skip'
+  defaults.read_imagenet(c, p, stored)
+  c.model.preset = {'vitb16': 'vit_b16', 'small': 'vit_ti16'}[size]
   if size == 'small':
+    p.data.threads, p.data.workers, p.data.prefetch = 8, 0, 4
     m = c.model
-    m.preset = 'vit_ti16'
     m.image_size, m.patch_size = 32, 4
     m.dim, m.depth, m.heads = 128, 4, 4
     m.dtype = 'float32'
@@ -48,10 +45,5 @@ def get_config(variant: str = '') -> ConfigDict:
     p.optim.blr = 2e-3
     p.optim.warmup_epochs = 1.0
     p.checkpoint.every_epochs = 1.0
-  else:
-    c.model.preset = 'vit_b16'
-    p.data.threads = 32
-    p.data.workers = 4
-    p.data.prefetch = 1
   c.pretrain = p
   return c

@@ -166,6 +166,16 @@ def stage() -> ConfigDict:
   return s
 
 
+def read_imagenet(c: ConfigDict, s: ConfigDict, stored: str) -> None:
+  """Has a pre-training `s` of config `c` read ImageNet-1K, or any pictures, on a host with many cores; 'arrayrecord' or 'folder'."""
+  s.init = c.get_ref('init')
+  s.data.source = {'arrayrecord': 'tfds', 'folder': 'folder'}[stored]
+  s.data.name = 'imagenet' if stored == 'arrayrecord' else ''
+  s.data.root = c.data.get_oneway_ref('root')
+  s.data.on_bad_image = 'skip'
+  s.data.threads, s.data.workers, s.data.prefetch = 32, 4, 1
+
+
 def words(variant: str, *groups: tuple[str, ...]) -> list[str]:
   """Reads a config's variant: words after the colon, comma-separated, at most one of each group.
 
