@@ -90,7 +90,7 @@ def _reduced(scale: str, target: str, begins: str, method: str, size: str) -> Co
   tiny, large = scale == 'tiny', size == 'large'
   m = c.model
   m.preset = 'vit_ti16'
-  m.image_size, m.patch_size = (32, 8) if tiny else (48, 8)
+  m.image_size, m.patch_size = (32, 8) if tiny else (48, 12)  # 16 patches
   m.dim, m.depth, m.heads = (96, 4, 3) if large else (64, 3, 4 if tiny else 2)
   m.dtype = 'float32'
   m.scan = False  # a few blocks run faster unrolled on a CPU
@@ -114,7 +114,7 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   p.data.size, p.data.draw_size = 2048, 32
   p.data.cache = True
   p.batch_images = 64 if tiny else 128
-  p.epochs = 10.0 if tiny else 2.0
+  p.epochs = 10.0 if tiny else 4.0
   p.drop_path = 0.0
   p.augment.scale = (0.4, 1.0)
   p.optim.warmup_epochs = p.epochs / 10
@@ -124,10 +124,10 @@ def _pretraining(c: ConfigDict, tiny: bool, target: str, begins: str) -> ConfigD
   p.optim.lr, p.optim.blr = LR[begins], 0.0
   if begins.startswith('mae'):
     p.mae.decoder_dim, p.mae.decoder_depth, p.mae.decoder_heads = 48, 1, 4
-    p.mae.mask_ratio = 0.6 if tiny else 0.75  # of 16 patches 0.75 leaves 4
+    p.mae.mask_ratio = 0.6  # 0.75 would leave 4 patches
   elif begins == 'local_mim':
     p.local_mim.decoder_dim, p.local_mim.decoder_heads = 48, 4
-    p.local_mim.mask_ratio = 0.6 if tiny else 0.75
+    p.local_mim.mask_ratio = 0.6
     p.local_mim.scales = (4.0, 2.0, 1.0)  # as many as blocks
   elif begins == 'moco_v3':
     p.moco.hidden, p.moco.dim = 256, 64
@@ -146,7 +146,7 @@ def _finetuning(c: ConfigDict, tiny: bool, target: str) -> ConfigDict:
   f.data.size, f.data.draw_size = 512, 32
   f.data.cache = True
   f.batch_images = 32
-  f.epochs = 20.0 if tiny else 2.0
+  f.epochs = 20.0 if tiny else 6.0
   f.drop_path = 0.0
   f.augment.scale = (0.9, 1.0) if tiny else (0.8, 1.0)
   f.mix.probability = 0.5  # with so few steps, half of the batches stay as they are
