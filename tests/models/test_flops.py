@@ -56,9 +56,10 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
   ],
   ids=['mae', 'local_mim', 'moco', 'mimic', 'mimic_with_clean', 'resnet', 'scn', 'probe', 'resnet_probe'],
 )
-def test_xla_counts_the_same_within_4_percent(stage, changes, model):
+def test_xla_counts_the_same_within_4_percent(monkeypatch, stage, changes, model):
   """XLA counts what is not a product, too, and not the gradient of the pixels. Blocks are unrolled, as it counts
-  a loop's body once, and nothing is computed twice."""
+  a loop's body once, and nothing is computed twice. Convolutions count as published, not as few products as they may take."""
+  monkeypatch.setattr(resnet, 'WINOGRAD', 1000)
   stage = stage(**changes)
   model = small.model_section(**model, scan=False, attention='xla', remat='none')
   mesh = sharding.make_mesh(devices=jax.devices()[:1])

@@ -30,11 +30,20 @@ def section(**fields):
 
 
 @pytest.mark.parametrize(
-  ('size', 'stride', 'side'), [(3, 1, 6), (3, 2, 7), (3, 2, 6), (7, 2, 9), (1, 2, 6), (1, 1, 5)]
+  ('size', 'stride', 'sides'),
+  [
+    (3, 1, (6, 7)),
+    (3, 1, (8, 10)),
+    (3, 2, (7, 8)),
+    (3, 2, (8, 8)),
+    (7, 2, (9, 10)),
+    (1, 2, (6, 7)),
+    (1, 1, (5, 6)),
+  ],
 )
-def test_the_convolution_is_that_of_loops_and_of_xla_on_any_platform(rng, monkeypatch, size, stride, side):
-  x, kernel = rng.normal(size=(2, side, side + 1, 3)), rng.normal(size=(size, size, 3, 4))
-  p, (h, w) = size // 2, (-(-side // stride), -(-(side + 1) // stride))
+def test_the_convolution_is_that_of_loops_and_of_xla_on_any_platform(rng, monkeypatch, size, stride, sides):
+  x, kernel = rng.normal(size=(2, *sides, 8)), rng.normal(size=(size, size, 8, 4))
+  p, (h, w) = size // 2, (-(-side // stride) for side in sides)
   padded, want = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0))), np.zeros((2, h, w, 4))
   for i in range(h):
     for j in range(w):
