@@ -35,7 +35,7 @@ class Case(NamedTuple):
 CASES = {
   'mae': Case('pretrain_imagenet1k:vitb16', 'pretrain', 8, (1, 224, 224, 3)),
   'mimic': Case('finetune_rafdb:vitb16', 'finetune', 4, (100, 100, 3)),
-  'resnet': Case('finetune_ferplus:small_resnet,ce', 'finetune', 128, (48, 48, 3)),
+  'resnet': Case('finetune_ferplus:ours,ce', 'finetune', 128, (48, 48, 3)),
 }
 
 

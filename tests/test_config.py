@@ -40,6 +40,8 @@ ALL = [
   'finetune_ferplus:vitl16',
   'finetune_ferplus:small',
   *(f'finetune_ferplus:small,{m}' for m in mimic.METHODS),
+  'finetune_ferplus:ours',
+  'finetune_ferplus:ours,ce',
   'finetune_rafdb',
   'finetune_rafdb:vitl16,scl',
   'finetune_affectnet',
@@ -239,7 +241,7 @@ def test_help_of_a_config_has_its_header_its_words_and_every_field_with_meaning_
   assert e.value.code == 0
   said = ' '.join(capsys.readouterr().out.split())
   assert said.startswith('Stage two on FERPlus')
-  assert 'vitb16 | vitl16 | small | small_resnet; mscl | ce' in said
+  assert 'vitb16 | vitl16 | small | ours; mscl | ce' in said
   config = parse('--config=finetune_ferplus:small').config
   for name, _ in config_lib.fields(config):
     assert f'--config.{name}=' in said
