@@ -10,10 +10,12 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parents[1] / 'mimic_jax'
 
 # Each part and what it may import beside itself.
-ARITHMETIC = {'runtime', 'boxes'}
+ARITHMETIC = {'runtime', 'boxes', 'clips', 'landmarks'}
 DOWN = {
   'runtime': set(),
   'boxes': set(),
+  'clips': set(),
+  'landmarks': set(),
   'losses': ARITHMETIC,
   'mixing': ARITHMETIC,
   'randaugment': ARITHMETIC,

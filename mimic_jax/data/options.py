@@ -34,7 +34,7 @@ RANGES = {
 def defaults() -> ConfigDict:
   """Returns the section of one stage's pictures with its defaults."""
   d = ConfigDict()
-  d.source = 'folder'  # synthetic_images | synthetic_faces | folder | csv | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
+  d.source = 'folder'  # synthetic_images | synthetic_faces | synthetic_clips | folder | clips | csv | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
@@ -47,7 +47,7 @@ def defaults() -> ConfigDict:
   d.align_size = 224  # five_point: side of the aligned picture in pixels
   d.sampler = 'shuffle'  # shuffle (each once an epoch) | balanced (classes equally often, with replacement)
   d.label_rule = 'majority'  # ferplus: majority | argmax10 | argmax8 | soft | soft_argmax10 | soft_argmax8
-  d.size = 2048  # synthetic sources: number of pictures drawn
+  d.size = 2048  # synthetic sources: number of pictures drawn; of clips all their frames
   d.draw_size = 64  # synthetic sources: side in pixels
   d.draw_seed = 0  # synthetic sources: splits of one seed never share a picture
   d.on_bad_image = 'error'  # error | skip: the deterministic next picture takes its place, skips are counted

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import grain
 import numpy as np
 
+from mimic_jax import landmarks
 from mimic_jax.boxes import crop_boxes
+from mimic_jax.clips import Frames
 from mimic_jax.data import readers, sampling
 from mimic_jax.data import source as sources
 from mimic_jax.data.bad_image import POLICIES, BadImage, patiently
@@ -26,6 +28,7 @@ from mimic_jax.runtime.errors import UserError, one_of
 
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
 _FAILURES = 16
+_BOXES = 'boxes'  # of 'image' within a batch that is being read
 _GROUPS = 0x67726F75  # second half of the Philox key that draws the pictures of a group
 
 
@@ -106,7 +109,9 @@ def train_batches(
   worker_restarts: int = 3,
   more_crops: Mapping[str, tuple[int, int]] | None = None,
   targets: Sequence[str] = (),
+  points: Sequence[str] = (),
   group: int = 1,
+  frames: Frames | None = None,
   resident: bool = False,
   share: Share = ALONE,
 ) -> Batches:
@@ -133,8 +138,10 @@ def train_batches(
     more_crops: name → (views, side) of other crops than 'image', of sources whose pictures have many sizes; where they
       have one, the whole picture is there once, to be cropped on the device.
     targets: what the source offers that is to be in the batch.
+    points: those of them that are points of a picture, [n, P, 2]: where pictures are cropped here these go along, [b, V, P, 2].
     group: G, pictures of one group (Source.group): the one whose turn it is, then others of its group, drawn anew each
       time without replacement (with, where there are fewer). With more than one every array is [b, G, …].
+    frames: where groups are clips, which of their frames make an item; an epoch is then each clip once (sampling.Clips).
     resident: whether the pictures are elsewhere, all of them, and batches go without (feed.on_devices takes them by index).
     share: what this process reads of each batch.
 
@@ -167,10 +174,19 @@ def train_batches(
     replace=on_bad_image == 'skip',
     more_crops=tuple((name, *crops) for name, crops in (more_crops or {}).items()),
     targets=tuple(targets),
+    points=tuple(points),
     group=group,
     resident=resident,
   )
-  if one_of('data.sampler', sampler, sampling.SAMPLERS) == 'balanced':
+  one_of('data.sampler', sampler, sampling.SAMPLERS)
+  if frames is not None:
+    if sampler != 'shuffle':
+      raise UserError(
+        f"data.sampler is '{sampler}', and the pictures are frames of clips; expected 'shuffle'"
+      )
+    drawn = sampling.clips_of(source, frames, seed)
+    order = grain.MapDataset.range(len(drawn)).shuffle(seed=_order_seed(seed)).repeat().map_with_index(drawn)
+  elif sampler == 'balanced':
     order = grain.MapDataset.range(n).repeat().map_with_index(sampling.balanced(source, seed))
   else:
     order = grain.MapDataset.range(n).shuffle(seed=_order_seed(seed)).repeat()
@@ -326,6 +342,7 @@ class _Reader:
   replace: bool = False
   more_crops: tuple[tuple[str, int, int], ...] = ()
   targets: tuple[str, ...] = ()
+  points: tuple[str, ...] = ()
   group: int = 1
   resident: bool = False
   # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't. So not
@@ -338,8 +355,10 @@ class _Reader:
     one_of('augment.interpolation', self.interpolation, FILTERS)
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
-    """int64 [b, 2..3] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
-    if self.group > 1:
+    """int64 [b, 2..3] or [b, G, 3] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
+    if rows.ndim == 3:
+      rows = rows.reshape(-1, rows.shape[-1])
+    elif self.group > 1:
       rows = np.concatenate([self._members(*map(int, row)) for row in rows])
     shape = self.source.image_shape or (
       (self.views, self.size, self.size, 3) if self.views else (self.size, self.size, 3)
@@ -347,6 +366,9 @@ class _Reader:
     images = {} if self.resident else {'image': np.zeros((len(rows), *shape), np.uint8)}
     for name, views, size in () if self.source.image_shape else self.more_crops:
       images[name] = np.zeros((len(rows), views, size, size, 3), np.uint8)
+    moves = bool(self.points) and self.source.image_shape is None
+    if moves:
+      images[_BOXES] = np.zeros((len(rows), self.views, 4), np.int32)
     if self.resident:
       read = [(int(i), {}) for i in rows[:, 1]]
     else:
@@ -367,6 +389,11 @@ class _Reader:
       'index': index,
       **{name: _where_read(np.asarray(offered[name], np.float32), index) for name in self.targets},
     }
+    if moves:
+      boxes = batch.pop(_BOXES).astype(np.float32)
+      boxes[..., 2:] = np.maximum(boxes[..., 2:], 1)  # 0 where nothing was read
+      for name in self.points:
+        batch[name] = landmarks.cropped(batch[name][:, None], boxes, self.size)
     if self.group > 1:
       batch = {k: v.reshape(-1, self.group, *v.shape[1:]) for k, v in batch.items()}
     return {
@@ -433,13 +460,17 @@ class _Reader:
       return {'image': self.source[i]['image']}
     pictures, first = {}, 0
     for name, views, size in (('image', self.views, self.size), *self.more_crops):
-      crops = self._crops(i, epoch, place, range(first, first + views), size)
+      crops, boxes = self._crops(i, epoch, place, range(first, first + views), size)
       pictures[name] = crops if views else crops[0]
+      if self.points and name == 'image':
+        pictures[_BOXES] = boxes
       first += views
     return pictures
 
-  def _crops(self, i: int, epoch: int, place: int, views: Sequence[int], size: int) -> np.ndarray:
-    """Returns picture i in the crops of these numbers, uint8 [V, size, size, 3]; of none, the whole, [1, …]."""
+  def _crops(
+    self, i: int, epoch: int, place: int, views: Sequence[int], size: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns picture i in the crops of these numbers, uint8 [V, size, size, 3], and their boxes [V, 4]; of none, the whole, [1, …]."""
     with sources.open_picture(self.source, i) as image:
       path = getattr(image, 'filename', '') or self.source.id(i)
       with sources.reading(path):
@@ -449,7 +480,7 @@ class _Reader:
         u = np.stack([crop_uniforms(self.seed, epoch, place, v) for v in views])
         boxes = crop_boxes(np, u, height, width, self.scale, self.ratio)
       # what is measured is decoded as exported models, PIL pictures and faces are
-      return read_crops(image, path, boxes, size, self.interpolation, reduced=bool(views))
+      return read_crops(image, path, boxes, size, self.interpolation, reduced=bool(views)), boxes
 
   def _labels(self, index: np.ndarray) -> np.ndarray:
     """Returns int32 [b] or float32 [b, K]; −1 or 0 where nothing was read."""

@@ -4,12 +4,15 @@ import dataclasses
 
 import numpy as np
 
+from mimic_jax import clips
+from mimic_jax.clips import Frames
 from mimic_jax.data import source as sources
 from mimic_jax.data.source import Source
 from mimic_jax.runtime.errors import UserError
 
 SAMPLERS = ('shuffle', 'balanced')
 _DRAWS = 0x64726177  # second half of the Philox key: what the numbers are for
+_FRAMES = 0x6672616D
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,3 +65,59 @@ def balanced(source: Source, seed: int) -> Balanced:
     )
   _, starts, counts = np.unique(classes[order], return_index=True, return_counts=True)
   return Balanced(order, starts, counts, n, seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+  """Draws the frames of clips, each clip once an epoch; what of a clip is a function of (seed, epoch, clip) alone, by counter.
+
+  Attributes:
+    pictures: int64 [n], the frames of those clips that are long enough, clip after clip, each in its order.
+    starts, counts: int64 [C], where each clip begins in `pictures`, and how many frames it has.
+    left_out: clips that are too short.
+    frames: which of them an item has.
+    seed: 0..2³² − 1.
+  """
+
+  pictures: np.ndarray
+  starts: np.ndarray
+  counts: np.ndarray
+  left_out: int
+  frames: Frames
+  seed: int
+
+  def __len__(self) -> int:
+    return len(self.starts)
+
+  def __call__(self, position: int, clip: int) -> np.ndarray:
+    """Returns int64 [G, 3] (epoch, index, place) of the run's item number `position` ≥ 0, which is of that clip."""
+    epoch = position // len(self)
+    counter = [0, 0, clip, 0 if self.frames.fixed else epoch]
+    u = np.random.Generator(np.random.Philox(key=[self.seed, _FRAMES], counter=counter)).random(
+      clips.UNIFORMS
+    )
+    chosen = clips.draw(self.frames, int(self.counts[clip]), u)
+    first, G = self.starts[clip], self.frames.pictures
+    return np.array([(epoch, self.pictures[first + k], clip * G + g) for g, k in enumerate(chosen)], np.int64)
+
+
+def clips_of(source: Source, frames: Frames, seed: int) -> Clips:
+  """Returns the clips of a source of groups, in the order of their first frames.
+
+  Raises:
+    UserError: where no clip is long enough.
+  """
+  found, seen = [], np.zeros(len(source), bool)
+  for i in range(len(source)):
+    if not seen[i]:
+      found.append(np.asarray(source.group(i), np.int64))
+      seen[found[-1]] = True
+  long = [clip for clip in found if len(clip) >= frames.least]
+  if not long:
+    longest = max(map(len, found), default=0)
+    raise UserError(
+      f'{source.record()["source"]} has {len(found)} clips, the longest of {longest} frames; expected one of at least '
+      f'{frames.least} at {frames.fps:.4g} frames per second'
+    )
+  counts = np.array([len(clip) for clip in long], np.int64)
+  return Clips(np.concatenate(long), np.cumsum(counts) - counts, counts, len(found) - len(long), frames, seed)

@@ -14,6 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from mimic_jax import models
+from mimic_jax.clips import Frames
 from mimic_jax.models import flops
 from mimic_jax.report.drawing import Drawing
 
@@ -29,9 +30,13 @@ class Crops(NamedTuple):
 
 
 class Target(NamedTuple):
-  """An array that a source offers of each picture by this name, float32 [B, *shape]."""
+  """An array that a source offers of each picture by this name, float32 [B, *shape].
+
+  `points`: it is points of the picture, [P, 2], in its pixels (landmarks.py), which go along with crops that are made on the host: [B, V, P, 2].
+  """
 
   shape: tuple[int, ...] = ()
+  points: bool = False
 
 
 class Figure(NamedTuple):
@@ -81,6 +86,8 @@ class Objective(abc.ABC):
     pairs: whether its loss puts pictures of a batch together, which is then not computed in parts (`accumulate`).
     pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are
       [B, pictures, …].
+    frames: which `pictures` of a clip an item holds, where their order in the group says (clips.py); an epoch is then each clip once. None:
+      the one whose turn it is and others of its group.
     config: of its encoder.
     class_names: of its classifier, where it is labelled.
   """
@@ -93,6 +100,7 @@ class Objective(abc.ABC):
   classifier: ClassVar[Path] = ()
   pairs = False
   pictures = 1
+  frames: Frames | None = None
   config: models.EncoderConfig
   class_names: tuple[str, ...] = ()
 
@@ -126,6 +134,11 @@ class Objective(abc.ABC):
   def targets(self) -> dict[str, Target]:
     """What a source must offer beside the label."""
     return {name: what for name, what in self.inputs().items() if isinstance(what, Target)}
+
+  @property
+  def points(self) -> list[str]:
+    """Those of `targets` that are points of a picture."""
+    return [name for name, what in self.targets.items() if what.points]
 
   def flops_per_image(self) -> float:
     """Returns the operations that an item of a batch takes in a step, forward and backward (models/flops.py).
@@ -163,7 +176,8 @@ class Objective(abc.ABC):
     Args:
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], what else `inputs` asks of the source, 'label', 'index' int [B], 'mask' bool
-        [B], False on padding. Pictures come one by one here, whatever `pictures` is.
+        [B], False on padding. Pictures come one by one here, whatever `pictures` is, and points are in pixels
+        of the picture as its source has it.
 
     Returns:
       'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.

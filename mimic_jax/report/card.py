@@ -14,6 +14,7 @@ DATA_TERMS = {
   'affectnet': 'for non-commercial research, by agreement with its authors',
   'synthetic_faces': 'drawn by mimic_jax, free',
   'synthetic_images': 'drawn by mimic_jax, free',
+  'synthetic_clips': 'drawn by mimic_jax, free',
 }
 WEIGHTS_TERMS = {
   'MAE': 'CC-BY-NC 4.0 where they are the released ones: not for commercial use, and what is fine-tuned from them inherits that',

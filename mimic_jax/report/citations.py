@@ -97,6 +97,7 @@ OF_SOURCE = {
   'imagenet2012': ('russakovsky2015imagenet',),
   'synthetic_faces': (),
   'synthetic_images': (),
+  'synthetic_clips': (),
 }
 # what stands in the kind of weights (weights/layouts.py), the first that does
 OF_WEIGHTS = {

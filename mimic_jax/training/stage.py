@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from mimic_jax import config as config_lib
 from mimic_jax import data, models, objectives
-from mimic_jax.data import pipeline, selection
+from mimic_jax.data import pipeline, sampling, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import checkpoint, distributed, sharding
@@ -72,9 +72,12 @@ class Stage:
     for split in self.splits:
       self._check_offers(split.source, f'config.{name}.eval.splits', split.name, grouped=False)
     frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
-    self.program = step_lib.make_program(
-      self.stage, self.objective, len(self.source), mesh, frozen, f'config.{name}.'
-    )
+    self.clips = None
+    if frames := self.objective.frames:
+      with self._fields_as_typed():
+        self.clips = sampling.clips_of(self.source, frames, config['seed'])
+    items = len(self.source if self.clips is None else self.clips)
+    self.program = step_lib.make_program(self.stage, self.objective, items, mesh, frozen, f'config.{name}.')
     self.init = init
     self.pictures: jax.Array | None = None  # where they lie on the devices
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.
@@ -125,6 +128,11 @@ class Stage:
       for split, cached in zip(self.splits, self._splits(d), strict=True):
         split.source = cached.source
     self.records = {'train': self.source.record(), **{s.name: s.source.record() for s in self.splits}}
+    if self.clips is not None:
+      self.records['train'] |= {'clips_used': len(self.clips), 'clips_too_short': self.clips.left_out}
+      if self.clips.left_out:
+        said = f'{self.clips.left_out:,} clips are shorter than {self.objective.frames.least} frames and not trained on'
+        self.records['train']['warnings'] = [*self.records['train'].get('warnings', ()), said]
     for split in self.splits:
       if said := evaluation.warnings_of_copies(split):
         record = self.records[split.name]
@@ -206,7 +214,9 @@ class Stage:
       image_size=image.size or self.image_size,
       more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
       targets=list(self.objective.targets),
+      points=self.objective.points,
       group=self.objective.pictures,
+      frames=self.objective.frames,
       resident=d['resident'],
       scale=a['scale'],
       ratio=a['ratio'],

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from mimic_jax import models, weights
 from mimic_jax.objectives import Objective
+from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import optim
@@ -64,7 +65,7 @@ def make_program(
   Args:
     stage: its section of the config.
     objective: from `objectives.make`.
-    images: in the training source.
+    images: items of an epoch: the pictures of the training source, or its clips.
     mesh: of the devices.
     frozen: the objective's networks; without, their shapes, which are enough to compile.
     field: 'config.NAME.' of the stage, for errors.
@@ -211,9 +212,11 @@ def batch_shapes(objective: Objective, batch_images: int, mesh: Mesh) -> dict[st
   """Returns what a step gets of pictures that were cropped on the host: shapes with shardings."""
   lead = (batch_images,) if objective.pictures == 1 else (batch_images, objective.pictures)
   found = dict.fromkeys(('label', 'index'), (lead, jnp.int32))
+  views = objective.inputs().get('image', Crops()).views
   for name, what in objective.inputs().items():
     if name in objective.targets:
-      found[name] = ((*lead, *what.shape), jnp.float32)
+      crops = (views,) if what.points else ()
+      found[name] = ((*lead, *crops, *what.shape), jnp.float32)
     else:
       side = what.size or objective.config.image_size
       found[name] = ((*lead, what.views, side, side, 3), jnp.uint8)

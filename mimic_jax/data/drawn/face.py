@@ -4,6 +4,7 @@ Units: half a head's height is 1, around (0, 0); x to the right, y down.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,6 @@ _U = np.linspace(-1.0, 1.0, 17)  # across an eye, a mouth, a head
 _LENS = 1.0 - _U**2
 _T = np.linspace(0.0, 1.0, 9)  # along a brow, from its inner end
 _SIDES = (-1.0, 1.0)
-_LOW = np.maximum(canvas.CIRCLE.imag, 0.0)  # of the points of a head's outline, how far down the jaw
 _HAIRLINES = {  # the lower edge of the hair over the forehead, along _U
   'short': -0.66 + 0.3 * _U**4,
   'long': -0.72 + 0.75 * _U**4,
@@ -123,15 +123,8 @@ def draw(board: Canvas, p: Person, fields: np.ndarray) -> None:
   """Draws person `p` with the expression `fields`, float [13] in the order of FIELDS; 0 is at rest."""
   e = dict(zip(FIELDS, fields.tolist()))
   board.place(p.x, p.y, p.scale, p.roll)
-  cosine, sine = math.cos(p.yaw), math.sin(p.yaw)
-  nod = complex(0.5 * sine, p.pitch)
-
-  def turn(points: np.ndarray) -> np.ndarray:
-    # The features sit on a bulging front that turns by yaw: x cos + depth sin, less deep to the sides.
-    x = points.real
-    return points + x * ((cosine - 1.0) - (0.35 * sine) * x) + nod
-
-  jaw = _head(board, p, drop=0.1 * clip(e['open'], 0.0, 1.1))
+  turn = _turning(p)
+  jaw = _head(board, p, drop=_drop(e))
   board.warp = turn
   _cheeks_and_nose(board, p, e)
   if p.beard:
@@ -152,6 +145,55 @@ def draw(board: Canvas, p: Person, fields: np.ndarray) -> None:
   board.warp = None
 
 
+def _turning(p: Person) -> Callable[[np.ndarray], np.ndarray]:
+  """Returns what moves the features [N] of a face that is not frontal."""
+  cosine, sine = math.cos(p.yaw), math.sin(p.yaw)
+  nod = complex(0.5 * sine, p.pitch)
+
+  def turn(points: np.ndarray) -> np.ndarray:
+    # The features sit on a bulging front that turns by yaw: x cos + depth sin, less deep to the sides.
+    x = points.real
+    return points + x * ((cosine - 1.0) - (0.35 * sine) * x) + nod
+
+  return turn
+
+
+def _drop(e: dict[str, float]) -> float:
+  """Returns how much lower the chin is."""
+  return 0.1 * clip(e['open'], 0.0, 1.1)
+
+
+def points(p: Person, fields: np.ndarray, size: int) -> np.ndarray:
+  """Returns the 68 points (landmarks.py) of the face that `draw` draws of the same on a picture of `size` pixels, float32 [68, 2].
+
+  They are computed from what is drawn, not found: exact, also where hair or a bar covers them.
+  """
+  e = dict(zip(FIELDS, fields.tolist()))
+  jaw = _outline(p, _drop(e), np.exp(1j * np.linspace(math.pi, 0.0, 17)))  # from ear to ear, left to right
+  brows = [_brow_line(p, e, side)[::2] for side in _SIDES]  # each from its inner end
+  y = 0.22 - 0.04 * max(clip(e['sneer'], 0.0, 1.0), clip(e['wrinkle'], 0.0, 1.0))
+  bridge = 1j * np.linspace(-0.07, y, 4)  # between the eyes to the tip
+  nostrils = 0.12 * p.nose * np.linspace(-1.0, 1.0, 5) + 1j * (y + 0.06)
+  eyes = []
+  for side in _SIDES:
+    lids, u = _lids(p, e, side), np.array([-1.0, -0.4, 0.4, 1.0])
+    upper, lower = lids.at(u)
+    x = lids.x + lids.half * u
+    eyes += [x + 1j * upper, (x + 1j * lower)[2:0:-1]]
+  x, upper, lower, lip, *_ = _lips(p, e)
+  outer, inner = np.linspace(0, 16, 7).round().astype(int), np.linspace(0, 16, 5).astype(int)
+  mouth = [
+    *(1.06 * x + 1j * (upper - lip))[outer],
+    *(1.06 * x + 1j * (lower + 1.2 * lip))[outer[5:0:-1]],
+    *(x + 1j * upper)[inner],
+    *(x + 1j * lower)[inner[3:0:-1]],
+  ]
+  front = np.concatenate([brows[0][::-1], brows[1], bridge, nostrils, *eyes, np.array(mouth)])
+  placed = np.concatenate([jaw, _turning(p)(front)]) * complex(math.cos(p.roll), math.sin(p.roll)) * p.scale
+  xy = np.stack([placed.real + p.x, placed.imag + p.y], axis=1)
+  return ((1.0 + xy) * (size / 2)).astype(np.float32)
+
+
 def _head(board: Canvas, p: Person, drop: float) -> np.ndarray:
   """Draws long hair, neck, shoulders, ears and head, its chin lower by `drop`; returns the outline of the jaw."""
   if p.style == 'long':
@@ -165,12 +207,18 @@ def _head(board: Canvas, p: Person, drop: float) -> np.ndarray:
     x = side * (p.width + 0.015) - 0.1 * p.yaw
     board.ellipse(x, 0.05, 0.15, 0.22, edge)
     board.ellipse(x, 0.05, 0.11, 0.18, darker(p.skin, 0.92))
-  squared = 1.0 + 0.12 * np.abs(canvas.CIRCLE.real * canvas.CIRCLE.imag)
-  x = p.width * canvas.CIRCLE.real * (1 - (0.1 + 0.22 * p.jaw) * _LOW**2) * squared
-  outline = x + 1j * (0.95 * canvas.CIRCLE.imag + (0.05 + drop) * _LOW)
+  outline = _outline(p, drop, canvas.CIRCLE)
   board.shape(outline * 1.04, edge)
   board.shape(outline, p.skin)
   return outline[canvas.CIRCLE.imag > 0.3] * 0.975
+
+
+def _outline(p: Person, drop: float, circle: np.ndarray) -> np.ndarray:
+  """Returns the head's outline [N] at points [N] of the unit circle."""
+  low = np.maximum(circle.imag, 0.0)  # how far down the jaw
+  squared = 1.0 + 0.12 * np.abs(circle.real * circle.imag)
+  x = p.width * circle.real * (1 - (0.1 + 0.22 * p.jaw) * low**2) * squared
+  return x + 1j * (0.95 * circle.imag + (0.05 + drop) * low)
 
 
 def _cheeks_and_nose(board: Canvas, p: Person, e: dict[str, float]) -> None:
@@ -190,7 +238,18 @@ def _cheeks_and_nose(board: Canvas, p: Person, e: dict[str, float]) -> None:
     board.stroke(fold, 0.032, clear(line, wrinkle))
 
 
-def _mouth(board: Canvas, p: Person, e: dict[str, float]) -> None:
+class _Lips(NamedTuple):
+  """The opening of a mouth along _U, and how thick the lips are about it."""
+
+  x: np.ndarray
+  upper: np.ndarray
+  lower: np.ndarray
+  thick: np.ndarray
+  opening: float
+  square: float
+
+
+def _lips(p: Person, e: dict[str, float]) -> _Lips:
   half = 0.33 * p.mouth * clip(1 + 0.45 * e['width'], 0.45, 1.5)
   curve = clip(e['curve'] + p.mouth_rest, -1.2, 1.2)
   opening = 0.34 * clip(e['open'], 0.0, 1.1)
@@ -202,7 +261,11 @@ def _mouth(board: Canvas, p: Person, e: dict[str, float]) -> None:
   share = clip(0.42 - 0.3 * curve, 0.12, 0.65)  # a laugh opens downwards, a wail upwards
   upper = middle - share * gap - 0.09 * clip(e['sneer'], 0.0, 1.1) * _LENS * (1.0 + 0.5 * _U)
   lower = middle + (1 - share) * gap + 0.012
-  lip = p.lip_size * np.sqrt(_LENS) + 0.012
+  return _Lips(x, upper, lower, p.lip_size * np.sqrt(_LENS) + 0.012, opening, square)
+
+
+def _mouth(board: Canvas, p: Person, e: dict[str, float]) -> None:
+  x, upper, lower, lip, opening, square = _lips(p, e)
   board.band(1.06 * x, upper - lip, lower + 1.2 * lip, p.lip)
   board.band(x, upper - 0.012, lower + 0.012, (74, 24, 30))
   inside = lower - upper
@@ -216,33 +279,57 @@ def _mouth(board: Canvas, p: Person, e: dict[str, float]) -> None:
       board.stroke(0.94 * x + 0.5j * (upper + lower), 0.022, (120, 96, 96))
 
 
-def _eye(board: Canvas, p: Person, e: dict[str, float], side: float) -> None:
+class _Lids(NamedTuple):
+  """An eye: its middle and half its width, how far the lids are from its axis there, and the slope of the upper one."""
+
+  x: float
+  y: float
+  half: float
+  high: float
+  low: float
+  slant: float
+
+  def at(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns both lids' heights at places u [N] of −1..1 from one corner to the other."""
+    lens = 1.0 - u * u
+    return self.y - self.high * lens * (1 - self.slant * u), self.y + self.low * lens
+
+
+def _lids(p: Person, e: dict[str, float], side: float) -> _Lids:
   x, y, half, tall = side * p.spacing, -0.07, 0.21 * p.eye, 0.2 * p.eye
   # Brows that slope pull the lid along.
   slant = 0.22 * side * clip(e['inner'] - e['outer'], -1.6, 1.6)
   high = tall * clip(1 + 0.75 * e['lids'], 0.12, 1.6)
   low = max(0.8 * tall * clip(1 - 1.1 * e['squint'], -0.5, 1.15), 0.02 - 0.8 * high)
-  across, upper, lower = x + half * _U, y - high * _LENS * (1 - slant * _U), y + low * _LENS
+  return _Lids(x, y, half, high, low, slant)
+
+
+def _eye(board: Canvas, p: Person, e: dict[str, float], side: float) -> None:
+  lids = _lids(p, e, side)
+  x, y, half = lids.x, lids.y, lids.half
+  across, (upper, lower) = x + half * _U, lids.at(_U)
   board.band(across, upper, lower, (252, 252, 250))
   # The iris is kept between the lids by moving its outline onto them.
   for radius, colour in ((0.125, p.iris), (0.062, (14, 12, 16))):
     disc = radius * p.eye * canvas.CIRCLE
     u = np.clip(disc.real / half, -1.0, 1.0)
-    lens = 1.0 - u * u
-    board.shape(
-      x + half * u + 1j * np.clip(y + disc.imag, y - high * lens * (1 - slant * u), y + low * lens), colour
-    )
+    board.shape(x + half * u + 1j * np.clip(y + disc.imag, *lids.at(u)), colour)
   board.stroke(across + 1j * upper, 0.05, INK)
   board.stroke(across + 1j * lower, 0.02, darker(p.skin, 0.5))
 
 
-def _brow(board: Canvas, p: Person, e: dict[str, float], side: float) -> None:
+def _brow_line(p: Person, e: dict[str, float], side: float) -> np.ndarray:
+  """Returns the middle of a brow along _T."""
   inner, outer = clip(e['inner'], -1.2, 1.25), clip(e['outer'], -1.2, 1.25)
   squeeze = clip(e['squeeze'], 0.0, 1.1)
   start, end = p.spacing - 0.19 - 0.08 * squeeze, p.spacing + 0.24
   rise = 0.17 * (inner + (outer - inner) * _T) + 0.025 * np.sin(math.pi * _T) + p.brow_rest
-  points = side * (start + (end - start) * _T) - 1j * (0.4 + rise)
-  board.stroke(points, p.brow * (1.15 - 0.6 * _T), mix(darker(p.hair, 0.6), INK, 0.35))
+  return side * (start + (end - start) * _T) - 1j * (0.4 + rise)
+
+
+def _brow(board: Canvas, p: Person, e: dict[str, float], side: float) -> None:
+  squeeze = clip(e['squeeze'], 0.0, 1.1)
+  board.stroke(_brow_line(p, e, side), p.brow * (1.15 - 0.6 * _T), mix(darker(p.hair, 0.6), INK, 0.35))
   if squeeze > 0.35:
     crease = canvas.path([(side * 0.06, -0.42), (side * 0.045, -0.28)])
     board.stroke(crease, 0.028, clear(darker(p.skin, 0.5), squeeze / 1.1))

@@ -50,7 +50,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     raise UserError(f"data.root '{root}' is not a folder; source 'folder' looks for pictures there")
   _, align = alignment.choose(options, root, 'folder')
   side = held_out_side(split, listed(root)[0], options)
-  base = _split_folder(root, 'train' if side else split)
+  base = split_folder(root, 'train' if side else split)
   folders, names = listed(base)
   loose, others = [n for n in names if is_picture(n)], [n for n in names if not is_picture(n)]
   found: dict[str, list[str]] = {}  # class → its pictures, relative to base
@@ -118,7 +118,7 @@ def _of_others(base: str, files: list[str]) -> list[str]:
   return unread([os.path.join(base, file) for file in odd], f"their endings are no picture's ({endings})")
 
 
-def _split_folder(root: str, split: str) -> str:
+def split_folder(root: str, split: str) -> str:
   """Returns the folder of a split: its name or a synonym in any case, or `root` where nothing is named as a split."""
   synonyms = next((names for names in SPLITS.values() if split in names), (split,))
   here = listed(root)[0]

@@ -1,0 +1,42 @@
+"""The 68 points of pictures as `mimic align --landmarks 68` has written them beside these."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from mimic_jax import landmarks
+from mimic_jax.runtime.errors import READ_ERRORS, UserError
+
+
+def read(root: str, ids: Sequence[str]) -> np.ndarray | None:
+  """Returns the points of pictures, float32 [n, 68, 2], NaN where no face was found or none was looked for; None without a file.
+
+  Args:
+    root: the folder that has the file (landmarks.FILE).
+    ids: the pictures, as paths relative to it.
+
+  Raises:
+    UserError: on a file that is no such one, or that has none of these pictures.
+  """
+  path = os.path.join(root, landmarks.FILE)
+  if not os.path.exists(path):
+    return None
+  try:
+    with np.load(path, allow_pickle=False) as held:
+      names, points = held['id'], held['landmarks']
+  except (*READ_ERRORS, KeyError) as e:
+    raise UserError(f"'{path}' is not what `mimic align --landmarks 68` writes ({e})") from None
+  if points.shape != (len(names), landmarks.POINTS, 2):
+    raise UserError(
+      f"'{path}': landmarks have shape {points.shape}; expected ({len(names)}, {landmarks.POINTS}, 2)"
+    )
+  place = {str(name): k for k, name in enumerate(names)}
+  where = np.array([place.get(name, -1) for name in ids], np.int64)
+  if (where < 0).all():
+    raise UserError(
+      f"'{path}' has the points of other pictures ('{next(iter(place), '')}', …); expected '{ids[0]}'"
+    )
+  found = points.astype(np.float32)[where]
+  found[where < 0] = np.nan
+  return found

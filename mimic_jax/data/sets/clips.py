@@ -1,0 +1,114 @@
+"""Clips of faces as folders of frames, without labels, for what learns from video.
+
+    root/<split>/<person>/<clip>/<frame>.jpg    a clip may lie deeper, as VoxCeleb's <person>/<video>/<clip>/<frame>.jpg
+    root/<person>/<clip>/<frame>.jpg            the same without splits; this is split 'train'
+    root/landmarks.npz                          the frames' 68 points, by `mimic align ROOT --landmarks 68`; without, none are offered
+
+A clip is a folder that holds pictures; its frames are taken in the natural order of their names: 9.jpg before 10.jpg.
+"""
+
+import itertools
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mimic_jax import landmarks
+from mimic_jax.data.faces import alignment, points
+from mimic_jax.data.files import Files, is_picture, walk
+from mimic_jax.data.sets import folder
+from mimic_jax.runtime.errors import UserError
+
+READS = ('held_out',)  # to refuse it: a share of the frames would tear the clips apart
+
+
+class Clips(Files):
+  """Frames of clips (a Source of groups)."""
+
+  def __init__(self, *args: Any, ends: np.ndarray, **kwargs: Any) -> None:
+    super().__init__(*args, **kwargs)
+    self._ends = ends  # int64 [C], behind the last frame of each clip
+
+  def group(self, i: int) -> np.ndarray:
+    """Returns the frames of i's clip, int64 [m], in their order."""
+    clip = int(np.searchsorted(self._ends, i, side='right'))
+    return np.arange(self._ends[clip - 1] if clip else 0, self._ends[clip])
+
+
+def build(root: str, split: str, options: Mapping[str, Any]) -> Clips:
+  """Returns the frames of `split` under `root`, clip after clip; ids are paths relative to `root`.
+
+  They offer 'person' and 'clip', their numbers in this order, and 'landmarks' where their file is there.
+
+  Raises:
+    UserError: on a missing or empty folder, on pictures that are in no clip of a person, and on fields that clips don't read.
+  """
+  if not root:
+    raise UserError(
+      "data.root is empty; source 'clips' needs the path of a folder of <person>/<clip>/<frame>"
+    )
+  if not os.path.isdir(root):
+    raise UserError(
+      f"data.root '{root}' is not a folder; source 'clips' looks for <person>/<clip>/<frame> there"
+    )
+  if options.get('held_out', 0):
+    raise UserError(
+      f"data.held_out is {options['held_out']}, which source 'clips' does not read; expected 0 and a split of other persons"
+    )
+  _, align = alignment.choose(options, root, 'clips')
+  base = folder.split_folder(root, split)
+  paths = [path for path in walk(base) if is_picture(path)]
+  for path in paths:
+    if path.count('/') < 2:
+      raise UserError(
+        f"'{os.path.join(base, path)}' is in no clip of a person; expected <person>/<clip>/<frame>"
+      )
+  if not paths:
+    raise UserError(f"no clips in '{base}': looked for pictures as <person>/<clip>/<frame>")
+  paths.sort(key=lambda path: [_natural(part) for part in path.split('/')])
+  clips = [(name, list(frames)) for name, frames in itertools.groupby(paths, os.path.dirname)]
+  counts = np.array([len(frames) for _, frames in clips], np.int64)
+  names = [name.split('/')[0] for name, _ in clips]
+  number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+  person = [number[name] for name in names]
+  prefix = os.path.relpath(base, root).replace(os.sep, '/')
+  ids = [path if prefix == '.' else f'{prefix}/{path}' for path in paths]
+  targets = {
+    'person': np.repeat(person, counts).astype(np.float32),
+    'clip': np.repeat(np.arange(len(clips)), counts).astype(np.float32),
+  }
+  about: dict[str, Any] = {}
+  if (found := points.read(root, ids)) is not None:
+    targets[landmarks.TARGET] = found
+    about['without_landmarks'] = int(np.isnan(found).any(axis=(1, 2)).sum())
+  record = {
+    'source': 'clips',
+    'root': root,
+    'split': split,
+    'label_rule': 'none',
+    'count': len(ids),
+    'persons': len(number),
+    'clips': len(clips),
+    'class_names': [],
+    'class_counts': {},
+    'align': align,
+    **about,
+  }
+  return Clips(
+    root,
+    ids,
+    ids,
+    np.full(len(ids), -1, np.int32),
+    (),
+    record,
+    options.get('max_pixels', 50_000_000),
+    targets=targets,
+    ends=np.cumsum(counts),
+  )
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+  """Returns what a name is sorted by: its numbers as numbers."""
+  return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r'(\d+)', name) if part]

@@ -1,0 +1,280 @@
+"""Clips: folders of frames, drawn faces that move with their points, which frames come when; points that go along with crops."""
+
+import itertools
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mimic_jax import clips as arithmetic
+from mimic_jax import landmarks
+from mimic_jax.clips import Frames
+from mimic_jax.data import pipeline, sampling
+from mimic_jax.data import source as sources
+from mimic_jax.data.drawn import canvas, face
+from mimic_jax.data.sets import clips, synthetic_clips
+from mimic_jax.runtime.errors import UserError
+
+FPS = 25 / 6
+
+
+@pytest.fixture(scope='module')
+def drawn():
+  return synthetic_clips.build('', 'train', {'size': 192, 'draw_size': 16, 'draw_seed': 3})
+
+
+def tree(root, frames, size=(20, 24), split='train'):
+  """Writes <person>/<clip> → number of frames; pixels say where they are: red is x, green is y."""
+  y, x = np.mgrid[: size[0], : size[1]]
+  picture = np.stack([8 * x, 8 * y, 0 * x], axis=-1).astype(np.uint8)
+  for clip, count in frames.items():
+    folder = root / split / clip
+    folder.mkdir(parents=True)
+    for k in range(count):
+      Image.fromarray(picture).save(folder / f'{k}.png')
+  return root
+
+
+def batches(source, frames, start=0, **changes):
+  fields = {
+    'batch_images': 2, 'seed': 5, 'start_step': start, 'views': 1, 'image_size': 12, 'scale': (0.4, 0.9), 'ratio': (0.8, 1.2),
+    'interpolation': 'bilinear', 'threads': 2, 'frames': frames, 'group': frames.pictures, **changes,
+  }  # fmt: skip
+  return pipeline.train_batches(source, **fields)
+
+
+# ---- which frames
+
+
+def test_positives_and_second_anchors_are_as_often_where_they_may_be_as_counting_says(rng):
+  frames, length = Frames(FPS), 30
+  assert frames.offsets == (2, 3, 4, 5, 6)
+  assert frames.gap == 12
+  assert frames.least == 13
+  n = 30_000
+  got = np.array([arithmetic.draw(frames, length, u) for u in rng.random((n, arithmetic.UNIFORMS))])
+  expected = np.zeros((length, length))  # of (anchor, its positive)
+  second = np.zeros((length, length))  # of (anchor, second anchor)
+  for a in range(length):
+    for offset, weight in zip((2, 3, 4, 5, 6), (5, 4, 3, 2, 1)):
+      room = [b for b in (a - offset, a + offset) if 0 <= b < length]
+      for b in room:
+        expected[a, b] += weight / 15 / len(room) / length
+    sides = [[b for b in range(length) if s * (b - a) >= 12] for s in (-1, 1)]
+    sides = [side for side in sides if side]
+    for side in sides:
+      second[a, side] += 1 / len(side) / len(sides) / length
+  for columns, share in (((0, 1), expected), ((0, 2), second)):
+    counted = np.zeros((length, length))
+    np.add.at(counted, tuple(got[:, columns].T), 1)
+    np.testing.assert_array_less(np.abs(counted - n * share), 6 * np.sqrt(n * share * (1 - share)) + 1e-9)
+  # the second positive stands to the second anchor as the first to the first
+  np.testing.assert_array_equal(np.unique(np.abs(got[:, 3] - got[:, 2])), [2, 3, 4, 5, 6])
+
+
+@pytest.mark.parametrize('weights', arithmetic.WEIGHTS)
+def test_the_shortest_clip_has_room_for_all(weights, rng):
+  frames = Frames(FPS, weights=weights)
+  got = np.array([arithmetic.draw(frames, 13, u) for u in rng.random((2000, arithmetic.UNIFORMS))])
+  assert got.min() == 0
+  assert got.max() == 12
+  assert set(got[:, 0]) == {0, 12}
+  counts = np.bincount(np.abs(got[:, 1] - got[:, 0]))[2:]
+  assert (
+    np.sign(np.diff(counts)) == {'falling': -1, 'rising': 1}.get(weights, np.sign(np.diff(counts)))
+  ).all()
+
+
+def test_without_time_and_second_anchors_an_item_is_one_frame_twice(rng):
+  frames = Frames(FPS, time=False, second=False)
+  assert frames.least == 1
+  for u in rng.random((50, arithmetic.UNIFORMS)):
+    a, p = arithmetic.draw(frames, 3, u)
+    assert a == p
+
+
+def test_each_epoch_has_each_clip_once_and_other_frames_of_it_unless_they_are_fixed(drawn):
+  for fixed in (False, True):
+    order = sampling.clips_of(drawn, Frames(FPS, fixed=fixed), 1)
+    assert len(order) == 6
+    first, second = (np.stack([order(6 * epoch + k, k) for k in range(6)]) for epoch in (0, 1))
+    assert (first[:, :, 1] // 32 == np.arange(6)[:, None]).all()
+    assert (first[:, :, 1] == second[:, :, 1]).all() == fixed
+    assert (second[:, :, 0] == 1).all()
+    assert len(np.unique(first[:, :, 2])) == 24  # crops of their own
+
+
+def test_batches_are_the_same_from_any_step_and_in_any_number_of_parts(drawn):
+  frames = Frames(FPS)
+  whole = [
+    b for b in itertools.islice(batches(drawn, frames, targets=['landmarks'], points=['landmarks']), 7)
+  ]
+  assert whole[0]['image'].shape == (2, 4, 16, 16, 3)
+  assert whole[0]['landmarks'].shape == (2, 4, 68, 2)
+  epoch = np.concatenate([b['index'][:, 0] // 32 for b in whole[:3]])
+  assert sorted(epoch) == list(range(6))
+  assert not np.array_equal(whole[0]['index'], whole[3]['index'])
+  for b in whole:
+    np.testing.assert_array_equal(b['landmarks'], drawn.targets['landmarks'][b['index']])
+    np.testing.assert_array_equal(b['image'][1, 2], drawn[int(b['index'][1, 2])]['image'])
+  later = batches(drawn, frames, start=4)
+  np.testing.assert_array_equal(next(later)['index'], whole[4]['index'])
+  parts = [batches(drawn, frames, start=2, share=pipeline.Share((k,), 2)) for k in (0, 1)]
+  np.testing.assert_array_equal(np.concatenate([next(p)['index'] for p in parts]), whole[2]['index'])
+
+
+@pytest.mark.processes
+def test_reader_processes_bring_the_same(drawn):
+  frames = Frames(FPS)
+  apart = batches(drawn, frames, start=3, workers=2)
+  for here, there in zip(itertools.islice(batches(drawn, frames, start=3), 4), apart, strict=False):
+    np.testing.assert_array_equal(here['index'], there['index'])
+    np.testing.assert_array_equal(here['image'], there['image'])
+  apart.close()
+
+
+def test_clips_too_short_are_left_out_and_none_long_enough_is_refused(tmp_path):
+  source = clips.build(str(tree(tmp_path / 'a', {'x/1': 13, 'x/2': 12, 'y/1': 20})), 'train', {})
+  order = sampling.clips_of(source, Frames(FPS), 0)
+  assert len(order) == 2
+  assert order.left_out == 1
+  assert set(order(0, 0)[:, 1]) <= set(range(13))
+  assert set(order(1, 1)[:, 1]) <= set(range(25, 45))
+  short = clips.build(str(tree(tmp_path / 'b', {'x/1': 12, 'y/1': 3})), 'train', {})
+  with pytest.raises(
+    UserError, match='has 2 clips, the longest of 12 frames; expected one of at least 13 at 4.167'
+  ):
+    sampling.clips_of(short, Frames(FPS), 0)
+  with pytest.raises(UserError, match=r"data\.sampler is 'balanced', and the pictures are frames of clips"):
+    batches(source, Frames(FPS), sampler='balanced')
+
+
+# ---- folders
+
+
+def test_a_tree_of_frames_is_read_in_natural_order_with_person_and_clip(tmp_path):
+  root = tree(tmp_path, {'p10/c/1': 11, 'p2/c/10': 2, 'p2/c/9': 3, 'p2/d': 1})
+  tree(tmp_path, {'q/c': 2}, split='valid')
+  source = clips.build(str(root), 'train', {})
+  assert isinstance(source, sources.Source)
+  names = [source.id(i) for i in range(len(source))]
+  assert names[:5] == [
+    *(f'train/p2/c/9/{k}.png' for k in range(3)),
+    *(f'train/p2/c/10/{k}.png' for k in range(2)),
+  ]
+  assert names[6:] == [f'train/p10/c/1/{k}.png' for k in range(11)]
+  np.testing.assert_array_equal(source.targets['person'], [0] * 6 + [1] * 11)
+  np.testing.assert_array_equal(source.targets['clip'], [0] * 3 + [1] * 2 + [2] + [3] * 11)
+  for i in range(len(source)):
+    np.testing.assert_array_equal(
+      source.group(i), np.flatnonzero(source.targets['clip'] == source.targets['clip'][i])
+    )
+  record = source.record()
+  assert (record['persons'], record['clips'], record['count']) == (2, 4, 17)
+  assert source[7]['label'] == -1
+  assert len(clips.build(str(root), 'valid', {})) == 2
+  kept = sources.Cached(pickle.loads(pickle.dumps(source)))
+  np.testing.assert_array_equal(kept.group(9), source.group(9))
+
+
+def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
+  def said(*args):
+    with pytest.raises(UserError) as e:
+      clips.build(*args)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+  assert 'data.root is empty' in said('', 'train', {})
+  assert 'is not a folder' in said(str(tmp_path / 'none'), 'train', {})
+  (tmp_path / 'e' / 'train').mkdir(parents=True)
+  assert 'no clips in' in said(str(tmp_path / 'e'), 'train', {})
+  loose = tree(tmp_path / 'l', {'x': 1})
+  assert "x/0.png' is in no clip of a person" in said(str(loose), 'train', {})
+  fine = tree(tmp_path / 'f', {'x/1': 2})
+  assert 'data.held_out is 0.1' in said(str(fine), 'train', {'held_out': 0.1})
+  assert "no split 'test'" in said(str(fine), 'test', {})
+  np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.zeros((1, 5, 2)))
+  assert 'landmarks have shape (1, 5, 2); expected (1, 68, 2)' in said(str(fine), 'train', {})
+  np.savez(fine / landmarks.FILE, id=['other.png'], landmarks=np.zeros((1, 68, 2)))
+  assert 'has the points of other pictures' in said(str(fine), 'train', {})
+  (fine / landmarks.FILE).write_bytes(b'no')
+  assert 'is not what `mimic align --landmarks 68` writes' in said(str(fine), 'train', {})
+
+
+def test_points_go_along_with_crops_that_the_host_makes(tmp_path, rng):
+  root = tree(tmp_path, {'x/1': 4, 'x/2': 5})
+  points = rng.uniform(6, 14, (8, 68, 2)).astype(np.float32)
+  names = [f'train/x/{c}/{k}.png' for c, count in ((2, 5), (1, 3)) for k in range(count)]
+  np.savez(root / landmarks.FILE, id=names, landmarks=points)
+  source = clips.build(str(root), 'train', {})
+  assert source.record()['without_landmarks'] == 1
+  frames = Frames(FPS, time=False, second=False)
+  seen = 0
+  for batch in itertools.islice(
+    batches(source, frames, targets=['landmarks'], points=['landmarks'], image_size=40), 4
+  ):
+    assert batch['landmarks'].shape == (2, 2, 1, 68, 2)
+    for b, g in np.ndindex(2, 2):
+      image, moved = batch['image'][b, g, 0].astype(float), batch['landmarks'][b, g, 0]
+      index = batch['index'][b, g]
+      if index == 3:  # of the first clip the last, of which there are no points
+        assert np.isnan(moved).all()
+        continue
+      inside = ((moved > 4) & (moved < 36)).all(axis=-1)
+      # the nearest pixel there still says where it came from: 8 grey levels for each of the picture's pixels
+      x, y = np.floor(moved[inside]).astype(int).T
+      there = np.stack([image[y, x, 0], image[y, x, 1]], axis=-1) / 8 + 0.5
+      np.testing.assert_allclose(there, source.targets['landmarks'][index][inside], atol=0.6)
+      seen += inside.sum()
+  assert seen > 200
+
+
+# ---- drawn
+
+
+def test_a_drawn_clip_is_one_person_whose_expression_changes(drawn):
+  again = synthetic_clips.build('', 'train', {'size': 192, 'draw_size': 16, 'draw_seed': 3})
+  np.testing.assert_array_equal(drawn[40]['image'], pickle.loads(pickle.dumps(again))[40]['image'])
+  labels = np.array([drawn.label(i) for i in range(192)]).reshape(6, 32)
+  assert all(len(np.unique(row)) >= 3 for row in labels)
+  same = [np.mean(labels[:, k:] == labels[:, : 32 - k]) for k in (1, 4, 12)]
+  assert same[0] > same[1] > 0.5 > same[2]
+  np.testing.assert_array_equal(drawn.targets['person'].reshape(6, 32)[:, 0], [0, 0, 0, 0, 1, 1])
+  shots = [synthetic_clips._clip('train', 3, clip)[0] for clip in (0, 1, 4)]
+  kept = ('skin', 'hair', 'width', 'jaw', 'glasses')
+  who = [[getattr(p, name) for name in kept] for s in shots for p in (s.persons[0], s.persons[31])]
+  assert who[0] == who[1] == who[2] == who[3] != who[4] == who[5]
+  assert shots[0].persons[0].yaw != shots[0].persons[31].yaw
+  other = synthetic_clips.build('', 'valid', {'size': 32, 'draw_size': 16, 'draw_seed': 3})
+  assert not np.array_equal(other[0]['image'], drawn[0]['image'])
+  with pytest.raises(UserError, match=r'data\.size is 40; synthetic_clips expected a multiple of 32'):
+    synthetic_clips.build('', 'train', {'size': 40, 'draw_size': 16, 'draw_seed': 0})
+
+
+def test_the_points_of_a_drawn_face_are_where_it_is_drawn(rng):
+  size, marked = 240, (0, 255, 0)
+  for style in ('bald', 'parted'):
+    p = face.person(rng)._replace(style=style, lip=marked, glasses=False, beard=False, roll=0.2, yaw=-0.1)
+    fields = rng.uniform(-0.3, 0.5, len(face.FIELDS))
+    points = face.points(p, fields, size)
+    assert points.shape == (68, 2)
+    board = canvas.Canvas(size, np.full((2, 2, 3), 250.0))
+    face.draw(board, p, fields)
+    ys, xs = np.nonzero(np.abs(board.finish() - marked).sum(-1) < 150)
+    lips = points[48:60]
+    edges = lambda x, y: np.array([x.min(), x.max(), y.min(), y.max()])  # noqa: E731
+    np.testing.assert_allclose(edges(xs + 0.5, ys + 0.5), edges(lips[:, 0], lips[:, 1]), atol=2.5)
+    inside = points[landmarks.INNER]
+    assert inside[:, 0].min() > points[0, 0]
+    assert inside[:, 0].max() < points[16, 0]
+    assert inside[:, 1].max() < points[8, 1]  # the chin is lowest
+
+
+def test_the_points_of_a_mirrored_face_are_the_mirrored_points(rng):
+  p = face.person(rng)
+  fields = rng.uniform(-0.5, 0.5, len(face.FIELDS))
+  fields[face.FIELDS.index('sneer')] = 0  # lifts one side of the lip more
+  mirrored = face.points(p._replace(yaw=-p.yaw, roll=-p.roll, x=-p.x), fields, 100)
+  np.testing.assert_allclose(landmarks.mirrored(face.points(p, fields, 100), 100), mirrored, atol=1e-3)
+  np.testing.assert_array_equal(landmarks.MIRROR[landmarks.MIRROR], np.arange(68))
