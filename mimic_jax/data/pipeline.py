@@ -109,7 +109,6 @@ def train_batches(
   worker_restarts: int = 3,
   more_crops: Mapping[str, tuple[int, int]] | None = None,
   targets: Sequence[str] = (),
-  points: Sequence[str] = (),
   group: int = 1,
   frames: Frames | None = None,
   resident: bool = False,
@@ -137,8 +136,7 @@ def train_batches(
     worker_restarts: reader processes that may die and are replaced, without a trace in the batches.
     more_crops: name → (views, side) of other crops than 'image', of sources whose pictures have many sizes; where they
       have one, the whole picture is there once, to be cropped on the device.
-    targets: what the source offers that is to be in the batch.
-    points: those of them that are points of a picture, [n, P, 2]: where pictures are cropped here these go along, [b, V, P, 2].
+    targets: what the source offers that is to be in the batch; 'landmarks' go along with crops that are made here, [b, V, 68, 2].
     group: G, pictures of one group (Source.group): the one whose turn it is, then others of its group, drawn anew each
       time without replacement (with, where there are fewer). With more than one every array is [b, G, …].
     frames: where groups are clips, which of their frames make an item; an epoch is then each clip once (sampling.Clips).
@@ -174,7 +172,6 @@ def train_batches(
     replace=on_bad_image == 'skip',
     more_crops=tuple((name, *crops) for name, crops in (more_crops or {}).items()),
     targets=tuple(targets),
-    points=tuple(points),
     group=group,
     resident=resident,
   )
@@ -342,7 +339,6 @@ class _Reader:
   replace: bool = False
   more_crops: tuple[tuple[str, int, int], ...] = ()
   targets: tuple[str, ...] = ()
-  points: tuple[str, ...] = ()
   group: int = 1
   resident: bool = False
   # What was found bad, so that it isn't tried again. Only saves time: never says anything that reading wouldn't. So not
@@ -353,6 +349,11 @@ class _Reader:
 
   def __post_init__(self) -> None:
     one_of('augment.interpolation', self.interpolation, FILTERS)
+
+  @property
+  def _moves(self) -> bool:
+    """Whether points go along with crops that are made here."""
+    return landmarks.TARGET in self.targets and self.source.image_shape is None
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
     """int64 [b, 2..3] or [b, G, 3] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
@@ -366,9 +367,8 @@ class _Reader:
     images = {} if self.resident else {'image': np.zeros((len(rows), *shape), np.uint8)}
     for name, views, size in () if self.source.image_shape else self.more_crops:
       images[name] = np.zeros((len(rows), views, size, size, 3), np.uint8)
-    moves = bool(self.points) and self.source.image_shape is None
-    if moves:
-      images[_BOXES] = np.zeros((len(rows), self.views, 4), np.int32)
+    if self._moves:
+      images[_BOXES] = np.zeros((len(rows), *((self.views, 4) if self.views else (4,))), np.int32)
     if self.resident:
       read = [(int(i), {}) for i in rows[:, 1]]
     else:
@@ -389,11 +389,11 @@ class _Reader:
       'index': index,
       **{name: _where_read(np.asarray(offered[name], np.float32), index) for name in self.targets},
     }
-    if moves:
+    if self._moves:
       boxes = batch.pop(_BOXES).astype(np.float32)
       boxes[..., 2:] = np.maximum(boxes[..., 2:], 1)  # 0 where nothing was read
-      for name in self.points:
-        batch[name] = landmarks.cropped(batch[name][:, None], boxes, self.size)
+      points = batch[landmarks.TARGET]
+      batch[landmarks.TARGET] = landmarks.cropped(points[:, None] if self.views else points, boxes, self.size)
     if self.group > 1:
       batch = {k: v.reshape(-1, self.group, *v.shape[1:]) for k, v in batch.items()}
     return {
@@ -462,8 +462,8 @@ class _Reader:
     for name, views, size in (('image', self.views, self.size), *self.more_crops):
       crops, boxes = self._crops(i, epoch, place, range(first, first + views), size)
       pictures[name] = crops if views else crops[0]
-      if self.points and name == 'image':
-        pictures[_BOXES] = boxes
+      if self._moves and name == 'image':
+        pictures[_BOXES] = boxes if views else boxes[0]
       first += views
     return pictures
 

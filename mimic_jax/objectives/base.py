@@ -32,11 +32,10 @@ class Crops(NamedTuple):
 class Target(NamedTuple):
   """An array that a source offers of each picture by this name, float32 [B, *shape].
 
-  `points`: it is points of the picture, [P, 2], in its pixels (landmarks.py), which go along with crops that are made on the host: [B, V, P, 2].
+  'landmarks' (landmarks.py) go along with crops that are made on the host: [B, views, 68, 2] in pixels of these.
   """
 
   shape: tuple[int, ...] = ()
-  points: bool = False
 
 
 class Figure(NamedTuple):
@@ -135,11 +134,6 @@ class Objective(abc.ABC):
     """What a source must offer beside the label."""
     return {name: what for name, what in self.inputs().items() if isinstance(what, Target)}
 
-  @property
-  def points(self) -> list[str]:
-    """Those of `targets` that are points of a picture."""
-    return [name for name, what in self.targets.items() if what.points]
-
   def flops_per_image(self) -> float:
     """Returns the operations that an item of a batch takes in a step, forward and backward (models/flops.py).
 
@@ -176,8 +170,7 @@ class Objective(abc.ABC):
     Args:
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], what else `inputs` asks of the source, 'label', 'index' int [B], 'mask' bool
-        [B], False on padding. Pictures come one by one here, whatever `pictures` is, and points are in pixels
-        of the picture as its source has it.
+        [B], False on padding. Pictures come one by one here, whatever `pictures` is.
 
     Returns:
       'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.

@@ -214,7 +214,6 @@ class Stage:
       image_size=image.size or self.image_size,
       more_crops={name: (c.views, c.size or self.image_size) for name, c in crops.items()},
       targets=list(self.objective.targets),
-      points=self.objective.points,
       group=self.objective.pictures,
       frames=self.objective.frames,
       resident=d['resident'],

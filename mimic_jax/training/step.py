@@ -11,7 +11,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from mimic_jax import models, weights
+from mimic_jax import landmarks, models, weights
 from mimic_jax.objectives import Objective
 from mimic_jax.objectives.base import Crops
 from mimic_jax.runtime import checkpoint, sharding
@@ -215,7 +215,7 @@ def batch_shapes(objective: Objective, batch_images: int, mesh: Mesh) -> dict[st
   views = objective.inputs().get('image', Crops()).views
   for name, what in objective.inputs().items():
     if name in objective.targets:
-      crops = (views,) if what.points else ()
+      crops = (views,) if name == landmarks.TARGET else ()
       found[name] = ((*lead, *crops, *what.shape), jnp.float32)
     else:
       side = what.size or objective.config.image_size

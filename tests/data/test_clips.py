@@ -107,9 +107,7 @@ def test_each_epoch_has_each_clip_once_and_other_frames_of_it_unless_they_are_fi
 
 def test_batches_are_the_same_from_any_step_and_in_any_number_of_parts(drawn):
   frames = Frames(FPS)
-  whole = [
-    b for b in itertools.islice(batches(drawn, frames, targets=['landmarks'], points=['landmarks']), 7)
-  ]
+  whole = list(itertools.islice(batches(drawn, frames, targets=['landmarks']), 7))
   assert whole[0]['image'].shape == (2, 4, 16, 16, 3)
   assert whole[0]['landmarks'].shape == (2, 4, 68, 2)
   epoch = np.concatenate([b['index'][:, 0] // 32 for b in whole[:3]])
@@ -143,7 +141,7 @@ def test_clips_too_short_are_left_out_and_none_long_enough_is_refused(tmp_path):
   assert set(order(1, 1)[:, 1]) <= set(range(25, 45))
   short = clips.build(str(tree(tmp_path / 'b', {'x/1': 12, 'y/1': 3})), 'train', {})
   with pytest.raises(
-    UserError, match='has 2 clips, the longest of 12 frames; expected one of at least 13 at 4.167'
+    UserError, match=r'has 2 clips, the longest of 12 frames; expected one of at least 13 at 4\.167'
   ):
     sampling.clips_of(short, Frames(FPS), 0)
   with pytest.raises(UserError, match=r"data\.sampler is 'balanced', and the pictures are frames of clips"):
@@ -211,9 +209,7 @@ def test_points_go_along_with_crops_that_the_host_makes(tmp_path, rng):
   assert source.record()['without_landmarks'] == 1
   frames = Frames(FPS, time=False, second=False)
   seen = 0
-  for batch in itertools.islice(
-    batches(source, frames, targets=['landmarks'], points=['landmarks'], image_size=40), 4
-  ):
+  for batch in itertools.islice(batches(source, frames, targets=['landmarks'], image_size=40), 4):
     assert batch['landmarks'].shape == (2, 2, 1, 68, 2)
     for b, g in np.ndindex(2, 2):
       image, moved = batch['image'][b, g, 0].astype(float), batch['landmarks'][b, g, 0]
@@ -228,6 +224,13 @@ def test_points_go_along_with_crops_that_the_host_makes(tmp_path, rng):
       np.testing.assert_allclose(there, source.targets['landmarks'][index][inside], atol=0.6)
       seen += inside.sum()
   assert seen > 200
+  whole = next(
+    pipeline.eval_batches(
+      source, batch_images=4, image_size=40, interpolation='bilinear', targets=['landmarks']
+    )
+  )
+  expected = source.targets['landmarks'][:4] * np.array([40 / 24, 40 / 20])
+  np.testing.assert_allclose(whole['landmarks'], expected, rtol=1e-5)
 
 
 # ---- drawn
