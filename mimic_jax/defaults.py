@@ -36,6 +36,8 @@ RANGES = {
   'optim.weight_decay': (0, INF),
   'optim.layer_decay': (0.01, 1),
   'optim.warmup_epochs': (0, INF),
+  'optim.hold_epochs': (0, INF),
+  'optim.cosine_epochs': (0, INF),
   'optim.min_lr': (0, INF),
   'optim.clip_norm': (0, INF),
   'log.every': (1, INF),
@@ -118,6 +120,8 @@ def optimiser() -> ConfigDict:
   o.decay_tokens = False  # whether class and mask tokens get it, as in MAE's pre-training; [D] not here
   o.layer_decay = 0.65  # lr of block i: lr · layer_decay^(depth − i); 1 = off, right from scratch [D]
   o.warmup_epochs = 5.0  # linear from 0; a tenth of the epochs [D]
+  o.hold_epochs = 0.0  # at the peak, before the cosine
+  o.cosine_epochs = 0.0  # length of the half cosine, which a stage may end before; 0 = what is left
   o.min_lr = 1e-6  # end of the cosine [D]
   o.clip_norm = 0.0  # global gradient norm; 0 = off
   return o.lock()

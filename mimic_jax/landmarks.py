@@ -63,5 +63,6 @@ def cropped(points: Any, boxes: Any, size: float) -> Any:
 
 def mirrored(points: Any, width: float) -> Any:
   """Returns the points [..., 68, 2] of the mirrored picture, left and right exchanged."""
-  there = points[..., MIRROR, :]
-  return there * np.array([-1, 1], np.float32) + np.array([width, 0], np.float32)
+  lead = (1,) * (points.ndim - 1)
+  turn, shift = (np.array(v, np.float32).reshape(*lead, 2) for v in ((-1, 1), (width, 0)))
+  return points[..., MIRROR, :] * turn + shift

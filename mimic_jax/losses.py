@@ -104,6 +104,7 @@ def contrastive_loss(
   feature_margin: float = -1.0,
   base_temperature: float = 0.0,
   reduction: str = 'mean',
+  zeroed: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Contrasts every anchor with the candidates: P eqs. 5, 6 and 11 by what is given as labels (algorithm 1 line 13).
 
@@ -130,6 +131,7 @@ def contrastive_loss(
     feature_margin: when above −1, positives must also have cosine(z_i, z_a) ≥ this (the "r_ab ≈ r_i" of P's cases 1–3).
     base_temperature: when not 0, the loss is multiplied by τ / base_temperature (SupContrast).
     reduction: over anchors: 'mean', 'sum', or 'mean_with_positives', the mean of those that have one.
+    zeroed: bool [A, C], pairs whose cosine counts as 0, whatever it is (SSL-FER's older way with negatives that are none).
 
   Returns:
     The loss, float32 [], and float32 scalars: 'anchors_without_positive' (share of the anchors), 'mean_positives' (per
@@ -151,6 +153,8 @@ def contrastive_loss(
   cosine = jnp.matmul(
     anchor_z.astype(jnp.float32), contrast_z.astype(jnp.float32).T, precision=lax.Precision.HIGHEST
   )
+  if zeroed is not None:
+    cosine = jnp.where(zeroed, 0.0, cosine)
   log_probability = _log_softmax(cosine, temperature, candidate)
 
   weight = _positive_weights(anchor_y, contrast_y, threshold, distance, positives)

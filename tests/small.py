@@ -87,6 +87,18 @@ def moco_stage(**changes: Any) -> ConfigDict:
   return s
 
 
+def ssl_fer_stage(**changes: Any) -> ConfigDict:
+  """Returns a pre-training stage of 10 steps of 8 drawn clips, four frames each."""
+  s = _shared(objectives.defaults('ssl_fer'), 256)
+  s.data.source = 'synthetic_clips'
+  s.eval.size = 32
+  s.drop_path = 0.0
+  s.ssl_fer.dim = 8
+  s.optim.hold_epochs = 2.0
+  s.update_from_flattened_dict(changes)
+  return s
+
+
 def probe_stage(**changes: Any) -> ConfigDict:
   """Returns a linear probe of 10 steps of 8 drawn faces."""
   return _plain('linear_probe', {'drop_path': 0.0, **changes})

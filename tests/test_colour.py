@@ -128,3 +128,16 @@ def test_blur_takes_as_much_of_the_width_whatever_it_is(rng):
     spread = np.sqrt((y * (np.arange(side) - side // 2) ** 2).sum(1) / y.sum(1)) / side * 224
     assert 9.9 < spread.min() < 11
     assert 19 < spread.max() < 20.1
+
+
+def test_three_pixels_are_blurred_as_scipy_does_with_mirrored_edges(pixels, rng):
+  sigmas = rng.uniform(0.3, 2, 5).astype(np.float32)
+  got = np.asarray(colour.blur3(pixels, sigmas))
+  for x, sigma, y in zip(pixels.astype(np.float64), sigmas, got):
+    kernel = np.exp(-0.5 * (np.arange(-1, 2) / float(sigma)) ** 2)
+    for axis in (0, 1):
+      x = scipy.ndimage.correlate1d(x, kernel / kernel.sum(), axis=axis, mode='mirror')
+    np.testing.assert_allclose(y, x, atol=1e-3)
+  some = np.asarray(colour.random_blur3(jax.random.key(1), np.tile(pixels, (40, 1, 1, 1)), 0.5, (0.5, 2.0)))
+  changed = (some != np.tile(pixels, (40, 1, 1, 1))).any(axis=(1, 2, 3)).mean()
+  assert 0.3 < changed < 0.7

@@ -11,9 +11,16 @@ Params = Any
 
 
 def learning_rate(
-  step: jax.Array, *, peak: float, warmup_steps: float, total_steps: int, min_lr: float
+  step: jax.Array,
+  *,
+  peak: float,
+  warmup_steps: float,
+  total_steps: int,
+  min_lr: float,
+  hold_steps: float = 0.0,
+  cosine_steps: float = 0.0,
 ) -> jax.Array:
-  """Linear warm-up from 0, then half a cosine down to `min_lr` (MAE's schedule, per step).
+  """Linear warm-up from 0, then half a cosine down to `min_lr` (MAE's schedule, per step); SSL-FER stays at the peak for a while first.
 
   Args:
     step: int32 [], the step about to be taken, from 0.
@@ -21,13 +28,16 @@ def learning_rate(
     warmup_steps: length of the warm-up; 0 = none.
     total_steps: of the whole stage.
     min_lr: learning rate at the end.
+    hold_steps: behind the warm-up, at the peak.
+    cosine_steps: length of the half cosine, which the stage may end before; 0 = what is left.
 
   Returns:
     float32 [].
   """
   step = step.astype(jnp.float32)
   warm = peak * step / max(warmup_steps, 1e-9)
-  progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1e-9), 0.0, 1.0)
+  begun = warmup_steps + hold_steps
+  progress = jnp.clip((step - begun) / max(cosine_steps or total_steps - begun, 1e-9), 0.0, 1.0)
   cosine = min_lr + (peak - min_lr) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
   return jnp.where(step < warmup_steps, warm, cosine)
 

@@ -245,6 +245,8 @@ def _rate(
     warmup_steps=o['warmup_epochs'] * per_epoch,
     total_steps=total,
     min_lr=min(o['min_lr'], peak),
+    hold_steps=o['hold_epochs'] * per_epoch,
+    cosine_steps=o['cosine_epochs'] * per_epoch,
   )
 
 

@@ -15,12 +15,14 @@ PINNED = {
   'local_mim': [(0.47765702, 1.0826831), (0.45762974, 1.0965742)],
   'moco_v3': [(3.2298415, 34.320335), (2.0638540, 50.450020)],
   'mimic': [(2.3094606, 2.0375903), (2.4978976, 4.3952041)],
+  'ssl_fer': [(6.9324970, 119.91454), (6.9189625, 94.448616)],
 }
 STAGES = {
   'masked_autoencoding': small.mae_stage,
   'local_mim': small.local_mim_stage,
   'moco_v3': small.moco_stage,
   'mimic': small.mimic_stage,
+  'ssl_fer': small.ssl_fer_stage,
 }
 
 
@@ -31,11 +33,17 @@ def test_two_steps_give_the_numbers_they_always_gave(objective, tmp_path):
   stage.prepare()
   state, got, rng = stage.program.init(stage.init_key), [], np.random.default_rng(0)
   for _ in range(2):
-    image = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    group = stage.objective.pictures
+    lead = (8,) if group == 1 else (8, group)
+    image = rng.integers(0, 256, (*lead, 16, 16, 3), np.uint8)
     batch = {
       'image': image,
-      'label': rng.integers(0, 7, 8).astype(np.int32),
-      'index': np.arange(8, dtype=np.int32),
+      'label': rng.integers(0, 7, lead).astype(np.int32),
+      'index': np.arange(np.prod(lead), dtype=np.int32).reshape(lead),
+      **{
+        name: rng.uniform(2, 14, (*lead, *what.shape)).astype(np.float32)
+        for name, what in stage.objective.targets.items()
+      },
     }
     state, measured = stage.program.step(state, sharding.to_devices(batch, stage.mesh), stage.step_key)
     got.append([float(measured[k]) for k in ('loss', 'grad_norm')])

@@ -33,6 +33,8 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
     section.local_mim.update(decoder_dim=128, decoder_heads=4, mask_ratio=0.5, scales=(2.0, 0.5))
   if name == 'moco_v3':
     section.moco.update(dim=128, hidden=1024)
+  if name == 'ssl_fer':
+    section.ssl_fer.dim = 128
   objective = objectives.make(section, model, CLASSES, 'objective')
   return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
 
@@ -40,10 +42,13 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
 def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
   """Returns the collectives that carry pictures or what a network makes of them, but for mixing's rows and a pair loss's candidates."""
   objective, here = made.objective, images // 8
+  name = objective.stage['objective']
   views, size = objective.inputs()['image'].views, objective.config.image_size
   rows, widths = 0, ()  # of the candidates of a pair loss
   if objective.labelled:
     rows, widths = views * images, (len(CLASSES), objective.stage['head']['projection_dim'])
+  elif name == 'ssl_fer':
+    rows, widths = objective.pictures * images, (objective.stage['ssl_fer']['dim'],)
   elif objective.pairs:
     rows, widths = images, (objective.stage['moco']['dim'],)
 

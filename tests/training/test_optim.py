@@ -44,6 +44,18 @@ def test_the_learning_rate_warms_up_linearly_and_ends_on_the_cosines_minimum(rng
     )  # float32 loses digits where the cosine is flat
 
 
+def test_the_rate_may_stay_at_the_peak_and_the_cosine_be_longer_than_the_stage(rng):
+  peak, warm, hold, total = rng.uniform(1e-4, 1e-2), 3, 7, 60
+  for step in range(total):
+    fields = {'peak': peak, 'warmup_steps': warm, 'total_steps': total, 'min_lr': 0.0, 'hold_steps': hold}
+    got = [float(optim.learning_rate(jnp.int32(step), **fields, cosine_steps=n)) for n in (0.0, 200.0)]
+    if step < 10:
+      want = [peak * min(step / warm, 1)] * 2
+    else:
+      want = [peak * 0.5 * (1 + np.cos(np.pi * (step - 10) / n)) for n in (total - 10, 200)]
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-6 * peak)
+
+
 def test_without_warm_up_the_first_step_has_the_peak():
   lr = optim.learning_rate(jnp.int32(0), peak=0.1, warmup_steps=0.0, total_steps=10, min_lr=0.0)
   assert float(lr) == pytest.approx(0.1)
