@@ -1,15 +1,19 @@
 """Cuts the faces out of a folder of pictures.
 
-  mimic align SRC DST [--align 'five_point(arcface)']
+  mimic align SRC DST [--align 'five_point(arcface)'] [--landmarks 68]
+  mimic align SRC --landmarks 68
 
 DST gets the tree of SRC with the same names, so that the same source reads it: every picture cut out (data/alignment.py),
 label files copied, and align.json, which says how it was made and becomes part of every record. SRC is only read.
+With --landmarks 68 landmarks.npz is written beside the pictures of DST, the 68 points of each; without DST beside those of SRC as they are.
 """
 
+import argparse
 import collections
 import concurrent.futures
 import concurrent.futures.process
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -17,20 +21,22 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from mimic_jax import landmarks
 from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
-from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment
+from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment, dlib68
 from mimic_jax.data.faces.mtcnn import Face
 from mimic_jax.data.files import ENDINGS, LABEL_FILES
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, one_of
 
+F = TypeVar('F', Face, dlib68.Found)
 ON_MISSING = ('centre', 'keep_out', 'error')
 ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'
@@ -91,7 +97,11 @@ def main(argv: Sequence[str]) -> None:
   parser = cli.Parser('align', __doc__)
   parser.add_argument('src', metavar='SRC', help='the folder of pictures; only read')
   parser.add_argument(
-    'dst', metavar='DST', help='the folder to make; new, empty, or left unfinished by this command'
+    'dst',
+    metavar='DST',
+    nargs='?',
+    default='',
+    help='the folder to make; new, empty, or left unfinished by this command; without it only points are looked for',
   )
   parser.add_argument('--align', default='five_point(arcface)', help='box(margin) or five_point(template)')
   parser.add_argument('--size', type=int, help='five_point: side of the pictures in pixels (224)')
@@ -104,11 +114,25 @@ def main(argv: Sequence[str]) -> None:
   parser.add_argument(
     '--on_bad_image', default='error', help='pictures that cannot be read: error or skip (leave out)'
   )
+  parser.add_argument(
+    '--landmarks',
+    type=int,
+    default=0,
+    help='68: write the points of the faces beside the pictures; 0: none (`pip install "mimic_jax[landmarks]"`)',
+  )
   parser.add_argument('--max_pixels', type=int, default=50_000_000, help='a picture with more cannot be read')
   parser.add_argument(
     '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0 = none beside this'
   )
   a = parser.parse_args(argv)
+  if a.landmarks not in (0, landmarks.POINTS):
+    raise UserError(f'--landmarks is {a.landmarks}; expected {landmarks.POINTS}, or 0 for none')
+  if a.landmarks:
+    dlib68.name()  # before anything is written: it may not be installed
+  if not a.dst:
+    _check_alone(a, parser)
+    print(find_landmarks(a.src, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
+    return
   align = alignment.parse(a.align, '--align')
   name = one_of('--detector', a.detector, DETECTORS)
   if a.size is not None and align.kind == 'box':
@@ -119,6 +143,92 @@ def main(argv: Sequence[str]) -> None:
   job = Job(a.src, a.dst, align, size, a.on_missing, a.on_bad_image, a.max_pixels, DETECTORS[name])
   made = align_folder(job, NAMES[name](), a.workers)
   print(_summary(made, a.dst), file=sys.stderr)
+  if a.landmarks:
+    print(find_landmarks(a.dst, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
+
+
+def _check_alone(a: argparse.Namespace, parser: cli.Parser) -> None:
+  """Raises UserError where DST is missing and something is asked for that needs it."""
+  if not a.landmarks:
+    raise UserError('DST is missing; expected the folder to make, or --landmarks 68 to look for points alone')
+  for field in ('align', 'size', 'detector', 'on_missing'):
+    if getattr(a, field) != parser.get_default(field):
+      raise UserError(f"--{field} is '{getattr(a, field)}', and DST is missing; expected it with DST only")
+
+
+def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int) -> str:
+  """Writes the 68 points of all pictures in and below a folder beside them (landmarks.FILE), NaN where no face is found.
+
+  Args:
+    folder: of pictures.
+    on_bad_image: of one that can't be read: 'error', or 'skip', which is as one without a face.
+    max_pixels: a picture with more can't be read.
+    workers: processes beside this one; the result is the same for any number.
+
+  Returns:
+    A line that says what was found.
+
+  Raises:
+    UserError: on a folder without pictures or with such a file, and on a bad picture where that is an error.
+  """
+  one_of('--on_bad_image', on_bad_image, ON_BAD_IMAGE)
+  maker, path = dlib68.name(), os.path.join(folder, landmarks.FILE)
+  if not os.path.isdir(folder):
+    raise UserError(f"'{folder}' is not a folder; expected a folder of pictures")
+  if os.path.exists(path):
+    raise UserError(f"'{path}' is there already; expected none (remove it to look for the points again)")
+  names = files_lib.pictures(folder)
+  if not names:
+    raise UserError(
+      f"no pictures in '{folder}' or below; looked for files that end in {', '.join(sorted(ENDINGS))}"
+    )
+  looked = functools.partial(_points_of, folder, on_bad_image, max_pixels)
+  with contextlib.ExitStack() as stack:
+    if workers:
+      context = multiprocessing.get_context('spawn')
+      pool = stack.enter_context(
+        concurrent.futures.ProcessPoolExecutor(min(workers, len(names)), context, _begin_finder)
+      )
+      found = pool.map(looked, names, chunksize=16)
+    else:
+      _begin_finder()
+      found = map(looked, names)
+    bar = tqdm(found, total=len(names), desc='landmarks', unit='picture', disable=None)
+    points = np.stack(list(bar)).astype(np.float32)
+  beside = f'{path}.part'
+  with open(beside, 'wb') as f:
+    np.savez_compressed(f, id=np.array(names), landmarks=points, maker=np.array(maker))
+  os.replace(beside, path)
+  without = int(np.isnan(points[:, 0, 0]).sum())
+  return (
+    f'{path}: points of {len(names) - without:,} of {len(names):,} pictures; no face was found in {without:,}'
+  )
+
+
+_finder: dlib68.Finder | None = None  # of a process
+
+
+def _begin_finder() -> None:
+  global _finder
+  if multiprocessing.parent_process() is not None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
+  _finder = dlib68.Finder()
+
+
+def _points_of(folder: str, on_bad_image: str, max_pixels: int, name: str) -> np.ndarray:
+  """Returns the points of one picture's largest, most central face, float32 [68, 2], NaN where there is none."""
+  path = os.path.join(folder, name)
+  try:
+    with sources.open_image(path, max_pixels) as opened, sources.reading(path):
+      image = sources.to_rgb(sources.upright(opened))
+  except sources.BadImage as e:
+    if on_bad_image == 'error':
+      raise UserError(f'{e}; expected a picture (--on_bad_image skip goes on without it)') from None
+    return np.full((landmarks.POINTS, 2), np.nan, np.float32)
+  faces = _finder(image)
+  if not faces:
+    return np.full((landmarks.POINTS, 2), np.nan, np.float32)
+  return choose_face(faces, *image.size).points
 
 
 def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, Any]:
@@ -182,10 +292,10 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
   return made
 
 
-def choose_face(faces: Sequence[Face], width: int, height: int) -> Face:
+def choose_face(faces: Sequence[F], width: int, height: int) -> F:
   """Returns the largest and most central of one or more faces, see CHOICE (the rule of FaceNet's align script)."""
 
-  def weight(face: Face) -> float:
+  def weight(face: F) -> float:
     left, top, w, h = face.box
     off = np.array([left + w / 2 - width / 2, top + h / 2 - height / 2])
     return float(w * h - 2 * (off**2).sum())

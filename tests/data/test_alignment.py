@@ -598,7 +598,7 @@ def test_the_command_line(tree, tmp_path, monkeypatch, capsys):
   with pytest.raises(SystemExit) as e:
     cli.run(command.main, [str(tree)])
   assert e.value.code == 2
-  assert 'the following arguments are required: DST' in capsys.readouterr().err
+  assert 'DST is missing; expected the folder to make' in capsys.readouterr().err
 
 
 # --- the detector

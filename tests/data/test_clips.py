@@ -192,9 +192,9 @@ def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
   fine = tree(tmp_path / 'f', {'x/1': 2})
   assert 'data.held_out is 0.1' in said(str(fine), 'train', {'held_out': 0.1})
   assert "no split 'test'" in said(str(fine), 'test', {})
-  np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.zeros((1, 5, 2)))
+  np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.zeros((1, 5, 2)), maker='m')
   assert 'landmarks have shape (1, 5, 2); expected (1, 68, 2)' in said(str(fine), 'train', {})
-  np.savez(fine / landmarks.FILE, id=['other.png'], landmarks=np.zeros((1, 68, 2)))
+  np.savez(fine / landmarks.FILE, id=['other.png'], landmarks=np.zeros((1, 68, 2)), maker='m')
   assert 'has the points of other pictures' in said(str(fine), 'train', {})
   (fine / landmarks.FILE).write_bytes(b'no')
   assert 'is not what `mimic align --landmarks 68` writes' in said(str(fine), 'train', {})
@@ -204,9 +204,10 @@ def test_points_go_along_with_crops_that_the_host_makes(tmp_path, rng):
   root = tree(tmp_path, {'x/1': 4, 'x/2': 5})
   points = rng.uniform(6, 14, (8, 68, 2)).astype(np.float32)
   names = [f'train/x/{c}/{k}.png' for c, count in ((2, 5), (1, 3)) for k in range(count)]
-  np.savez(root / landmarks.FILE, id=names, landmarks=points)
+  np.savez(root / landmarks.FILE, id=names, landmarks=points, maker='hand')
   source = clips.build(str(root), 'train', {})
   assert source.record()['without_landmarks'] == 1
+  assert source.record()['landmarks'] == 'hand'
   frames = Frames(FPS, time=False, second=False)
   seen = 0
   for batch in itertools.islice(batches(source, frames, targets=['landmarks'], image_size=40), 4):

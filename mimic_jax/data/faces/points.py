@@ -9,8 +9,8 @@ from mimic_jax import landmarks
 from mimic_jax.runtime.errors import READ_ERRORS, UserError
 
 
-def read(root: str, ids: Sequence[str]) -> np.ndarray | None:
-  """Returns the points of pictures, float32 [n, 68, 2], NaN where no face was found or none was looked for; None without a file.
+def read(root: str, ids: Sequence[str]) -> tuple[np.ndarray, str] | None:
+  """Returns the points of pictures, float32 [n, 68, 2], NaN where no face was found or none was looked for, and what found them; None without a file.
 
   Args:
     root: the folder that has the file (landmarks.FILE).
@@ -24,7 +24,7 @@ def read(root: str, ids: Sequence[str]) -> np.ndarray | None:
     return None
   try:
     with np.load(path, allow_pickle=False) as held:
-      names, points = held['id'], held['landmarks']
+      names, points, maker = held['id'], held['landmarks'], str(held['maker'])
   except (*READ_ERRORS, KeyError) as e:
     raise UserError(f"'{path}' is not what `mimic align --landmarks 68` writes ({e})") from None
   if points.shape != (len(names), landmarks.POINTS, 2):
@@ -39,4 +39,4 @@ def read(root: str, ids: Sequence[str]) -> np.ndarray | None:
     )
   found = points.astype(np.float32)[where]
   found[where < 0] = np.nan
-  return found
+  return found, maker

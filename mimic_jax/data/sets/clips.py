@@ -81,8 +81,8 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips:
   }
   about: dict[str, Any] = {}
   if (found := points.read(root, ids)) is not None:
-    targets[landmarks.TARGET] = found
-    about['without_landmarks'] = int(np.isnan(found).any(axis=(1, 2)).sum())
+    targets[landmarks.TARGET], about['landmarks'] = found
+    about['without_landmarks'] = int(np.isnan(found[0]).any(axis=(1, 2)).sum())
   record = {
     'source': 'clips',
     'root': root,
