@@ -9,7 +9,7 @@
 Data: clips as root/train/<person>/<clip>/<frame>.jpg, 25/6 frames per second as its authors cut VoxCeleb1 (for researchers); the first command
 writes the frames' 68 points beside them. Of another rate: --config.pretrain.ssl_fer.fps. `small` draws its clips.
 Words: `no_time` (a positive is the same frame: SimCLR's), `no_hard` (no second pair of a clip; twice the clips then, as many pictures),
-`mask_fn` or `mask_fn_threshold` (negatives that look alike are left out, by a frozen ResNet-18).
+`swap` (positives with the outline of another face), `mask_fn` or `mask_fn_threshold` (negatives that look alike are left out, by a frozen ResNet-18).
 Reaches, published, on AffectNet-8 with a linear classifier: 59.3 with all, SimCLR 57.7.
 Cost: 300 epochs of all clips, 512 pictures of 112 × 112 in each step; not measured here. Then: --config=linear_probe:init,affectnet --config.init=RUN.
 """
@@ -21,11 +21,12 @@ from mimic_jax import defaults, objectives
 
 def get_config(variant: str = '') -> ConfigDict:
   """Returns the config; `variant` is a size and what is left out or added: 'resnet50' (default), 'small,no_time,no_hard'."""
-  size, time, hard, mask = defaults.words(
+  size, time, hard, swap, mask = defaults.words(
     variant,
     ('resnet50', 'vitb16', 'small'),
     ('time', 'no_time'),
     ('hard', 'no_hard'),
+    ('no_swap', 'swap'),
     ('no_mask_fn', 'mask_fn', 'mask_fn_threshold'),
   )
   c = defaults.base()
@@ -38,6 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
   f = p.ssl_fer
   f.time_positives = time == 'time'
   f.hard_negatives = hard == 'hard'
+  f.face_swap = 0.8 if swap == 'swap' else 0.0
   f.mask_fn = {'no_mask_fn': 'none', 'mask_fn': 'argmax', 'mask_fn_threshold': 'threshold'}[mask]
   p.data.root = c.data.get_oneway_ref('root')
   if size == 'small':

@@ -32,7 +32,7 @@ ALL = [
   'pretrain_local_mim',
   'pretrain_local_mim:small,folder',
   'pretrain_sslfer',
-  'pretrain_sslfer:vitb16,no_time',
+  'pretrain_sslfer:vitb16,no_time,swap',
   'pretrain_sslfer:small,no_hard',
   'pretrain_supervised',
   'pretrain_supervised:small,folder',

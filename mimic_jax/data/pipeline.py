@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import grain
 import numpy as np
+from PIL import Image
 
 from mimic_jax import landmarks
 from mimic_jax.boxes import crop_boxes
@@ -23,12 +24,14 @@ from mimic_jax.data import readers, sampling
 from mimic_jax.data import source as sources
 from mimic_jax.data.bad_image import POLICIES, BadImage, patiently
 from mimic_jax.data.crops import FILTERS, KEY, crop_uniforms, read_crops
+from mimic_jax.data.faces import swap
 from mimic_jax.data.source import Source
 from mimic_jax.runtime.errors import UserError, one_of
 
 # Pictures in a row that the system may fail to bring; then it is the system, and the run stops instead of skipping on.
 _FAILURES = 16
 _BOXES = 'boxes'  # of 'image' within a batch that is being read
+_SWAPPED = 'swapped'  # points of swapped faces within one
 _GROUPS = 0x67726F75  # second half of the Philox key that draws the pictures of a group
 
 
@@ -177,6 +180,8 @@ def train_batches(
   )
   one_of('data.sampler', sampler, sampling.SAMPLERS)
   if frames is not None:
+    if frames.swap and resident:
+      raise UserError('data.resident is True, and the readers swap faces; expected False')
     if sampler != 'shuffle':
       raise UserError(
         f"data.sampler is '{sampler}', and the pictures are frames of clips; expected 'shuffle'"
@@ -356,7 +361,7 @@ class _Reader:
     return landmarks.TARGET in self.targets and self.source.image_shape is None
 
   def __call__(self, rows: np.ndarray) -> dict[str, Any]:
-    """int64 [b, 2..3] or [b, G, 3] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
+    """int64 [b, 2..3] or [b, G, 3..4] -> {'image', …, 'label', 'index': int32 [b] (−1 where unread), 'bad': JSON [[id, path, why], …]}."""
     if rows.ndim == 3:
       rows = rows.reshape(-1, rows.shape[-1])
     elif self.group > 1:
@@ -369,6 +374,8 @@ class _Reader:
       images[name] = np.zeros((len(rows), views, size, size, 3), np.uint8)
     if self._moves:
       images[_BOXES] = np.zeros((len(rows), *((self.views, 4) if self.views else (4,))), np.int32)
+    if rows.shape[-1] == 4:
+      images[_SWAPPED] = np.full((len(rows), landmarks.POINTS, 2), np.nan, np.float32)
     if self.resident:
       read = [(int(i), {}) for i in rows[:, 1]]
     else:
@@ -389,6 +396,9 @@ class _Reader:
       'index': index,
       **{name: _where_read(np.asarray(offered[name], np.float32), index) for name in self.targets},
     }
+    if _SWAPPED in batch:
+      points = batch.pop(_SWAPPED)
+      batch[landmarks.TARGET] = np.where(np.isnan(points), batch[landmarks.TARGET], points)
     if self._moves:
       boxes = batch.pop(_BOXES).astype(np.float32)
       boxes[..., 2:] = np.maximum(boxes[..., 2:], 1)  # 0 where nothing was read
@@ -415,9 +425,9 @@ class _Reader:
     return np.array([(epoch, i, p) for i, p in zip((index, *others), places)], np.int64)
 
   def _fill(
-    self, out: dict[str, np.ndarray], epoch: int, index: int, place: int | None = None
+    self, out: dict[str, np.ndarray], epoch: int, index: int, place: int | None = None, other: int = -1
   ) -> tuple[int, dict[int, tuple[str, str]]]:
-    """Reads a picture, or the next readable one, into `out`.
+    """Reads a picture, or the next readable one, into `out`; with the outline of picture `other`, where there is one.
 
     Returns:
       Its index or −1, and the bad ones on the way: index -> (path, why).
@@ -437,7 +447,7 @@ class _Reader:
         tried[i] = self.bad[i]
         continue
       try:
-        for name, pixels in patiently(lambda i=i: self._pictures(i, epoch, place)).items():
+        for name, pixels in patiently(lambda i=i: self._pictures(i, epoch, place, other)).items():
           out[name][...] = pixels
         self.failed.clear()
         return i, tried
@@ -454,24 +464,44 @@ class _Reader:
         )
     return -1, tried
 
-  def _pictures(self, i: int, epoch: int, place: int) -> dict[str, np.ndarray]:
+  def _pictures(self, i: int, epoch: int, place: int, other: int) -> dict[str, np.ndarray]:
     """Returns picture i as uint8: as it is, in the crops drawn for `place`, or resized as a whole."""
+    swapped = self._swapped(i, other) if other >= 0 else None
+    pictures, first = {} if swapped is None else {_SWAPPED: swapped[1]}, 0
     if self.source.image_shape is not None:
-      return {'image': self.source[i]['image']}
-    pictures, first = {}, 0
+      return {**pictures, 'image': self.source[i]['image'] if swapped is None else swapped[0]}
     for name, views, size in (('image', self.views, self.size), *self.more_crops):
-      crops, boxes = self._crops(i, epoch, place, range(first, first + views), size)
+      whole = None if swapped is None else Image.fromarray(swapped[0])
+      crops, boxes = self._crops(i, epoch, place, range(first, first + views), size, whole)
       pictures[name] = crops if views else crops[0]
       if self._moves and name == 'image':
         pictures[_BOXES] = boxes if views else boxes[0]
       first += views
     return pictures
 
+  def _swapped(self, i: int, other: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns picture i with the outline of another, uint8 [H, W, 3], and its points; None where a face is missing."""
+    points = sources.targets_of(self.source)[landmarks.TARGET]
+    inner = self.source[i]['image']
+    try:
+      outer = self.source[other]['image']
+    except BadImage as e:
+      if e.transient:
+        raise
+      return None  # it is named when its own turn comes
+    return swap.swap(outer, points[other], inner, points[i])
+
   def _crops(
-    self, i: int, epoch: int, place: int, views: Sequence[int], size: int
+    self,
+    i: int,
+    epoch: int,
+    place: int,
+    views: Sequence[int],
+    size: int,
+    whole: Image.Image | None = None,
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns picture i in the crops of these numbers, uint8 [V, size, size, 3], and their boxes [V, 4]; of none, the whole, [1, …]."""
-    with sources.open_picture(self.source, i) as image:
+    """Returns picture i, or what was made of it, in the crops of these numbers, uint8 [V, size, size, 3], and their boxes [V, 4]; of none, the whole, [1, …]."""
+    with sources.open_picture(self.source, i) if whole is None else whole as image:
       path = getattr(image, 'filename', '') or self.source.id(i)
       with sources.reading(path):
         height, width = sources.upright_size(image)

@@ -90,15 +90,27 @@ class Clips:
     return len(self.starts)
 
   def __call__(self, position: int, clip: int) -> np.ndarray:
-    """Returns int64 [G, 3] (epoch, index, place) of the run's item number `position` ≥ 0, which is of that clip."""
+    """Returns int64 [G, 3] (epoch, index, place) of the run's item number `position` ≥ 0, which is of that clip.
+
+    Where faces are swapped, [G, 4]: the last is the frame of another clip whose outline a positive gets, −1 for none.
+    """
     epoch = position // len(self)
     counter = [0, 0, clip, 0 if self.frames.fixed else epoch]
-    u = np.random.Generator(np.random.Philox(key=[self.seed, _FRAMES], counter=counter)).random(
-      clips.UNIFORMS
-    )
+    generator = np.random.Generator(np.random.Philox(key=[self.seed, _FRAMES], counter=counter))
+    u = generator.random(clips.UNIFORMS)
     chosen = clips.draw(self.frames, int(self.counts[clip]), u)
     first, G = self.starts[clip], self.frames.pictures
-    return np.array([(epoch, self.pictures[first + k], clip * G + g) for g, k in enumerate(chosen)], np.int64)
+    rows = [(epoch, self.pictures[first + k], clip * G + g) for g, k in enumerate(chosen)]
+    if not self.frames.swap:
+      return np.array(rows, np.int64)
+    which, place, *each = generator.random(2 + G // 2)
+    other = -1
+    if len(self) > 1:  # one for both positives
+      another = int(which * (len(self) - 1))
+      another += another >= clip
+      other = self.pictures[self.starts[another] + int(place * self.counts[another])]
+    swapped = [g % 2 == 1 and each[g // 2] < self.frames.swap for g in range(G)]
+    return np.array([(*row, other if yes else -1) for row, yes in zip(rows, swapped)], np.int64)
 
 
 def clips_of(source: Source, frames: Frames, seed: int) -> Clips:

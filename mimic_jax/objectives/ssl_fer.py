@@ -85,6 +85,7 @@ class Objective(base.Objective):
     'ssl_fer.dim': (1, float('inf')),
     'ssl_fer.temperature': (1e-4, float('inf')),
     'ssl_fer.fps': (0.01, 1000),
+    'ssl_fer.face_swap': (0, 1),
     'ssl_fer.mask_fn_share': (0, float('inf')),
     'ssl_fer.mask_fn_threshold': (-1, 1),
     'augment.landmark_mask': (0, 1),
@@ -122,6 +123,9 @@ class Objective(base.Objective):
     s.ssl_fer.offsets = 'falling'  # which of the five distances: falling (5:4:3:2:1) | uniform | rising
     s.ssl_fer.hard_negatives = True  # HardNeg: a second pair of each clip, 3 s off; else an item is one pair
     s.ssl_fer.sampling = 'fresh'  # fresh (frames drawn each epoch) | fixed (once, as in the published code)
+    s.ssl_fer.face_swap = (
+      0.0  # FaceSwap: probability that a positive gets the outline of another clip's face; .8 there
+    )
     s.ssl_fer.mask_fn = 'none'  # none | argmax (a row's likest negative) | threshold (all that are like it)
     s.ssl_fer.mask_fn_weights = ''  # of its frozen ResNet-18, stem 7x7: torchvision's for ImageNet
     s.ssl_fer.mask_fn_share = 0.8  # argmax: of the second term, which takes that negative for a positive
@@ -153,7 +157,12 @@ class Objective(base.Objective):
     self.config = models.encoder_config(model, stage['drop_path'])
     f, a = stage['ssl_fer'], stage['augment']
     self.frames = clips.Frames(
-      f['fps'], f['time_positives'], f['hard_negatives'], f['offsets'], f['sampling'] == 'fixed'
+      f['fps'],
+      f['time_positives'],
+      f['hard_negatives'],
+      f['offsets'],
+      f['sampling'] == 'fixed',
+      f['face_swap'],
     )
     self.pictures = self.frames.pictures
     if stage['batch_images'] < 2:
@@ -194,7 +203,7 @@ class Objective(base.Objective):
     points = {landmarks.TARGET: base.Target((landmarks.POINTS, 2))}
     return {
       'image': base.Crops(),
-      **(points if self.stage['augment']['landmark_mask'] or self._masks else {}),
+      **(points if self.stage['augment']['landmark_mask'] or self.frames.swap or self._masks else {}),
     }
 
   def flops_per_image(self) -> float:
