@@ -79,7 +79,7 @@ def test_another_expression_comes_with_the_inner_face_and_the_outline_stays(held
   other = fields.copy()
   other[face.FIELDS.index('open')], fields[face.FIELDS.index('open')] = 1.0, 0.0
   (outer, outer_points), (inner, inner_points) = drawn(p, fields), drawn(q, other)
-  picture, points = swap.swap(outer, outer_points, inner, inner_points)
+  _, points = swap.swap(outer, outer_points, inner, inner_points)
   np.testing.assert_array_equal(points[landmarks.JAW], outer_points[landmarks.JAW])
   gap = lambda s: np.linalg.norm(s[66] - s[62])  # noqa: E731  between the lips
   assert gap(points) > gap(outer_points) + 5
