@@ -94,6 +94,7 @@ def ssl_fer_stage(**changes: Any) -> ConfigDict:
   s.eval.size = 32
   s.drop_path = 0.0
   s.ssl_fer.dim = 8
+  s.ssl_fer.face_swap = 0.5
   s.optim.hold_epochs = 2.0
   s.update_from_flattened_dict(changes)
   return s

@@ -118,7 +118,7 @@ def main(argv: Sequence[str]) -> None:
     '--landmarks',
     type=int,
     default=0,
-    help='68: write the points of the faces beside the pictures; 0: none (`pip install "mimic_jax[landmarks]"`)',
+    help='68: write the points of the faces beside the pictures; 0: none (`pip install "mimic-jax[landmarks]"`)',
   )
   parser.add_argument('--max_pixels', type=int, default=50_000_000, help='a picture with more cannot be read')
   parser.add_argument(

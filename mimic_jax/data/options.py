@@ -8,7 +8,7 @@ from mimic_jax.data.sets import ferplus
 INF = float('inf')
 
 # fields that only some sources read, those whose module has them in READS
-OF_SOME = ('classes', 'name')
+OF_SOME = ('classes', 'name', 'fps')
 
 CHOICES = {
   'data.on_bad_image': bad_image.POLICIES,
@@ -18,6 +18,7 @@ CHOICES = {
 RANGES = {
   'data.size': (1, INF),
   'data.classes': (7, 8),
+  'data.fps': (0.01, 1000),
   'data.held_out': (0, 0.5),
   'data.fraction': (0.0001, 1),
   'data.label_noise': (0, 0.99),
@@ -43,6 +44,7 @@ def defaults() -> ConfigDict:
   d.label_noise = 0.0  # share of the training labels that are made another class's, of each class the same, as likely one as the other
   d.part_seed = -1  # of the two; -1 = the run's seed
   d.classes = 7  # affectnet: 7, or 8 with contempt
+  d.fps = 25 / 6  # clips: frames per second that videos are cut at
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels
   d.sampler = 'shuffle'  # shuffle (each once an epoch) | balanced (classes equally often, with replacement)

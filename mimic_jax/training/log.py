@@ -243,13 +243,15 @@ def introduction(run: Stage, meta: Mapping[str, Any], step: int) -> str:
   record = run.records['train']
   crops = sum(c.views for c in run.objective.inputs().values() if isinstance(c, Crops))
   sizes = ', '.join(f'{s.name} {len(s.source):,}' for s in run.splits)
+  G = run.objective.pictures
+  images = 'images' if G == 1 else f'groups of {G} images'
   lines = [
     f'{run.name}: {stage["objective"]}, {parameters:,} parameters, {jax.device_count()} × '
     f'{jax.devices()[0].device_kind}, {jax.default_backend()}',
     f'  data   {record["source"]} {record.get("split", "")}: {len(run.source):,} pictures'
     + (f', {len(run.class_names)} classes' if run.class_names else '')
     + (f'; measured on {sizes}' if sizes else ''),
-    f'  steps  {program.total_steps:,} of {stage["batch_images"]} images × {crops} crop(s), '
+    f'  steps  {program.total_steps:,} of {stage["batch_images"]} {images} × {crops} crop(s), '
     f'{program.total_steps / program.steps_per_epoch:.1f} epochs'
     + (f'; resumed after step {step:,}' if step else f'; weights from {meta["origin"]["origin"]}'),
   ]

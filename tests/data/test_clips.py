@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -282,3 +283,71 @@ def test_the_points_of_a_mirrored_face_are_the_mirrored_points(rng):
   mirrored = face.points(p._replace(yaw=-p.yaw, roll=-p.roll, x=-p.x), fields, 100)
   np.testing.assert_allclose(landmarks.mirrored(face.points(p, fields, 100), 100), mirrored, atol=1e-3)
   np.testing.assert_array_equal(landmarks.MIRROR[landmarks.MIRROR], np.arange(68))
+
+
+# ---- videos
+
+
+def film(path, frames, rate=25):
+  """Writes a video whose frame k is grey of level 4 k."""
+  av = pytest.importorskip('av')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with av.open(str(path), 'w') as out:
+    stream = out.add_stream('mpeg4', rate=rate)
+    stream.width, stream.height, stream.pix_fmt = 32, 48, 'yuv420p'
+    stream.bit_rate = 2_000_000
+    for k in range(frames):
+      picture = av.VideoFrame.from_ndarray(np.full((48, 32, 3), 4 * k, np.uint8), format='rgb24')
+      for packet in stream.encode(picture):
+        out.mux(packet)
+    for packet in stream.encode():
+      out.mux(packet)
+
+
+def test_videos_are_cut_at_the_rate_asked_for(tmp_path):
+  film(tmp_path / 'ann' / '10.mp4', 60)
+  film(tmp_path / 'ann' / '9.mp4', 50)
+  source = clips.build(str(tmp_path), 'train', {'fps': 5.0})
+  assert isinstance(source, sources.Source)
+  assert len(source) == 10 + 12
+  assert source.id(0) == 'ann/9.mp4@0.00s'
+  assert source.id(12) == 'ann/10.mp4@0.40s'
+  np.testing.assert_array_equal(source.group(13), np.arange(10, 22))
+  np.testing.assert_array_equal(source.targets['clip'], [0] * 10 + [1] * 12)
+  for i in (3, 0, 9, 21, 14):
+    image = source[i]['image']
+    assert image.shape == (48, 32, 3)
+    # every fifth frame; its grey is 4 k
+    assert image.mean() == pytest.approx(20 * (i if i < 10 else i - 10), abs=4)
+  assert source.record()['count'] == 22
+  batch = next(batches(pickle.loads(pickle.dumps(source)), Frames(5.0, second=False, time=False)))
+  assert batch['image'].shape == (2, 2, 1, 12, 12, 3)
+
+
+def test_videos_that_end_early_or_are_none_are_one_line(tmp_path):
+  film(tmp_path / 'a' / 'ann' / '1.mkv', 60)
+  whole = (tmp_path / 'a' / 'ann' / '1.mkv').read_bytes()
+  source = clips.build(str(tmp_path / 'a'), 'train', {})
+  (tmp_path / 'a' / 'ann' / '1.mkv').write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(UserError, match=r'1\.mkv: ends before .* s; its header says 2\.40 s'):
+    source[len(source) - 1]
+  (tmp_path / 'b' / 'ann').mkdir(parents=True)
+  (tmp_path / 'b' / 'ann' / '1.mp4').write_bytes(b'no video')
+  with pytest.raises(UserError, match='is no video that PyAV can read'):
+    clips.build(str(tmp_path / 'b'), 'train', {})
+  root = tree(tmp_path / 'c', {'x/1': 2})
+  with pytest.raises(UserError, match=r'data\.fps is 5, and .* holds frames, not videos'):
+    clips.build(str(root), 'train', {'fps': 5.0})
+  film(root / 'train' / 'x' / '2.mp4', 5)
+  with pytest.raises(UserError, match='holds videos .* and pictures'):
+    clips.build(str(root), 'train', {})
+
+
+def test_without_pyav_videos_ask_for_it_by_name(tmp_path, monkeypatch):
+  (tmp_path / 'ann').mkdir()
+  (tmp_path / 'ann' / '1.mp4').write_bytes(b'')
+  monkeypatch.setitem(sys.modules, 'av', None)
+  with pytest.raises(
+    UserError, match=r"videos need PyAV .*; expected it installed: pip install 'mimic-jax\[clips\]'"
+  ):
+    clips.build(str(tmp_path), 'train', {})

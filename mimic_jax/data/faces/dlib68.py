@@ -30,7 +30,7 @@ def name() -> str:
       versions.append(f'{package} {importlib.metadata.version(package)}')
     except importlib.metadata.PackageNotFoundError:
       raise UserError(
-        f"--landmarks 68 needs {package}, which is not installed; expected `pip install 'mimic_jax[landmarks]'`"
+        f"--landmarks 68 needs {package}, which is not installed; expected `pip install 'mimic-jax[landmarks]'`"
       ) from None
   return ', '.join(versions)
 

@@ -3,6 +3,7 @@
     root/<split>/<person>/<clip>/<frame>.jpg    a clip may lie deeper, as VoxCeleb's <person>/<video>/<clip>/<frame>.jpg
     root/<person>/<clip>/<frame>.jpg            the same without splits; this is split 'train'
     root/landmarks.npz                          the frames' 68 points, by `mimic align ROOT --landmarks 68`; without, none are offered
+    root/<person>/<clip>.mp4                    videos in place of folders, cut at data.fps frames per second (data/videos.py); without points
 
 A clip is a folder that holds pictures; its frames are taken in the natural order of their names: 9.jpg before 10.jpg.
 """
@@ -10,18 +11,22 @@ A clip is a folder that holds pictures; its frames are taken in the natural orde
 import itertools
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from mimic_jax import landmarks
+from mimic_jax.data import options as options_lib
+from mimic_jax.data import videos
 from mimic_jax.data.faces import alignment, points
 from mimic_jax.data.files import Files, is_picture, walk
 from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError
 
-READS = ('held_out',)  # to refuse it: a share of the frames would tear the clips apart
+READS = ('fps', 'held_out')  # the second to refuse it: a share of the frames would tear the clips apart
+
+_FPS = options_lib.defaults().fps
 
 
 class Clips(Files):
@@ -37,7 +42,7 @@ class Clips(Files):
     return np.arange(self._ends[clip - 1] if clip else 0, self._ends[clip])
 
 
-def build(root: str, split: str, options: Mapping[str, Any]) -> Clips:
+def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.Videos:
   """Returns the frames of `split` under `root`, clip after clip; ids are paths relative to `root`.
 
   They offer 'person' and 'clip', their numbers in this order, and 'landmarks' where their file is there.
@@ -59,54 +64,92 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips:
     )
   _, align = alignment.choose(options, root, 'clips')
   base = folder.split_folder(root, split)
-  paths = [path for path in walk(base) if is_picture(path)]
+  found = list(walk(base))
+  paths = [path for path in found if is_picture(path)]
+  if filmed := [path for path in found if videos.is_video(path)]:
+    if paths:
+      raise UserError(
+        f"'{base}' holds videos ('{filmed[0]}') and pictures ('{paths[0]}'); expected the one or the other"
+      )
+    return _of_videos(root, base, split, filmed, options)
+  if options.get('fps', _FPS) != _FPS:
+    raise UserError(
+      f"data.fps is {options['fps']:g}, and '{base}' holds frames, not videos; expected {_FPS:.4g}, its default"
+    )
   for path in paths:
     if path.count('/') < 2:
       raise UserError(
         f"'{os.path.join(base, path)}' is in no clip of a person; expected <person>/<clip>/<frame>"
       )
   if not paths:
-    raise UserError(f"no clips in '{base}': looked for pictures as <person>/<clip>/<frame>")
+    raise UserError(
+      f"no clips in '{base}': looked for pictures as <person>/<clip>/<frame>, and videos as <person>/<clip>.mp4"
+    )
   paths.sort(key=lambda path: [_natural(part) for part in path.split('/')])
   clips = [(name, list(frames)) for name, frames in itertools.groupby(paths, os.path.dirname)]
-  counts = np.array([len(frames) for _, frames in clips], np.int64)
-  names = [name.split('/')[0] for name, _ in clips]
-  number = {name: k for k, name in enumerate(dict.fromkeys(names))}
-  person = [number[name] for name in names]
-  prefix = os.path.relpath(base, root).replace(os.sep, '/')
-  ids = [path if prefix == '.' else f'{prefix}/{path}' for path in paths]
-  targets = {
-    'person': np.repeat(person, counts).astype(np.float32),
-    'clip': np.repeat(np.arange(len(clips)), counts).astype(np.float32),
-  }
-  about: dict[str, Any] = {}
-  if (found := points.read(root, ids)) is not None:
-    targets[landmarks.TARGET], about['landmarks'] = found
-    about['without_landmarks'] = int(np.isnan(found[0]).any(axis=(1, 2)).sum())
-  record = {
-    'source': 'clips',
-    'root': root,
-    'split': split,
-    'label_rule': 'none',
-    'count': len(ids),
-    'persons': len(number),
-    'clips': len(clips),
-    'class_names': [],
-    'class_counts': {},
-    'align': align,
-    **about,
-  }
+  ids = [_prefix(root, base) + path for path in paths]
+  targets, about = _about(split, root, [name for name, _ in clips], [len(frames) for _, frames in clips])
+  if (known := points.read(root, ids)) is not None:
+    targets[landmarks.TARGET], about['landmarks'] = known
+    about['without_landmarks'] = int(np.isnan(known[0]).any(axis=(1, 2)).sum())
   return Clips(
     root,
     ids,
     ids,
     np.full(len(ids), -1, np.int32),
     (),
-    record,
+    {**about, 'align': align},
     options.get('max_pixels', 50_000_000),
     targets=targets,
-    ends=np.cumsum(counts),
+    ends=np.cumsum([len(frames) for _, frames in clips]),
   )
+
+
+def _of_videos(
+  root: str, base: str, split: str, paths: list[str], options: Mapping[str, Any]
+) -> videos.Videos:
+  """Returns the frames of videos, paths relative to `base`."""
+  for path in paths:
+    if '/' not in path:
+      raise UserError(f"'{os.path.join(base, path)}' is of no person; expected <person>/<clip>.mp4")
+  paths.sort(key=lambda path: [_natural(part) for part in path.split('/')])
+  names = [_prefix(root, base) + path for path in paths]
+  counts = videos.counted(root, names, options.get('fps', _FPS), options.get('threads', 8))
+  targets, about = _about(split, root, paths, counts)
+  about |= {'fps': options.get('fps', _FPS), 'align': {'align': 'none'}}
+  return videos.Videos(
+    root, names, counts, options.get('fps', _FPS), targets, about, options.get('max_pixels', 50_000_000)
+  )
+
+
+def _prefix(root: str, base: str) -> str:
+  """Returns what stands before a path relative to `base` to make one relative to `root`."""
+  prefix = os.path.relpath(base, root).replace(os.sep, '/')
+  return '' if prefix == '.' else f'{prefix}/'
+
+
+def _about(
+  split: str, root: str, clips: Sequence[str], counts: Sequence[int]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+  """Returns the targets 'person' and 'clip' of all frames, and the record, from clips' names as '<person>/…' and their numbers of frames."""
+  names = [name.split('/')[0] for name in clips]
+  number = {name: k for k, name in enumerate(dict.fromkeys(names))}
+  targets = {
+    'person': np.repeat([number[name] for name in names], counts).astype(np.float32),
+    'clip': np.repeat(np.arange(len(clips)), counts).astype(np.float32),
+  }
+  record = {
+    'source': 'clips',
+    'root': root,
+    'split': split,
+    'label_rule': 'none',
+    'count': int(np.sum(counts)),
+    'persons': len(number),
+    'clips': len(clips),
+    'class_names': [],
+    'class_counts': {},
+  }
+  return targets, record
 
 
 def _natural(name: str) -> list[tuple[int, int | str]]:
