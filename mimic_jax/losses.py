@@ -183,6 +183,50 @@ def contrastive_loss(
   return loss, stats
 
 
+def masked_nt_xent(
+  z: jax.Array,
+  u: jax.Array,
+  clip: jax.Array,
+  *,
+  temperature: float,
+  form: str,
+  share: float,
+  threshold: float,
+  spare: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """NT-Xent without negatives that look like the row: SSL-FER's MaskFN (arXiv 2210.03853).
+
+  'argmax': for row i, f is the negative with the largest u_i · u_j, and N' its other negatives:
+  −log s_ip / (s_ip + Σ_N') + share · (−log s_if / (s_if + Σ_N')), s = exp(z · z / τ), the mean over rows of both.
+  'threshold': the cosine of a negative with u_i · u_j above it counts as 0, but of frames of the same clip.
+
+  Args:
+    z: float32 [N, dim] of length 1; rows 2k and 2k + 1 are each other's positives.
+    u: float32 [N, E] of length 1, of eyes and mouth.
+    clip: int [N], which clip a row is of.
+    temperature: τ.
+    form, share, threshold: as above.
+    spare: 'argmax': whether f is never of the same clip.
+
+  Returns:
+    The loss, float32 [], and of 'threshold' the share 'alike' of the negatives that count as 0, of 'argmax' the share 'likest_in_clip' of rows
+    whose f is of their own clip.
+  """
+  row = jnp.arange(len(z))
+  itself, pair = row[:, None] == row[None], row // 2
+  negative, near = pair[:, None] != pair[None], clip[:, None] == clip[None]
+  alike = jnp.matmul(u, u.T, precision=lax.Precision.HIGHEST)
+  if form == 'threshold':
+    zeroed = negative & ~near & (alike > threshold)
+    loss, _ = contrastive_loss(z, pair, z, pair, itself, temperature=temperature, zeroed=zeroed)
+    return loss, {'alike': jnp.sum(zeroed) / jnp.sum(negative)}
+  likest = jnp.argmax(jnp.where(negative & ~(near & spare), alike, -jnp.inf), axis=1)
+  is_likest = likest[:, None] == row[None]
+  first, _ = contrastive_loss(z, pair, z, pair, itself | is_likest, temperature=temperature)
+  second, _ = contrastive_loss(z, likest, z, row, ~negative, temperature=temperature)
+  return first + share * second, {'likest_in_clip': jnp.mean(jnp.any(is_likest & near, axis=1))}
+
+
 def masked_mse(pred: jax.Array, target: jax.Array, mask: jax.Array) -> jax.Array:
   """MAE's loss (P eq. 2, read without its stray minus): squared error per patch, averaged over the removed patches.
 

@@ -28,7 +28,7 @@ MASK_FN = ('none', 'argmax', 'threshold')
 SAMPLING = ('fresh', 'fixed')
 ROWS = 8  # pictures drawn for the report
 EVALUATION_SEED = 0  # of the views in evaluation, which are the same in every run
-# A field of the section → the fields that it needs, and what they must not be; without them it stays at its default.
+# A field of the section → the one that it needs, and the values of that under which it has no effect and stays at its default.
 _WITHOUT_EFFECT = {
   'offsets': ('time_positives', False),
   'mask_fn_weights': ('mask_fn', 'none'),
@@ -251,7 +251,7 @@ class Objective(base.Objective):
   def loss(
     self, model: Model, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """NT-Xent over the N frames of the global batch (the page's §3); with MaskFN by what `masked_loss` says.
+    """NT-Xent over the N frames of the global batch; with MaskFN by what `losses.masked_nt_xent` says.
 
     Args:
       model: of this objective; its batch statistics are updated.
@@ -260,7 +260,7 @@ class Objective(base.Objective):
       step, total_steps: not used.
 
     Returns:
-      The loss, float32 [], the share of rows whose positive is the nearest, and with MaskFN what `masked_loss` says.
+      The loss, float32 [], the share of rows whose positive is the nearest, and with MaskFN what `losses.masked_nt_xent` says.
     """
     del step, total_steps
     x = batch['image']
@@ -274,7 +274,7 @@ class Objective(base.Objective):
       return loss, measured
     f, parts = self.stage['ssl_fer'], batch['parts']
     u = model.parts_network(parts.reshape(-1, *parts.shape[2:]))
-    loss, said = masked_loss(
+    loss, said = losses.masked_nt_xent(
       z,
       u,
       row // self.pictures,
@@ -381,50 +381,6 @@ class Objective(base.Objective):
       x = colour.random_jitter(positive_key, x, a['jitter_probability'][1], a['jitter'])
     x = colour.random_blur3(blur_key, x, a['blur'], a['blur_sigma'])
     return colour.random_grayscale(grey_key, x, a['grayscale'])
-
-
-def masked_loss(
-  z: jax.Array,
-  u: jax.Array,
-  clip: jax.Array,
-  *,
-  temperature: float,
-  form: str,
-  share: float,
-  threshold: float,
-  spare: bool,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """NT-Xent without negatives that look like the row (MaskFN).
-
-  'argmax': for row i, f is the negative with the largest u_i · u_j, and N' its other negatives:
-  −log s_ip / (s_ip + Σ_N') + share · (−log s_if / (s_if + Σ_N')), s = exp(z · z / τ), the mean over rows of both.
-  'threshold': the cosine of a negative with u_i · u_j above it counts as 0, but of frames of the same clip.
-
-  Args:
-    z: float32 [N, dim] of length 1; rows 2k and 2k + 1 are each other's positives.
-    u: float32 [N, E] of length 1, of eyes and mouth.
-    clip: int [N], which clip a row is of.
-    temperature: τ.
-    form, share, threshold: as above.
-    spare: 'argmax': whether f is never of the same clip.
-
-  Returns:
-    The loss, float32 [], and of 'threshold' the share 'alike' of the negatives that count as 0, of 'argmax' the share 'likest_in_clip' of rows
-    whose f is of their own clip.
-  """
-  row = jnp.arange(len(z))
-  itself, pair = row[:, None] == row[None], row // 2
-  negative, near = pair[:, None] != pair[None], clip[:, None] == clip[None]
-  alike = jnp.matmul(u, u.T, precision=jax.lax.Precision.HIGHEST)
-  if form == 'threshold':
-    zeroed = negative & ~near & (alike > threshold)
-    loss, _ = losses.contrastive_loss(z, pair, z, pair, itself, temperature=temperature, zeroed=zeroed)
-    return loss, {'alike': jnp.sum(zeroed) / jnp.sum(negative)}
-  likest = jnp.argmax(jnp.where(negative & ~(near & spare), alike, -jnp.inf), axis=1)
-  is_likest = likest[:, None] == row[None]
-  first, _ = losses.contrastive_loss(z, pair, z, pair, itself | is_likest, temperature=temperature)
-  second, _ = losses.contrastive_loss(z, likest, z, row, ~negative, temperature=temperature)
-  return first + share * second, {'likest_in_clip': jnp.mean(jnp.any(is_likest & near, axis=1))}
 
 
 def _found(z: jax.Array) -> jax.Array:

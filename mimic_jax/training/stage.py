@@ -131,7 +131,8 @@ class Stage:
     if self.clips is not None:
       self.records['train'] |= {'clips_used': len(self.clips), 'clips_too_short': self.clips.left_out}
       if self.clips.left_out:
-        said = f'{self.clips.left_out:,} clips are shorter than {self.objective.frames.least} frames and not trained on'
+        every = len(self.clips) + self.clips.left_out
+        said = f'{self.clips.left_out:,} of {every:,} clips are shorter than {self.objective.frames.least} frames and not trained on'
         self.records['train']['warnings'] = [*self.records['train'].get('warnings', ()), said]
     for split in self.splits:
       if said := evaluation.warnings_of_copies(split):

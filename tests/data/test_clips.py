@@ -339,7 +339,7 @@ def test_videos_that_end_early_or_are_none_are_one_line(tmp_path):
   with pytest.raises(UserError, match=r'data\.fps is 5, and .* holds frames, not videos'):
     clips.build(str(root), 'train', {'fps': 5.0})
   film(root / 'train' / 'x' / '2.mp4', 5)
-  with pytest.raises(UserError, match='holds videos .* and pictures'):
+  with pytest.raises(UserError, match=r'holds videos .* and pictures'):
     clips.build(str(root), 'train', {})
 
 

@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from flax import nnx
+from ml_collections import FrozenConfigDict
 from safetensors.numpy import save_file
 
 from mimic_jax import landmarks
 from mimic_jax.data.sets import synthetic_clips
 from mimic_jax.objectives import ssl_fer
 from mimic_jax.runtime import errors, sharding
+from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 from tests import peers, small
+from tests.data.test_clips import tree
 
 CLIPS, TAU = 5, 0.07
 
@@ -196,5 +200,35 @@ def test_what_has_no_effect_or_no_meaning_is_refused(fields, said):
 
 
 def test_points_are_asked_for_only_where_something_is_made_of_them():
-  assert 'landmarks' in objective().targets
-  assert not objective(**{'augment.landmark_mask': 0.0}).targets
+  none = {'augment.landmark_mask': 0.0, 'ssl_fer.face_swap': 0.0}
+  assert not objective(**none).targets
+  for field, value in (('augment.landmark_mask', 0.1), ('ssl_fer.face_swap', 0.1)):
+    assert 'landmarks' in objective(**{**none, field: value}).targets
+
+
+def test_a_stage_on_folders_says_which_clips_it_leaves_out_and_what_they_lack(tmp_path):
+  root = tree(tmp_path / 'data', {'x/1': 13, 'x/2': 5, 'y/1': 20, 'y/2': 14})
+  fields = {'data.source': 'clips', 'data.root': str(root), 'eval.splits': '', 'batch_images': 2}
+  without = {'augment.landmark_mask': 0.0, 'ssl_fer.face_swap': 0.0}
+
+  def stage_of(**more):
+    config = FrozenConfigDict(small.run_config(only=small.ssl_fer_stage(**{**fields, **more})))
+    return stage_lib.Stage(
+      config, 'only', epath.Path(tmp_path), sharding.make_mesh(devices=jax.devices()[:1])
+    )
+
+  stage = stage_of(**without)
+  stage.prepare()
+  record = stage.records['train']
+  assert (record['clips'], record['clips_used'], record['clips_too_short']) == (4, 3, 1)
+  assert record['warnings'] == ['1 of 4 clips are shorter than 13 frames and not trained on']
+  assert stage.program.steps_per_epoch == 1.5
+  assert next(stage.batches(0))['image'].shape == (2, 4, 1, 16, 16, 3)
+  with pytest.raises(
+    errors.UserError, match="which offers person, clip; objective 'ssl_fer' needs 'landmarks'"
+  ):
+    stage_of()
+  with pytest.raises(
+    errors.UserError, match='has 4 clips, the longest of 20 frames; expected one of at least 31'
+  ):
+    stage_of(**without, **{'ssl_fer.fps': 10.0})
