@@ -46,6 +46,7 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
       {**WIDE, 'depth': 4},
     ),
     (small.moco_stage, {'moco.dim': 64, 'moco.hidden': 256}, WIDE),
+    (small.ssl_fer_stage, {'ssl_fer.dim': 64}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0}, {**WIDE, 'registers': 16}),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
@@ -54,7 +55,18 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
     (small.probe_stage, {}, {**WIDE, 'dim': 512}),
     (small.probe_stage, {'head.pool': 'gap'}, RESNET),
   ],
-  ids=['mae', 'local_mim', 'moco', 'mimic', 'mimic_with_clean', 'resnet', 'scn', 'probe', 'resnet_probe'],
+  ids=[
+    'mae',
+    'local_mim',
+    'moco',
+    'ssl_fer',
+    'mimic',
+    'mimic_with_clean',
+    'resnet',
+    'scn',
+    'probe',
+    'resnet_probe',
+  ],
 )
 def test_xla_counts_the_same_within_4_percent(monkeypatch, stage, changes, model):
   """XLA counts what is not a product, too, and not the gradient of the pixels. Blocks are unrolled, as it counts

@@ -179,6 +179,15 @@ def test_the_frozen_network_is_torchvisions_resnet18_and_makes_rows_of_eyes_and_
     expected = torch.nn.functional.normalize(torch.cat(each, dim=1))
   np.testing.assert_allclose(got, expected, atol=1e-4)
 
+  fields = {'ssl_fer.mask_fn': 'argmax', 'ssl_fer.mask_fn_weights': str(path), 'batch_images': 4}
+  config = FrozenConfigDict(small.run_config(only=small.ssl_fer_stage(**fields)))
+  stage = stage_lib.Stage(config, 'only', epath.Path(tmp_path), sharding.make_mesh(devices=jax.devices()[:1]))
+  batch = sharding.to_devices(next(stage.batches(0)), stage.mesh)
+  state, measured = stage.program.step(stage.program.init(jax.random.key(0)), batch, jax.random.key(1))
+  assert np.isfinite(float(measured['loss']))
+  assert 0 <= float(measured['likest_in_clip']) <= 1
+  assert 'parts_network' not in state['params']
+
 
 @pytest.mark.parametrize(
   ('fields', 'said'),
