@@ -59,9 +59,8 @@ def test_a_face_in_itself_held_otherwise_is_that_face(held):
   inside = swap.mask((SIZE, SIZE), outer_points)
   away = ~scipy.ndimage.binary_dilation(inside)
   np.testing.assert_array_equal(picture[away], outer[away])
-  difference = np.abs(picture.astype(float) - outer)[inside]
-  assert difference.mean() < 6  # resampled once more
-  assert np.abs(inner.astype(float) - outer)[inside].mean() > 2 * difference.mean()
+  plain, difference = (np.abs(a.astype(float) - outer)[inside].mean() for a in (inner, picture))
+  assert difference < plain / 4  # resampled once more
 
 
 def test_a_darker_face_takes_the_light_of_the_one_it_is_put_into(held):
@@ -70,8 +69,10 @@ def test_a_darker_face_takes_the_light_of_the_one_it_is_put_into(held):
   dark = (inner * 0.5).astype(np.uint8)
   inside = swap.mask((SIZE, SIZE), outer_points)
   corrected = swap.swap(outer, outer_points, dark, inner_points)[0].astype(float)
-  assert np.abs(corrected[inside].mean() - outer[inside].mean()) < 4
-  assert np.abs(corrected - outer)[inside].mean() < 8
+  assert (
+    abs(corrected[inside].mean() - outer[inside].mean()) < (outer[inside].mean() - dark[inside].mean()) / 10
+  )
+  assert np.abs(corrected - outer)[inside].mean() < np.abs(dark.astype(float) - outer)[inside].mean() / 4
 
 
 def test_another_expression_comes_with_the_inner_face_and_the_outline_stays(held, rng):
