@@ -25,7 +25,7 @@ from mimic_jax.runtime.errors import UserError, nearest, one_of
 FIGURES = ('', 'bars', 'sweeps', 'tsne')
 SCALES = {
   'tiny': 'a ViT of three blocks on pictures of 32 × 32, which draws its own general pictures; half of the batches are mixed',
-  'small': 'a ViT of four blocks on pictures of 48 × 48; half of the batches are mixed',
+  'small': 'a ViT of three blocks on pictures of 48 × 48; half of the batches are mixed',
   'paper': "the paper's models, pictures and schedules",
 }
 DRAWN = 'faces'  # the set that needs no data
