@@ -220,7 +220,7 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
   heads = model.get('heads') or preset[3]
   if heads:
     found['heads'], found['heads_from'] = heads, "its run's config says so"
-  if found.get('depth') and 'layer_norm_eps' in model:
+  if found.get('patch_size') and 'layer_norm_eps' in model:  # a ResNet has neither
     found['layer_norm_eps'] = model['layer_norm_eps']
   reading = meta.get('reading', {})
   return found | {k: tuple(reading[k]) for k in ('mean', 'std') if k in reading}

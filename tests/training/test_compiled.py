@@ -39,10 +39,9 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
   return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
 
 
-def strange(made: step_lib.Program, images: int, found: dict) -> list[dict]:
+def strange(name: str, made: step_lib.Program, images: int, found: dict) -> list[dict]:
   """Returns the collectives that carry pictures or what a network makes of them, but for mixing's rows and a pair loss's candidates."""
   objective, here = made.objective, images // 8
-  name = objective.stage['objective']
   views, size = objective.inputs()['image'].views, objective.config.image_size
   rows, widths = 0, ()  # of the candidates of a pair loss
   if objective.labelled:
@@ -87,7 +86,7 @@ def found():
 )
 def test_only_parameters_gradients_and_scalars_travel(name, fsdp, found):
   made, said = found(name, fsdp)
-  assert strange(made, IMAGES[name], said) == []
+  assert strange(name, made, IMAGES[name], said) == []
   gathered = [c for c in said['collectives'] if c['kind'] == 'all-gather' and c['bytes'] > 2**16]
   assert (fsdp > 1) <= bool(gathered)  # else nothing was split
 
@@ -110,7 +109,7 @@ def test_without_a_constraint_whole_batches_travel_and_are_seen(taken_out, monke
   plain = {'along_batch': lambda x: x, 'rolled': lambda x, shift: jax.numpy.roll(x, -shift, axis=0)}
   monkeypatch.setattr(sharding, taken_out, plain[taken_out])
   made = program('mimic', 8)
-  odd = strange(made, IMAGES['mimic'], compiled.summary(made.lower().compile()))
+  odd = strange('mimic', made, IMAGES['mimic'], compiled.summary(made.lower().compile()))
   assert any({480, 960} & set(c['shape']) for c in odd)
 
 
@@ -119,7 +118,7 @@ def test_a_batch_in_parts_needs_a_part_of_the_memory_and_sends_no_activations():
   whole, parts = (program('masked_autoencoding', 4, batch_images=images, accumulate=n) for n in (1, 4))
   said, part = (compiled.summary(made.lower().compile()) for made in (whole, parts))
   assert part['temporaries'] < said['temporaries'] / 2
-  assert not strange(parts, images // 4, part)
+  assert not strange('masked_autoencoding', parts, images // 4, part)
 
 
 def test_what_is_computed_anew_needs_less_memory_and_more_arithmetic():
