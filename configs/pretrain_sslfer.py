@@ -7,8 +7,8 @@
   python -m mimic_jax.main --config configs/pretrain_sslfer.py:small
 
 Data: clips as root/train/<person>/<clip>/<frame>.jpg, 25/6 frames per second as its authors cut VoxCeleb1 (for researchers); the first command
-writes the frames' 68 points beside them. Of another rate: --config.pretrain.ssl_fer.fps. `small` draws its clips.
-Words: `no_time` (a positive is the same frame: SimCLR's), `no_hard` (no second pair of a clip; twice the clips then, as many pictures),
+writes the frames' 68 points beside them. Of another rate: --config.pretrain.data.fps. `small` draws its clips.
+Words: `no_time` (a positive is the same frame: SimCLR's), `no_hard` (no second pair of a clip; twice the clips then in a step and twice the epochs, so as many pictures and steps),
 `swap` (positives with the outline of another face), `mask_fn` or `mask_fn_threshold` (negatives that look alike are left out, by a frozen ResNet-18).
 Reaches, published, on AffectNet-8 with a linear classifier: 59.3 with all, SimCLR 57.7.
 Cost: 300 epochs of all clips, 512 pictures of 112 × 112 in each step; not measured here. `small`: 800 steps of 128 pictures; a step
@@ -60,6 +60,7 @@ def get_config(variant: str = '') -> ConfigDict:
     p.data.workers = 4
     p.data.prefetch = 1
   if not f.hard_negatives:
-    p.batch_images = 2 * p.batch_images  # as many rows
+    p.batch_images = 2 * p.batch_images  # as many rows, in as many steps
+    p.epochs, p.optim.hold_epochs = 2 * p.epochs, 2 * p.optim.hold_epochs
   c.pretrain = p
   return c

@@ -48,7 +48,7 @@ class Frames(NamedTuple):
   @property
   def least(self) -> int:
     """The frames of the shortest clip that can be used: one side of any frame must have room for every positive."""
-    return max(1, self.gap + 1 if self.second else 0, 2 * self.offsets[-1] + 1 if self.time else 0)
+    return max(1, self.gap + 1 if self.second else 0, 2 * self.offsets[-1] if self.time else 0)
 
 
 def draw(frames: Frames, length: int, u: np.ndarray) -> list[int]:

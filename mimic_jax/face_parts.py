@@ -11,8 +11,8 @@ from mimic_jax.augment import EXACT
 
 COVERED = (landmarks.MOUTH, landmarks.LEFT_EYE, landmarks.RIGHT_EYE)  # one of them is
 MARGIN = (
-  10 / 224
-)  # of the picture's side: SSL-FER's 10 pixels about a part (arXiv 2210.03853), its frames being 224 wide
+  10 / 196
+)  # of the crop's side: SSL-FER's 10 pixels about a part (arXiv 2210.03853) of frames of 224, cropped to 7/8
 CUT = (landmarks.EYES, landmarks.MOUTH)
 
 

@@ -27,7 +27,7 @@ def test_the_ellipse_about_a_part_gets_the_mean_colour_and_nothing_else_does(fac
   for k in range(4):
     p = points[k, parts[part[k]]].astype(np.float64)
     (left, top), (right, bottom) = p.min(0), p.max(0)
-    margin, mean = 10 / 224 * S, x[k].mean(axis=(0, 1))
+    margin, mean = 10 / 196 * S, x[k].mean(axis=(0, 1))
     for i in range(S):
       for j in range(S):
         r = ((j + 0.5 - (left + right) / 2) / ((right - left) / 2 + margin)) ** 2

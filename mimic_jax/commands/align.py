@@ -42,6 +42,7 @@ ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'
 
 PROGRESS = 'align.progress.jsonl'  # in DST while it is unfinished: a line for each picture done
+LANDMARKS_PROGRESS = 'landmarks.progress.jsonl'  # the same of the points, beside the pictures
 JPEG_ENDINGS = ('.jpg', '.jpeg', '.jpe')
 JPEG = {'format': 'JPEG', 'quality': 95, 'subsampling': '4:4:4'}
 LOSSLESS = {
@@ -169,9 +170,10 @@ def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int
     A line that says what was found.
 
   Raises:
-    UserError: on a folder without pictures or with such a file, and on a bad picture where that is an error.
+    UserError: on a folder without pictures or with such a file, and on a bad picture where that is an error. The same command goes on then.
   """
   one_of('--on_bad_image', on_bad_image, ON_BAD_IMAGE)
+  _check_numbers(workers, max_pixels)
   maker, path = dlib68.name(), os.path.join(folder, landmarks.FILE)
   if not os.path.isdir(folder):
     raise UserError(f"'{folder}' is not a folder; expected a folder of pictures")
@@ -182,53 +184,53 @@ def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int
     raise UserError(
       f"no pictures in '{folder}' or below; looked for files that end in {', '.join(sorted(ENDINGS))}"
     )
-  looked = functools.partial(_points_of, folder, on_bad_image, max_pixels)
-  with contextlib.ExitStack() as stack:
-    if workers:
-      context = multiprocessing.get_context('spawn')
-      pool = stack.enter_context(
-        concurrent.futures.ProcessPoolExecutor(min(workers, len(names)), context, _begin_finder)
-      )
-      found = pool.map(looked, names, chunksize=16)
-    else:
-      _begin_finder()
-      found = map(looked, names)
-    bar = tqdm(found, total=len(names), desc='landmarks', unit='picture', disable=None)
-    points = np.stack(list(bar)).astype(np.float32)
+  progress = os.path.join(folder, LANDMARKS_PROGRESS)
+  done = _done(progress)
+  if any(outcome.get('maker') != maker for outcome in done.values()):
+    raise UserError(
+      f"'{progress}' was begun by another version than {maker}; expected the same (remove it to begin anew)"
+    )
+  _carry_out(
+    functools.partial(_Points, folder, on_bad_image, max_pixels, maker),
+    names,
+    done,
+    progress,
+    workers,
+    'landmarks',
+  )
+  missing = np.full((landmarks.POINTS, 2), np.nan)
+  found = [done[name]['points'] for name in names]
+  points = np.stack([missing if p is None else np.array(p) for p in found]).astype(np.float32)
   beside = f'{path}.part'
   with open(beside, 'wb') as f:
     np.savez_compressed(f, id=np.array(names), landmarks=points, maker=np.array(maker))
   os.replace(beside, path)
+  os.remove(progress)
   without = int(np.isnan(points[:, 0, 0]).sum())
   return (
     f'{path}: points of {len(names) - without:,} of {len(names):,} pictures; no face was found in {without:,}'
   )
 
 
-_finder: dlib68.Finder | None = None  # of a process
+class _Points:
+  """Finds the points of one picture's largest, most central face."""
 
+  def __init__(self, folder: str, on_bad_image: str, max_pixels: int, maker: str) -> None:
+    self._folder, self._on_bad_image, self._max_pixels, self._maker = folder, on_bad_image, max_pixels, maker
+    self._finder = dlib68.Finder()
 
-def _begin_finder() -> None:
-  global _finder
-  if multiprocessing.parent_process() is not None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-  _finder = dlib68.Finder()
-
-
-def _points_of(folder: str, on_bad_image: str, max_pixels: int, name: str) -> np.ndarray:
-  """Returns the points of one picture's largest, most central face, float32 [68, 2], NaN where there is none."""
-  path = os.path.join(folder, name)
-  try:
-    with sources.open_image(path, max_pixels) as opened, sources.reading(path):
-      image = sources.to_rgb(sources.upright(opened))
-  except sources.BadImage as e:
-    if on_bad_image == 'error':
-      raise UserError(f'{e}; expected a picture (--on_bad_image skip goes on without it)') from None
-    return np.full((landmarks.POINTS, 2), np.nan, np.float32)
-  faces = _finder(image)
-  if not faces:
-    return np.full((landmarks.POINTS, 2), np.nan, np.float32)
-  return choose_face(faces, *image.size).points
+  def __call__(self, name: str) -> dict[str, Any]:
+    """Returns {'id', 'maker', 'points': [[x, y], …], None where there is no face}."""
+    path, faces = os.path.join(self._folder, name), ()
+    try:
+      with sources.open_image(path, self._max_pixels) as opened, sources.reading(path):
+        image = sources.to_rgb(sources.upright(opened))
+      faces = self._finder(image)
+    except sources.BadImage as e:
+      if self._on_bad_image == 'error':
+        raise UserError(f'{e}; expected a picture (--on_bad_image skip goes on without it)') from None
+    points = choose_face(faces, *image.size).points.tolist() if faces else None
+    return {'id': name, 'maker': self._maker, 'points': points}
 
 
 def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, Any]:
@@ -265,17 +267,9 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
   _write_json(job.dst, {'made_by': alignment.MADE_BY, 'finished': False, **settings})
   for name in labels:
     _copy(os.path.join(job.src, name), os.path.join(job.dst, name))
-  todo = [name for name in pictures if name not in done]
-  with (
-    open(os.path.join(job.dst, PROGRESS), 'a', encoding='utf-8') as log,
-    tqdm(total=len(pictures), initial=len(done), desc='align', unit='picture', disable=None) as bar,
-    contextlib.closing(_outcomes(job, todo, workers)) as outcomes,
-  ):
-    print(file=log)  # ends a line that a crash may have torn
-    for outcome in outcomes:
-      done[outcome['id']] = outcome
-      print(json.dumps(outcome), file=log, flush=True)
-      bar.update()
+  _carry_out(
+    functools.partial(_Aligner, job), pictures, done, os.path.join(job.dst, PROGRESS), workers, 'align'
+  )
   made = {
     'made_by': alignment.MADE_BY,
     'finished': True,
@@ -334,48 +328,85 @@ def save(image: Image.Image, path: str) -> None:
   os.replace(beside, path)
 
 
-def _align_one(job: Job, detector: Detector, name: str) -> dict[str, Any]:
-  """Makes one picture; returns {'id', 'faces': number found} or {'id', 'bad': why}."""
-  path = os.path.join(job.src, name)
-  try:
-    with sources.open_image(path, job.max_pixels) as opened, sources.reading(path):
-      image = sources.to_rgb(sources.upright(opened))
-  except sources.BadImage as e:
-    if job.on_bad_image == 'error':
-      raise UserError(f'{e}; expected a picture (--on_bad_image skip leaves it out)') from None
-    return {'id': name, 'bad': e.why}
-  faces = detector(image)
-  result = cut(image, faces, job.align, job.size)
-  if result is None and job.on_missing == 'error':
-    raise UserError(f'{path}: no face found; expected one (--on_missing centre or keep_out goes on)')
-  if result is None and job.on_missing == 'centre':
-    result, faces = centre(image, job.align, job.size), ()
-  if result is not None:
-    save(result, os.path.join(job.dst, name))
-  return {'id': name, 'faces': len(faces) if result is not None else 0}
+class _Aligner:
+  """Makes one picture after the other."""
+
+  def __init__(self, job: Job) -> None:
+    self._job, self._detector = job, job.detector()
+
+  def __call__(self, name: str) -> dict[str, Any]:
+    """Returns {'id', 'faces': number found} or {'id', 'bad': why}."""
+    job, path = self._job, os.path.join(self._job.src, name)
+    try:
+      with sources.open_image(path, job.max_pixels) as opened, sources.reading(path):
+        image = sources.to_rgb(sources.upright(opened))
+    except sources.BadImage as e:
+      if job.on_bad_image == 'error':
+        raise UserError(f'{e}; expected a picture (--on_bad_image skip leaves it out)') from None
+      return {'id': name, 'bad': e.why}
+    faces = self._detector(image)
+    result = cut(image, faces, job.align, job.size)
+    if result is None and job.on_missing == 'error':
+      raise UserError(f'{path}: no face found; expected one (--on_missing centre or keep_out goes on)')
+    if result is None and job.on_missing == 'centre':
+      result, faces = centre(image, job.align, job.size), ()
+    if result is not None:
+      save(result, os.path.join(job.dst, name))
+    return {'id': name, 'faces': len(faces) if result is not None else 0}
 
 
-_here: tuple[Job, Detector] | None = None  # of a worker process
+Work = Callable[[str], dict[str, Any]]  # name of a picture → what became of it, {'id', …}
+_here: Work | None = None  # of a worker process
 
 
-def _begin_worker(job: Job) -> None:
+def _begin_worker(make: Callable[[], Work]) -> None:
   global _here
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
-  _here = job, job.detector()
+  _here = make()
 
 
 def _in_worker(name: str) -> dict[str, Any]:
-  return _align_one(*_here, name)
+  return _here(name)
 
 
-def _outcomes(job: Job, names: Sequence[str], workers: int) -> Iterator[dict[str, Any]]:
+def _carry_out(
+  make: Callable[[], Work],
+  names: Sequence[str],
+  done: dict[str, dict[str, Any]],
+  progress: str,
+  workers: int,
+  what: str,
+) -> None:
+  """Does what is left of some work on pictures, adds to `done` what became of each, and writes that down at once.
+
+  Args:
+    make: what does the work, made in each process.
+    names: of all pictures.
+    done: what became of some of them before, by name.
+    progress: path of a file of JSON lines.
+    workers: processes beside this one.
+    what: the bar's name.
+  """
+  todo = [name for name in names if name not in done]
+  with (
+    open(progress, 'a', encoding='utf-8') as log,
+    tqdm(total=len(names), initial=len(done), desc=what, unit='picture', disable=None) as bar,
+    contextlib.closing(_outcomes(make, todo, workers)) as outcomes,
+  ):
+    print(file=log)  # ends a line that a crash may have torn
+    for outcome in outcomes:
+      done[outcome['id']] = outcome
+      print(json.dumps(outcome), file=log, flush=True)
+      bar.update()
+
+
+def _outcomes(make: Callable[[], Work], names: Sequence[str], workers: int) -> Iterator[dict[str, Any]]:
   """Yields what became of each picture, in order."""
   if not workers:
-    detector = job.detector()
-    yield from (_align_one(job, detector, name) for name in names)
+    yield from map(make(), names)
     return
   pool = concurrent.futures.ProcessPoolExecutor(
-    min(workers, max(len(names), 1)), multiprocessing.get_context('spawn'), _begin_worker, (job,)
+    min(workers, max(len(names), 1)), multiprocessing.get_context('spawn'), _begin_worker, (make,)
   )
   try:
     # A window of work, not all of it: an error or an interruption ends soon.
@@ -402,8 +433,7 @@ def _check(job: Job, workers: int) -> None:
     raise UserError("--align is 'none', which changes nothing; expected box(margin) or five_point(template)")
   if job.align.kind == 'five_point' and not 16 <= job.size <= 4096:
     raise UserError(f'--size is {job.size}; expected 16..4096 pixels')
-  if workers < 0 or job.max_pixels < 1:
-    raise UserError(f'--workers is {workers} and --max_pixels {job.max_pixels}; expected at least 0 and 1')
+  _check_numbers(workers, job.max_pixels)
   if not os.path.isdir(job.src):
     raise UserError(f"SRC '{job.src}' is not a folder; expected a folder of pictures")
   if os.path.exists(job.dst) and not os.path.isdir(job.dst):
@@ -414,6 +444,11 @@ def _check(job: Job, workers: int) -> None:
   made = alignment.of_root(job.src)['align']
   if made != 'none':
     raise UserError(f"SRC '{job.src}' is itself aligned ({made}); expected the original pictures")
+
+
+def _check_numbers(workers: int, max_pixels: int) -> None:
+  if workers < 0 or max_pixels < 1:
+    raise UserError(f'--workers is {workers} and --max_pixels {max_pixels}; expected at least 0 and 1')
 
 
 def _tree(src: str) -> tuple[list[str], list[str], int]:
@@ -460,8 +495,13 @@ def _begin(dst: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
         f"DST '{dst}' was begun with {name} '{begun.get(name)}', now it is '{settings.get(name)}'; expected the same, "
         'or a new folder'
       )
+  return _done(os.path.join(dst, PROGRESS))
+
+
+def _done(progress: str) -> dict[str, dict[str, Any]]:
+  """Returns what `_carry_out` has written down, by picture."""
   done = {}
-  with contextlib.suppress(FileNotFoundError), open(os.path.join(dst, PROGRESS), encoding='utf-8') as f:
+  with contextlib.suppress(FileNotFoundError), open(progress, encoding='utf-8') as f:
     for line in f:
       with contextlib.suppress(ValueError):  # one may be torn
         outcome = json.loads(line)

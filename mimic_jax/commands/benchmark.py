@@ -127,7 +127,7 @@ def _for_batch(run: stage_lib.Stage, batch: Mapping[str, jax.Array], images: int
   stage = ConfigDict({**run.stage.to_dict(), 'batch_images': images})
   where = f'config.{run.name}.objective'
   objective = objectives.make(stage, run.config['model'], run.class_names, where)
-  program = step_lib.make_program(stage, objective, len(run.source), run.mesh, run.program.frozen)
+  program = step_lib.make_program(stage, objective, run.items, run.mesh, run.program.frozen)
   place = sharding.over_batch(run.mesh)
   shapes = {
     k: jax.ShapeDtypeStruct((images, *x.shape[1:]), x.dtype, sharding=place) for k, x in batch.items()
@@ -152,7 +152,7 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
   Returns:
     What --json holds.
   """
-  mesh, images = run.mesh, run.stage['batch_images']
+  mesh, images = run.mesh, run.stage['batch_images'] * run.objective.pictures
   device = mesh.devices.flat[0]
   state, _ = run.initial_state()
   batches = run.batches(0)
@@ -190,7 +190,7 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
     'objective': run.stage['objective'],
     'devices': mesh.size,
     'device_kind': device.device_kind,
-    'batch_images': images,
+    'batch_images': run.stage['batch_images'],
     'steps': steps,
     'images_per_second': rate,
     'ms_per_step': on_one['median'],
@@ -226,7 +226,7 @@ def table(found: Mapping[str, Any]) -> str:
   against = f'{peak:.4g} TFLOP/s ({found["peak_from"]})' if peak else ''
   kind = f'{found["devices"]} × {found["device_kind"]}'
   rows = [
-    ['stage', f'{found["stage"]} ({found["objective"]}), {found["batch_images"]} pictures a step, on {kind}'],
+    ['stage', f'{found["stage"]} ({found["objective"]}), batch_images {found["batch_images"]}, on {kind}'],
     ['images_per_second', f'{found["images_per_second"]:.1f}'],
     ['ms_per_step', milliseconds('ms_per_step')],
     [

@@ -44,7 +44,7 @@ def defaults() -> ConfigDict:
   d.label_noise = 0.0  # share of the training labels that are made another class's, of each class the same, as likely one as the other
   d.part_seed = -1  # of the two; -1 = the run's seed
   d.classes = 7  # affectnet: 7, or 8 with contempt
-  d.fps = 25 / 6  # clips: frames per second that videos are cut at
+  d.fps = 25 / 6  # clips: frames per second that videos are cut at, and frames in folders were
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels
   d.sampler = 'shuffle'  # shuffle (each once an epoch) | balanced (classes equally often, with replacement)

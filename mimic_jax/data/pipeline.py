@@ -435,14 +435,10 @@ class _Reader:
     Raises:
       UserError: when the system brings no picture any more.
     """
-    n, tried = len(self.source), {}
+    tried: dict[int, tuple[str, str]] = {}
     place = index if place is None else place
-    others = (
-      self.source.group(index) if self.group > 1 else range(n)
-    )  # those that may stand in for it, in a ring
-    first = int(np.flatnonzero(others == index)[0]) if self.group > 1 else index
-    for k in range(0 if index < 0 else len(others) if self.replace else 1):
-      i = int(others[(first + k) % len(others)])
+    candidates = () if index < 0 else self._stand_ins(index) if self.replace else (index,)
+    for i in candidates:
       if i in self.bad:
         tried[i] = self.bad[i]
         continue
@@ -464,6 +460,19 @@ class _Reader:
         )
     return -1, tried
 
+  def _stand_ins(self, index: int) -> Iterator[int]:
+    """Yields a picture and what may stand in for it, in turn: those that follow, in a ring; first those of its group, then those from its place on in the next group."""
+    n = len(self.source)
+    if self.group == 1:
+      yield from ((index + k) % n for k in range(n))
+      return
+    members, seen = np.asarray(self.source.group(index)), set()
+    first = int(np.flatnonzero(members == index)[0])
+    while int(members[0]) not in seen:
+      seen.add(int(members[0]))
+      yield from (int(i) for i in np.roll(members, -(first % len(members))))
+      members = np.asarray(self.source.group((int(members[-1]) + 1) % n))
+
   def _pictures(self, i: int, epoch: int, place: int, other: int) -> dict[str, np.ndarray]:
     """Returns picture i as uint8: as it is, in the crops drawn for `place`, or resized as a whole."""
     swapped = self._swapped(i, other) if other >= 0 else None
@@ -482,6 +491,8 @@ class _Reader:
   def _swapped(self, i: int, other: int) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns picture i with the outline of another, uint8 [H, W, 3], and its points; None where a face is missing."""
     points = sources.targets_of(self.source)[landmarks.TARGET]
+    if not np.isfinite(points[[i, other]]).all():
+      return None
     inner = self.source[i]['image']
     try:
       outer = self.source[other]['image']

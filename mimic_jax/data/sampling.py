@@ -13,6 +13,7 @@ from mimic_jax.runtime.errors import UserError
 SAMPLERS = ('shuffle', 'balanced')
 _DRAWS = 0x64726177  # second half of the Philox key: what the numbers are for
 _FRAMES = 0x6672616D
+_SWAPS = 0x73776170
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,15 +96,13 @@ class Clips:
     Where faces are swapped, [G, 4]: the last is the frame of another clip whose outline a positive gets, −1 for none.
     """
     epoch = position // len(self)
-    counter = [0, 0, clip, 0 if self.frames.fixed else epoch]
-    generator = np.random.Generator(np.random.Philox(key=[self.seed, _FRAMES], counter=counter))
-    u = generator.random(clips.UNIFORMS)
+    u = self._uniforms(_FRAMES, clip, 0 if self.frames.fixed else epoch, clips.UNIFORMS)
     chosen = clips.draw(self.frames, int(self.counts[clip]), u)
     first, G = self.starts[clip], self.frames.pictures
     rows = [(epoch, self.pictures[first + k], clip * G + g) for g, k in enumerate(chosen)]
     if not self.frames.swap:
       return np.array(rows, np.int64)
-    which, place, *each = generator.random(2 + G // 2)
+    which, place, *each = self._uniforms(_SWAPS, clip, epoch, 2 + G // 2)
     other = -1
     if len(self) > 1:  # one for both positives
       another = int(which * (len(self) - 1))
@@ -111,6 +110,10 @@ class Clips:
       other = self.pictures[self.starts[another] + int(place * self.counts[another])]
     swapped = [g % 2 == 1 and each[g // 2] < self.frames.swap for g in range(G)]
     return np.array([(*row, other if yes else -1) for row, yes in zip(rows, swapped)], np.int64)
+
+  def _uniforms(self, what: int, clip: int, epoch: int, n: int) -> np.ndarray:
+    """Returns float64 [n] in [0, 1) by counter, for one purpose."""
+    return np.random.Generator(np.random.Philox(key=[self.seed, what], counter=[0, 0, clip, epoch])).random(n)
 
 
 def clips_of(source: Source, frames: Frames, seed: int) -> Clips:

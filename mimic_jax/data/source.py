@@ -204,8 +204,13 @@ def class_counts(classes: np.ndarray, class_names: Sequence[str]) -> dict[str, i
 
 
 def fingerprint(record: Mapping[str, Any]) -> str:
-  """Returns a short name of a source's record for checkpoints: it changes when a picture comes, goes or gets another label."""
-  return hashlib.sha256(f'{record["split_hash"]} {record["count"]}'.encode()).hexdigest()[:16]
+  """Returns a short name of a source's record for checkpoints: it changes when a picture comes, goes or gets another label or other points."""
+  parts = [
+    record['split_hash'],
+    record['count'],
+    *([record['landmarks_hash']] if 'landmarks_hash' in record else ()),
+  ]
+  return hashlib.sha256(' '.join(map(str, parts)).encode()).hexdigest()[:16]
 
 
 class Concat:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from mimic_jax.data import source as sources
-from mimic_jax.data.bad_image import BadImage
+from mimic_jax.data.bad_image import BadImage, patiently, reading
 from mimic_jax.data.files import in_chunks
-from mimic_jax.runtime.errors import READ_ERRORS, UserError
+from mimic_jax.runtime.errors import UserError
 
 ENDINGS = frozenset(['.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi'])
 
@@ -30,15 +30,10 @@ def _opened(path: str) -> Iterator[tuple[Any, Any]]:
     raise UserError(
       f"videos need PyAV ({e}); expected it installed: pip install 'mimic-jax[clips]'"
     ) from None
-  try:
-    with av.open(path) as container:
-      if not container.streams.video:
-        raise BadImage(path, 'has no pictures in it')
-      yield container, container.streams.video[0]
-  except BadImage:
-    raise
-  except READ_ERRORS as e:  # PyAV's are among them
-    raise BadImage(path, f'is no video that PyAV can read ({str(e).splitlines()[0]})') from None
+  with reading(path), av.open(path) as container:  # PyAV's errors are Python's, too
+    if not container.streams.video:
+      raise BadImage(path, 'has no pictures in it')
+    yield container, container.streams.video[0]
 
 
 def _seconds(container: Any, stream: Any) -> float:
@@ -48,25 +43,46 @@ def _seconds(container: Any, stream: Any) -> float:
   return (container.duration or 0) / 1e6
 
 
-def counted(root: str, names: Sequence[str], fps: float, threads: int) -> list[int]:
-  """Returns how many frames each video has at `fps` a second, by its header.
+def counted(
+  root: str, names: Sequence[str], fps: float, threads: int, on_bad_image: str
+) -> tuple[list[int], dict[str, str]]:
+  """Returns how many frames each video has at `fps` a second, by its header, and name → why of those without.
+
+  Args:
+    root: the folder that the names are relative to.
+    names: of the videos.
+    fps: frames per second.
+    threads: that open them.
+    on_bad_image: of a video that can't be opened or does not say how long it is: 'error', or 'skip': it has 0 frames.
 
   Raises:
-    UserError: on one that can't be opened or does not say how long it is, and without PyAV.
+    UserError: on such a one where that is an error, where all are, where the system fails to bring one, and without PyAV.
   """
 
-  def of(chunk: Sequence[str]) -> list[int]:
-    counts = []
+  def of(chunk: Sequence[str]) -> list[int | BadImage]:
+    counts: list[int | BadImage] = []
     for name in chunk:
-      path = os.path.join(root, name)
-      with _opened(path) as (container, stream):
-        seconds = _seconds(container, stream)
-      if seconds <= 0:
-        raise BadImage(path, 'does not say how long it is')
-      counts.append(max(1, int(seconds * fps + 1e-6)))
+      try:
+        counts.append(patiently(lambda name=name: _count(os.path.join(root, name), fps)))
+      except BadImage as e:
+        if on_bad_image == 'error' or e.transient:
+          raise
+        counts.append(e)
     return counts
 
-  return in_chunks(of, names, threads)
+  found = in_chunks(of, names, threads)
+  bad = {name: e.why for name, e in zip(names, found) if isinstance(e, BadImage)}
+  if len(bad) == len(names):
+    raise UserError(f'none of the {len(names)} videos can be read; one of them: {found[0]}')
+  return [0 if isinstance(n, BadImage) else n for n in found], bad
+
+
+def _count(path: str, fps: float) -> int:
+  with _opened(path) as (container, stream):
+    seconds = _seconds(container, stream)
+  if seconds <= 0:
+    raise BadImage(path, 'does not say how long it is')
+  return max(1, int(seconds * fps + 1e-6))
 
 
 class Videos:
@@ -76,7 +92,7 @@ class Videos:
     root: the folder that the names are relative to.
     names: of the videos.
     counts: frames of each.
-    fps: frames per second; frame k is the first that is shown at k / fps seconds or later.
+    fps: frames per second; frame k is what is shown at k / fps seconds, turned as the video says.
     targets: name → [n, …], of all frames.
     record: what record() gives, less the split hash.
     max_pixels: a frame with more is bad.
@@ -117,11 +133,16 @@ class Videos:
         )
       begins = stream.start_time or 0
       container.seek(begins + int(at / stream.time_base), stream=stream)
-      due = at + float(begins * stream.time_base) - 1e-3
+      due, shown = at + float(begins * stream.time_base) + 1e-3, None
       for frame in container.decode(stream):
-        if frame.time is not None and frame.time >= due:
-          return frame.to_ndarray(format='rgb24')
-      raise BadImage(path, f'ends before {at:.2f} s; its header says {_seconds(container, stream):.2f} s')
+        if shown is not None and (frame.time or 0) > due:
+          break
+        shown = frame
+      else:  # the last frame stays for as long as any, and for a film without a rate until the end
+        rate = stream.average_rate
+        if shown is None or (rate and due > (shown.time or 0) + 1.5 / rate):
+          raise BadImage(path, f'ends before {at:.2f} s; its header says {_seconds(container, stream):.2f} s')
+      return np.rot90(shown.to_ndarray(format='rgb24'), shown.rotation // 90)
 
   def _place(self, i: int) -> tuple[int, int]:
     if not 0 <= i < len(self):
@@ -135,9 +156,9 @@ class Videos:
     return np.arange(i - k, self._ends[video])
 
   def id(self, i: int) -> str:
-    """Returns the frame's stable name, such as 'ann/1.mp4@3.36s'."""
+    """Returns the frame's stable name, such as 'ann/1.mp4@3.360s'."""
     video, k = self._place(i)
-    return f'{self._names[video]}@{k / self._fps:.2f}s'
+    return f'{self._names[video]}@{k / self._fps:.3f}s'
 
   def label(self, i: int) -> int:
     del i

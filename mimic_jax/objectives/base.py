@@ -135,12 +135,12 @@ class Objective(abc.ABC):
     return {name: what for name, what in self.inputs().items() if isinstance(what, Target)}
 
   def flops_per_image(self) -> float:
-    """Returns the operations that an item of a batch takes in a step, forward and backward (models/flops.py).
+    """Returns the operations that a picture takes in a step, forward and backward (models/flops.py); an item has `pictures` of them.
 
     By default those of the encoder on every crop; what is frozen, or not differentiated, is counted once.
     """
     crops = sum(what.views for what in self.inputs().values() if isinstance(what, Crops))
-    return flops.TRAINING * self.pictures * crops * self.config.flops()
+    return flops.TRAINING * crops * self.config.flops()
 
   @abc.abstractmethod
   def init(self, key: jax.Array) -> nnx.Module:

@@ -5,6 +5,8 @@ positives in the outline of another face (FaceSwap, made by the readers), negati
 Shapes: b clips of G = 4 frames (anchor, positive, second anchor, its positive; 2 without HardNeg), N = G · b rows z [N, dim] of length 1.
 """
 
+import functools
+import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -28,14 +30,16 @@ MASK_FN = ('none', 'argmax', 'threshold')
 SAMPLING = ('fresh', 'fixed')
 ROWS = 8  # pictures drawn for the report
 EVALUATION_SEED = 0  # of the views in evaluation, which are the same in every run
-# A field of the section → the one that it needs, and the values of that under which it has no effect and stays at its default.
-_WITHOUT_EFFECT = {
-  'offsets': ('time_positives', False),
-  'mask_fn_weights': ('mask_fn', 'none'),
-  'mask_fn_share': ('mask_fn', 'none', 'threshold'),
-  'mask_fn_threshold': ('mask_fn', 'none', 'argmax'),
-  'spare_hard_negatives': ('mask_fn', 'none', 'threshold'),
-}
+# Fields, each with one that it needs and the values of that under which it has no effect and stays at its default.
+_WITHOUT_EFFECT = (
+  ('ssl_fer.offsets', 'ssl_fer.time_positives', False),
+  ('ssl_fer.mask_fn_weights', 'ssl_fer.mask_fn', 'none'),
+  ('ssl_fer.mask_fn_share', 'ssl_fer.mask_fn', 'none', 'threshold'),
+  ('ssl_fer.mask_fn_threshold', 'ssl_fer.mask_fn', 'none', 'argmax'),
+  ('ssl_fer.spare_hard_negatives', 'ssl_fer.mask_fn', 'none', 'threshold'),
+  ('ssl_fer.spare_hard_negatives', 'ssl_fer.hard_negatives', False),
+  ('augment.blur_sigma', 'augment.blur', 0),
+)
 
 
 class Model(nnx.Module):
@@ -84,7 +88,6 @@ class Objective(base.Objective):
   RANGES: ClassVar = {
     'ssl_fer.dim': (1, float('inf')),
     'ssl_fer.temperature': (1e-4, float('inf')),
-    'ssl_fer.fps': (0.01, 1000),
     'ssl_fer.face_swap': (0, 1),
     'ssl_fer.mask_fn_share': (0, float('inf')),
     'ssl_fer.mask_fn_threshold': (-1, 1),
@@ -118,7 +121,6 @@ class Objective(base.Objective):
     s.ssl_fer = ConfigDict()
     s.ssl_fer.dim = 128  # of z
     s.ssl_fer.temperature = 0.07  # τ
-    s.ssl_fer.fps = 25 / 6  # frames per second of the clips
     s.ssl_fer.time_positives = True  # TimeAug: a positive is a frame .5 to 1.5 s off; else the same frame
     s.ssl_fer.offsets = 'falling'  # which of the five distances: falling (5:4:3:2:1) | uniform | rising
     s.ssl_fer.hard_negatives = True  # HardNeg: a second pair of each clip, 3 s off; else an item is one pair
@@ -157,7 +159,7 @@ class Objective(base.Objective):
     self.config = models.encoder_config(model, stage['drop_path'])
     f, a = stage['ssl_fer'], stage['augment']
     self.frames = clips.Frames(
-      f['fps'],
+      stage['data']['fps'],
       f['time_positives'],
       f['hard_negatives'],
       f['offsets'],
@@ -167,11 +169,17 @@ class Objective(base.Objective):
     self.pictures = self.frames.pictures
     if stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2: a clip is told apart from others')
-    usual = type(self).defaults()['ssl_fer']
-    for field, (needs, *without) in _WITHOUT_EFFECT.items():
-      if f[needs] in without and f[field] != usual[field]:
+    if (f['time_positives'] or f['hard_negatives']) and self.frames.fps < 1:
+      raise UserError(
+        f'data.fps is {self.frames.fps:g}; expected at least 1: else a positive is the same frame, and a second anchor as well'
+      )
+    usual = type(self).defaults()
+    value = lambda section, path: functools.reduce(operator.getitem, path.split('.'), section)  # noqa: E731
+    for field, needs, *without in _WITHOUT_EFFECT:
+      if value(stage, needs) in without and value(stage, field) != value(usual, field):
         raise UserError(
-          f'ssl_fer.{field} is {f[field]!r}, and ssl_fer.{needs} {f[needs]!r}; expected {usual[field]!r}, its default, where it has no effect'
+          f'{field} is {value(stage, field)!r}, and {needs} {value(stage, needs)!r}; '
+          f'expected {value(usual, field)!r}, its default, where it has no effect'
         )
     if f['mask_fn'] != 'none' and not f['mask_fn_weights']:
       raise UserError(
@@ -207,14 +215,14 @@ class Objective(base.Objective):
     }
 
   def flops_per_image(self) -> float:
-    """Returns those of a clip: its frames forward and backward, their parts forward, and the products of rows; z_j counts in backward, too."""
+    """Returns those of a frame: forward and backward, its parts forward, and the products of rows; z_j counts in backward, too."""
     D, dim = self.config.dim, self.stage['ssl_fer']['dim']
     rows = self.pictures * self.stage['batch_images']
     trained = self.config.flops() + flops.linear(1, D, D) + flops.linear(1, D, dim)
     each = flops.TRAINING * (trained + flops.linear(1, dim, rows))
     if self._masks:
       each += 2 * self._parts_config.flops() + flops.linear(1, 2 * self._parts_config.dim, rows)
-    return self.pictures * each
+    return each
 
   def init(self, key: jax.Array) -> Model:
     """Returns a fresh model."""

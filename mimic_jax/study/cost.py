@@ -33,7 +33,7 @@ def operations(runs: Sequence[Run], out: epath.Path) -> dict[str, float]:
       flags = [f for f in run.flags if not f.startswith('--config.init=')]  # may not be there yet
       config = planned.configured(run.config, flags)
       stage = Stage(config, run.stage, runner.folder(out, run), mesh)
-      images = stage.program.total_steps * stage.stage['batch_images']
+      images = stage.program.total_steps * stage.stage['batch_images'] * stage.objective.pictures
       by_folder[alike] = images * stage.objective.flops_per_image()
     found[run.name] = by_folder[alike]
   return found

@@ -109,8 +109,8 @@ class Log:
     if self._bar is not None:
       self._bar.update(step - self._bar.n)
 
-  def train_line(self, step: int, epoch: float, batch_images: int, seconds: float) -> None:
-    """Writes a line of the means since the last one, when it is due."""
+  def train_line(self, step: int, epoch: float, images: int, seconds: float) -> None:
+    """Writes a line of the means since the last one, when it is due; `images` are those of a step."""
     if step % self._every and step != self._total:
       return
     mean = {k: float(np.mean([p[k] for p in self.pending])) for k in self.pending[0]}
@@ -119,7 +119,7 @@ class Log:
     now = time.monotonic()
     rate = ''
     if step > self._done:
-      mean['images_per_second'] = (step - self._done) * batch_images / max(now - self._began, 1e-9)
+      mean['images_per_second'] = (step - self._done) * images / max(now - self._began, 1e-9)
       rate = f', {mean["images_per_second"]:.0f} img/s'
     self._began, self._done, self.pending = now, step, []
     self._write({'step': step, 'epoch': epoch, 'split': 'train', 'total_steps': self._total, **mean})

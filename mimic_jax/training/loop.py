@@ -152,7 +152,9 @@ def _loop(
           run.run_folder, start={run.name: {k: round(v, 2) for k, v in clock.parts.items()}}
         )
     meta['seconds'] = before + time.monotonic() - began
-    log.train_line(step, step / program.steps_per_epoch, stage['batch_images'], meta['seconds'])
+    log.train_line(
+      step, step / program.steps_per_epoch, stage['batch_images'] * run.objective.pictures, meta['seconds']
+    )
     if check:
       _stop_if_bad(run, measured, step)
 

@@ -76,8 +76,10 @@ class Stage:
     if frames := self.objective.frames:
       with self._fields_as_typed():
         self.clips = sampling.clips_of(self.source, frames, config['seed'])
-    items = len(self.source if self.clips is None else self.clips)
-    self.program = step_lib.make_program(self.stage, self.objective, items, mesh, frozen, f'config.{name}.')
+    self.items = len(self.source if self.clips is None else self.clips)  # of an epoch
+    self.program = step_lib.make_program(
+      self.stage, self.objective, self.items, mesh, frozen, f'config.{name}.'
+    )
     self.init = init
     self.pictures: jax.Array | None = None  # where they lie on the devices
     # Once the stage has a checkpoint its first weights are of no more concern, and may be gone.

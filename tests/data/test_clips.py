@@ -81,10 +81,17 @@ def test_the_shortest_clip_has_room_for_all(weights, rng):
   assert got.min() == 0
   assert got.max() == 12
   assert set(got[:, 0]) == {0, 12}
-  counts = np.bincount(np.abs(got[:, 1] - got[:, 0]))[2:]
-  assert (
-    np.sign(np.diff(counts)) == {'falling': -1, 'rising': 1}.get(weights, np.sign(np.diff(counts)))
-  ).all()
+  counts, shares = np.bincount(np.abs(got[:, 1] - got[:, 0]))[2:], np.array(arithmetic.WEIGHTS[weights])
+  shares = shares / shares.sum()
+  np.testing.assert_array_less(np.abs(counts - 2000 * shares), 6 * np.sqrt(2000 * shares))
+
+
+def test_without_second_anchors_twice_the_longest_distance_is_long_enough(rng):
+  frames = Frames(FPS, second=False)
+  assert frames.least == 12
+  got = np.array([arithmetic.draw(frames, 12, u) for u in rng.random((2000, arithmetic.UNIFORMS))])
+  assert set(got[:, 0]) == set(range(12))
+  assert (got.min(), got.max()) == (0, 11)
 
 
 def test_without_time_and_second_anchors_an_item_is_one_frame_twice(rng):
@@ -104,6 +111,10 @@ def test_each_epoch_has_each_clip_once_and_other_frames_of_it_unless_they_are_fi
     assert (first[:, :, 1] == second[:, :, 1]).all() == fixed
     assert (second[:, :, 0] == 1).all()
     assert len(np.unique(first[:, :, 2])) == 24  # crops of their own
+  swapped = sampling.clips_of(drawn, Frames(FPS, fixed=True, swap=1.0), 1)
+  first, second = (np.stack([swapped(6 * epoch + k, k) for k in range(6)]) for epoch in (0, 1))
+  np.testing.assert_array_equal(first[:, :, 1], second[:, :, 1])
+  assert (first[:, 1::2, 3] != second[:, 1::2, 3]).any()  # other faces each epoch
 
 
 def test_batches_are_the_same_from_any_step_and_in_any_number_of_parts(drawn):
@@ -177,6 +188,45 @@ def test_a_tree_of_frames_is_read_in_natural_order_with_person_and_clip(tmp_path
   np.testing.assert_array_equal(kept.group(9), source.group(9))
 
 
+def test_a_clip_stays_together_whatever_its_neighbours_are_called(tmp_path):
+  root = tree(tmp_path, {'p/1': 3, 'p/01': 3, 'p/c\u00b2': 2, 'p/d': 3, 'p/d/sub': 2})
+  source = clips.build(str(root), 'train', {})
+  assert source.record()['clips'] == 5
+  for i in range(len(source)):
+    folders = {source.id(int(k)).rpartition('/')[0] for k in source.group(i)}
+    assert folders == {source.id(i).rpartition('/')[0]}
+
+
+def test_of_a_clip_that_cannot_be_read_the_next_one_stands_in(tmp_path):
+  root = tree(tmp_path, {'x/1': 14, 'x/2': 13, 'y/1': 14})
+  for k in range(14):
+    (root / 'train' / 'x' / '1' / f'{k}.png').write_bytes(b'no picture')
+  source = clips.build(str(root), 'train', {})
+  found = batches(source, Frames(FPS), on_bad_image='skip', batch_images=3)
+  rows = np.concatenate([next(found)['index'] for _ in range(3)])
+  assert (rows >= 14).all()
+  assert [len(set(rows[:, 0] // 27 == second)) for second in (0, 1)] == [2, 2]
+  for row in rows:  # an item is of one clip
+    assert len(set(source.targets['clip'][row])) == 1
+  assert set(found.skipped()) <= {f'train/x/1/{k}.png' for k in range(14)}
+  for k in range(13):
+    (root / 'train' / 'x' / '2' / f'{k}.png').write_bytes(b'no picture')
+    (root / 'train' / 'y' / '1' / f'{k}.png').write_bytes(b'no picture')
+  (root / 'train' / 'y' / '1' / '13.png').write_bytes(b'no picture')
+  with pytest.raises(UserError, match='none of the 41 pictures can be read'):
+    next(batches(source, Frames(FPS), on_bad_image='skip'))
+
+
+def test_other_points_are_other_data(tmp_path, rng):
+  root, prints = tree(tmp_path, {'x/1': 2}), []
+  for _ in range(2):
+    points = rng.uniform(0, 20, (2, 68, 2))
+    np.savez(root / landmarks.FILE, id=['train/x/1/0.png', 'train/x/1/1.png'], landmarks=points, maker='m')
+    prints.append(sources.fingerprint(clips.build(str(root), 'train', {}).record()))
+  (root / landmarks.FILE).unlink()
+  assert len({*prints, sources.fingerprint(clips.build(str(root), 'train', {}).record())}) == 3
+
+
 def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
   def said(*args):
     with pytest.raises(UserError) as e:
@@ -194,10 +244,17 @@ def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
   assert 'data.held_out is 0.1' in said(str(fine), 'train', {'held_out': 0.1})
   assert "no split 'test'" in said(str(fine), 'test', {})
   np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.zeros((1, 5, 2)), maker='m')
-  assert 'landmarks have shape (1, 5, 2); expected (1, 68, 2)' in said(str(fine), 'train', {})
+  assert 'shapes (1,) and (1, 5, 2); expected (n,) and (n, 68, 2)' in said(str(fine), 'train', {})
   np.savez(fine / landmarks.FILE, id=['other.png'], landmarks=np.zeros((1, 68, 2)), maker='m')
   assert 'has the points of other pictures' in said(str(fine), 'train', {})
+  np.savez(fine / landmarks.FILE, id='train/x/1/0.png', landmarks=np.zeros((1, 68, 2)), maker='m')
+  assert 'shapes () and (1, 68, 2); expected' in said(str(fine), 'train', {})
+  np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.full((1, 68, 2), 'x'), maker='m')
+  assert 'is not what `mimic align --landmarks 68` writes' in said(str(fine), 'train', {})
   (fine / landmarks.FILE).write_bytes(b'no')
+  assert 'is not what `mimic align --landmarks 68` writes' in said(str(fine), 'train', {})
+  with open(fine / landmarks.FILE, 'wb') as f:
+    np.save(f, np.zeros(3))  # one array
   assert 'is not what `mimic align --landmarks 68` writes' in said(str(fine), 'train', {})
 
 
@@ -290,8 +347,8 @@ def test_the_points_of_a_mirrored_face_are_the_mirrored_points(rng):
 # ---- videos
 
 
-def film(path, frames, rate=25):
-  """Writes a video whose frame k is grey of level 4 k."""
+def film(path, frames, rate=25, picture=None):
+  """Writes a video whose frame k is a picture, or grey of level 4 k."""
   av = pytest.importorskip('av')
   path.parent.mkdir(parents=True, exist_ok=True)
   with av.open(str(path), 'w') as out:
@@ -299,8 +356,8 @@ def film(path, frames, rate=25):
     stream.width, stream.height, stream.pix_fmt = 32, 48, 'yuv420p'
     stream.bit_rate = 2_000_000
     for k in range(frames):
-      picture = av.VideoFrame.from_ndarray(np.full((48, 32, 3), 4 * k, np.uint8), format='rgb24')
-      for packet in stream.encode(picture):
+      shown = np.full((48, 32, 3), 4 * k, np.uint8) if picture is None else picture
+      for packet in stream.encode(av.VideoFrame.from_ndarray(shown, format='rgb24')):
         out.mux(packet)
     for packet in stream.encode():
       out.mux(packet)
@@ -312,8 +369,8 @@ def test_videos_are_cut_at_the_rate_asked_for(tmp_path):
   source = clips.build(str(tmp_path), 'train', {'fps': 5.0})
   assert isinstance(source, sources.Source)
   assert len(source) == 10 + 12
-  assert source.id(0) == 'ann/9.mp4@0.00s'
-  assert source.id(12) == 'ann/10.mp4@0.40s'
+  assert source.id(0) == 'ann/9.mp4@0.000s'
+  assert source.id(12) == 'ann/10.mp4@0.400s'
   np.testing.assert_array_equal(source.group(13), np.arange(10, 22))
   np.testing.assert_array_equal(source.targets['clip'], [0] * 10 + [1] * 12)
   for i in (3, 0, 9, 21, 14):
@@ -324,6 +381,28 @@ def test_videos_are_cut_at_the_rate_asked_for(tmp_path):
   assert source.record()['count'] == 22
   batch = next(batches(pickle.loads(pickle.dumps(source)), Frames(5.0, second=False, time=False)))
   assert batch['image'].shape == (2, 2, 1, 12, 12, 3)
+  (tmp_path / 'ann' / '10.mp4').unlink()
+  faster = clips.build(str(tmp_path), 'train', {'fps': 110.0})  # each frame comes four times or five
+  assert len({faster.id(i) for i in range(len(faster))}) == len(faster) == 220
+  for i in (0, 5, 107, 219):
+    assert faster[i]['image'].mean() == pytest.approx(4 * int(i * 25 / 110 + 1e-6), abs=4)
+
+
+@pytest.mark.parametrize('matrix', [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0)])
+def test_videos_are_turned_as_they_say(tmp_path, rng, matrix):
+  cv2 = pytest.importorskip('cv2')
+  picture = np.repeat(np.repeat(rng.integers(0, 256, (3, 2), np.uint8), 16, axis=0), 16, axis=1)
+  path = tmp_path / 'ann' / '1.mp4'
+  film(path, 10, picture=np.repeat(picture[..., None], 3, axis=2))
+  content = bytearray(path.read_bytes())
+  at = content.index(b'tkhd') + 44  # the matrix that a player shows the track by
+  for place, value in zip((0, 1, 3, 4), matrix):
+    content[at + 4 * place : at + 4 * place + 4] = (value * 2**16).to_bytes(4, 'big', signed=True)
+  path.write_bytes(content)
+  (_, expected) = cv2.VideoCapture(str(path)).read()  # turns by itself
+  image = clips.build(str(tmp_path), 'train', {})[0]['image']
+  assert image.shape == ((32, 48, 3) if matrix[1] else (48, 32, 3))
+  np.testing.assert_allclose(image.astype(int), expected, atol=12)
 
 
 def test_videos_that_end_early_or_are_none_are_one_line(tmp_path):
@@ -333,13 +412,19 @@ def test_videos_that_end_early_or_are_none_are_one_line(tmp_path):
   (tmp_path / 'a' / 'ann' / '1.mkv').write_bytes(whole[: len(whole) // 2])
   with pytest.raises(UserError, match=r'1\.mkv: ends before .* s; its header says 2\.40 s'):
     source[len(source) - 1]
+  film(tmp_path / 'a' / 'ann' / '2.mp4', 60)
+  (tmp_path / 'a' / 'ann' / '3.mp4').write_bytes(b'no video')
+  skipping = clips.build(str(tmp_path / 'a'), 'train', {'on_bad_image': 'skip'})
+  assert skipping.record()['clips'] == 2
+  assert list(skipping.record()['unreadable']) == ['ann/3.mp4']
+  assert skipping.id(len(skipping) - 1).startswith('ann/2.mp4@')
   (tmp_path / 'b' / 'ann').mkdir(parents=True)
   (tmp_path / 'b' / 'ann' / '1.mp4').write_bytes(b'no video')
-  with pytest.raises(UserError, match='is no video that PyAV can read'):
+  with pytest.raises(UserError, match=r'1\.mp4: is damaged or of an unknown kind'):
     clips.build(str(tmp_path / 'b'), 'train', {})
+  with pytest.raises(UserError, match=r'none of the 1 videos can be read; one of them: .*1\.mp4'):
+    clips.build(str(tmp_path / 'b'), 'train', {'on_bad_image': 'skip'})
   root = tree(tmp_path / 'c', {'x/1': 2})
-  with pytest.raises(UserError, match=r'data\.fps is 5, and .* holds frames, not videos'):
-    clips.build(str(root), 'train', {'fps': 5.0})
   film(root / 'train' / 'x' / '2.mp4', 5)
   with pytest.raises(UserError, match=r'holds videos .* and pictures'):
     clips.build(str(root), 'train', {})

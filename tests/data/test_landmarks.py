@@ -50,6 +50,34 @@ def test_points_are_written_beside_the_pictures_and_read_with_the_clips(frames, 
     align.main([str(frames), '--landmarks', '68', '--workers', '0'])
 
 
+def test_an_interrupted_search_goes_on(frames, monkeypatch, capsys):
+  class Broken(Marked):
+    def __call__(self, image):
+      if np.asarray(image)[11, 9, 0]:
+        raise KeyboardInterrupt
+      return super().__call__(image)
+
+  command = [str(frames), '--landmarks', '68', '--workers', '0']
+  monkeypatch.setattr(dlib68, 'Finder', Broken)
+  with pytest.raises(KeyboardInterrupt):
+    align.main(command)
+  kept = frames / align.LANDMARKS_PROGRESS
+  kept.write_text(kept.read_text()[:-9])  # the last line is torn
+  monkeypatch.setattr(dlib68, 'name', lambda: 'marks 2')
+  with pytest.raises(UserError, match='was begun by another version than marks 2'):
+    align.main(command)
+  monkeypatch.setattr(dlib68, 'name', lambda: 'marks 1')
+  seen = []
+  monkeypatch.setattr(
+    Marked, '__call__', lambda self, image, of=Marked.__call__: [seen.append(0), of(self, image)][1]
+  )
+  monkeypatch.setattr(dlib68, 'Finder', Marked)
+  align.main(command)
+  assert len(seen) == 2
+  assert not kept.exists()
+  assert 'points of 2 of 3 pictures' in capsys.readouterr().err
+
+
 def test_what_makes_no_sense_is_refused_in_a_line(frames, tmp_path, monkeypatch):
   def said(*args):
     with pytest.raises(UserError) as e:
@@ -60,6 +88,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(frames, tmp_path, monkeypatch)
 
   assert '--landmarks is 5; expected 68' in said(str(frames), '--landmarks', '5')
   assert 'DST is missing' in said(str(frames))
+  assert '--max_pixels 0; expected' in said(str(frames), '--landmarks', '68', '--max_pixels', '0')
   assert "--size is '64', and DST is missing" in said(str(frames), '--landmarks', '68', '--size', '64')
   (frames / 'ann' / 'c' / '9.png').write_bytes(b'no picture')
   assert 'expected a picture (--on_bad_image skip' in said(str(frames), '--landmarks', '68')

@@ -196,6 +196,17 @@ def test_the_frozen_network_is_torchvisions_resnet18_and_makes_rows_of_eyes_and_
     ({'ssl_fer.mask_fn_weights': 'x'}, "ssl_fer.mask_fn_weights is 'x', and ssl_fer.mask_fn 'none'"),
     ({'ssl_fer.spare_hard_negatives': True}, 'ssl_fer.spare_hard_negatives is True'),
     ({'ssl_fer.time_positives': False, 'ssl_fer.offsets': 'rising'}, "ssl_fer.offsets is 'rising'"),
+    (
+      {
+        'ssl_fer.mask_fn': 'argmax',
+        'ssl_fer.mask_fn_weights': 'x',
+        'ssl_fer.spare_hard_negatives': True,
+        'ssl_fer.hard_negatives': False,
+      },
+      'ssl_fer.spare_hard_negatives is True, and ssl_fer.hard_negatives False',
+    ),
+    ({'augment.blur': 0.0, 'augment.blur_sigma': (0.1, 1.0)}, 'and augment.blur 0.0; expected (0.1, 2.0)'),
+    ({'data.fps': 0.5}, 'data.fps is 0.5; expected at least 1'),
     ({'batch_images': 1}, 'batch_images is 1'),
     ({'augment.jitter_probability': (0.8,)}, 'augment.jitter_probability is'),
     ({'augment.blur_sigma': (2.0, 0.1)}, 'augment.blur_sigma is'),
@@ -240,4 +251,4 @@ def test_a_stage_on_folders_says_which_clips_it_leaves_out_and_what_they_lack(tm
   with pytest.raises(
     errors.UserError, match='has 4 clips, the longest of 20 frames; expected one of at least 31'
   ):
-    stage_of(**without, **{'ssl_fer.fps': 10.0})
+    stage_of(**without, **{'data.fps': 10.0})

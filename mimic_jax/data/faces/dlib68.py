@@ -13,6 +13,7 @@ from mimic_jax.runtime.errors import UserError
 PACKAGES = ('dlib-bin', 'face-recognition-models')
 _MODEL = 'shape_predictor_68_face_landmarks.dat'
 UPSAMPLED = (0, 1, 2)  # how often a picture is doubled until a face is found: none below 80 pixels is
+MOST_PIXELS = 4_000_000  # of a doubled picture
 
 
 class Found(NamedTuple):
@@ -51,9 +52,11 @@ class Finder:
   def __call__(self, image: Image.Image) -> list[Found]:
     """Returns the faces of an upright RGB picture, [] where none is found."""
     pixels = np.ascontiguousarray(image)
+    boxes = ()
     for times in UPSAMPLED:
-      if boxes := self._find(pixels, times):
+      if boxes or (times and image.width * image.height * 4**times > MOST_PIXELS):
         break
+      boxes = self._find(pixels, times)
     found = []
     for box in boxes:
       points = [(p.x, p.y) for p in self._predict(pixels, box).parts()]

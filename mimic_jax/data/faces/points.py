@@ -24,12 +24,12 @@ def read(root: str, ids: Sequence[str]) -> tuple[np.ndarray, str] | None:
     return None
   try:
     with np.load(path, allow_pickle=False) as held:
-      names, points, maker = held['id'], held['landmarks'], str(held['maker'])
-  except (*READ_ERRORS, KeyError) as e:
+      names, points, maker = held['id'], held['landmarks'].astype(np.float32), str(held['maker'])
+  except (*READ_ERRORS, AttributeError) as e:  # the last: one array, not several
     raise UserError(f"'{path}' is not what `mimic align --landmarks 68` writes ({e})") from None
-  if points.shape != (len(names), landmarks.POINTS, 2):
+  if names.ndim != 1 or points.shape != (len(names), landmarks.POINTS, 2):
     raise UserError(
-      f"'{path}': landmarks have shape {points.shape}; expected ({len(names)}, {landmarks.POINTS}, 2)"
+      f"'{path}': id and landmarks have shapes {names.shape} and {points.shape}; expected (n,) and (n, {landmarks.POINTS}, 2)"
     )
   place = {str(name): k for k, name in enumerate(names)}
   where = np.array([place.get(name, -1) for name in ids], np.int64)
@@ -37,6 +37,6 @@ def read(root: str, ids: Sequence[str]) -> tuple[np.ndarray, str] | None:
     raise UserError(
       f"'{path}' has the points of other pictures ('{next(iter(place), '')}', …); expected '{ids[0]}'"
     )
-  found = points.astype(np.float32)[where]
+  found = points[where]
   found[where < 0] = np.nan
   return found, maker

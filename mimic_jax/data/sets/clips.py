@@ -18,6 +18,7 @@ import numpy as np
 
 from mimic_jax import landmarks
 from mimic_jax.data import options as options_lib
+from mimic_jax.data import source as sources
 from mimic_jax.data import videos
 from mimic_jax.data.faces import alignment, points
 from mimic_jax.data.files import Files, is_picture, walk
@@ -25,6 +26,7 @@ from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError
 
 READS = ('fps', 'held_out')  # the second to refuse it: a share of the frames would tear the clips apart
+
 
 _FPS = options_lib.defaults().fps
 
@@ -72,10 +74,6 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
         f"'{base}' holds videos ('{filmed[0]}') and pictures ('{paths[0]}'); expected the one or the other"
       )
     return _of_videos(root, base, split, filmed, options)
-  if options.get('fps', _FPS) != _FPS:
-    raise UserError(
-      f"data.fps is {options['fps']:g}, and '{base}' holds frames, not videos; expected {_FPS:.4g}, its default"
-    )
   for path in paths:
     if path.count('/') < 2:
       raise UserError(
@@ -85,12 +83,13 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
     raise UserError(
       f"no clips in '{base}': looked for pictures as <person>/<clip>/<frame>, and videos as <person>/<clip>.mp4"
     )
-  paths.sort(key=lambda path: [_natural(part) for part in path.split('/')])
+  paths.sort(key=_place)
   clips = [(name, list(frames)) for name, frames in itertools.groupby(paths, os.path.dirname)]
   ids = [_prefix(root, base) + path for path in paths]
   targets, about = _about(split, root, [name for name, _ in clips], [len(frames) for _, frames in clips])
   if (known := points.read(root, ids)) is not None:
     targets[landmarks.TARGET], about['landmarks'] = known
+    about['landmarks_hash'] = sources.array_hash(known[0])
     about['without_landmarks'] = int(np.isnan(known[0]).any(axis=(1, 2)).sum())
   return Clips(
     root,
@@ -98,7 +97,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
     ids,
     np.full(len(ids), -1, np.int32),
     (),
-    {**about, 'align': align},
+    {**about, 'fps': options.get('fps', _FPS), 'align': align},
     options.get('max_pixels', 50_000_000),
     targets=targets,
     ends=np.cumsum([len(frames) for _, frames in clips]),
@@ -112,14 +111,17 @@ def _of_videos(
   for path in paths:
     if '/' not in path:
       raise UserError(f"'{os.path.join(base, path)}' is of no person; expected <person>/<clip>.mp4")
-  paths.sort(key=lambda path: [_natural(part) for part in path.split('/')])
+  paths.sort(key=_place)
   names = [_prefix(root, base) + path for path in paths]
-  counts = videos.counted(root, names, options.get('fps', _FPS), options.get('threads', 8))
-  targets, about = _about(split, root, paths, counts)
-  about |= {'fps': options.get('fps', _FPS), 'align': {'align': 'none'}}
-  return videos.Videos(
-    root, names, counts, options.get('fps', _FPS), targets, about, options.get('max_pixels', 50_000_000)
+  fps = options.get('fps', _FPS)
+  counts, bad = videos.counted(
+    root, names, fps, options.get('threads', 8), options.get('on_bad_image', 'error')
   )
+  kept = [k for k, count in enumerate(counts) if count]
+  names, counts = [names[k] for k in kept], [counts[k] for k in kept]
+  targets, about = _about(split, root, [paths[k] for k in kept], counts)
+  about |= {'fps': fps, 'align': {'align': 'none'}, 'unreadable': bad}
+  return videos.Videos(root, names, counts, fps, targets, about, options.get('max_pixels', 50_000_000))
 
 
 def _prefix(root: str, base: str) -> str:
@@ -152,6 +154,11 @@ def _about(
   return targets, record
 
 
+def _place(path: str) -> tuple[Any, ...]:
+  """Returns what a path is sorted by: its folder first, so that a clip stays together, and numbers as numbers."""
+  clip, name = os.path.split(path)
+  return [_natural(part) for part in clip.split('/')], clip, _natural(name), name
+
+
 def _natural(name: str) -> list[tuple[int, int | str]]:
-  """Returns what a name is sorted by: its numbers as numbers."""
-  return [(0, int(part)) if part.isdigit() else (1, part) for part in re.split(r'(\d+)', name) if part]
+  return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r'(\d+)', name) if part]
