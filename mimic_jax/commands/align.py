@@ -1,11 +1,11 @@
 """Cuts the faces out of a folder of pictures.
 
-  mimic align SRC DST [--align 'five_point(arcface)'] [--landmarks 68]
-  mimic align SRC --landmarks 68
+  mimic align SRC DST [--align 'five_point(arcface)'] [--landmarks 68|5]
+  mimic align SRC --landmarks 68|5
 
 DST gets the tree of SRC with the same names, so that the same source reads it: every picture cut out (data/alignment.py),
 label files copied, and align.json, which says how it was made and becomes part of every record. SRC is only read.
-With --landmarks 68 landmarks.npz is written beside the pictures of DST, the 68 points of each; without DST beside those of SRC as they are.
+With --landmarks landmarks.npz is written beside the pictures of DST, the 68 points of each, by dlib or, coarser, from five; without DST beside those of SRC as they are.
 """
 
 import argparse
@@ -30,13 +30,14 @@ from tqdm import tqdm
 from mimic_jax import landmarks
 from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
-from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment, dlib68
+from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment, dlib68, five
 from mimic_jax.data.faces.mtcnn import Face
 from mimic_jax.data.files import ENDINGS, LABEL_FILES
 from mimic_jax.runtime import cli
 from mimic_jax.runtime.errors import UserError, one_of
 
 F = TypeVar('F', Face, dlib68.Found)
+FINDERS = {68: dlib68, 5: five}  # what --landmarks may be: who has a Finder and a name
 ON_MISSING = ('centre', 'keep_out', 'error')
 ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'
@@ -119,20 +120,20 @@ def main(argv: Sequence[str]) -> None:
     '--landmarks',
     type=int,
     default=0,
-    help='68: write the points of the faces beside the pictures; 0: none (`pip install "mimic-jax[landmarks]"`)',
+    help='write the 68 points of the faces beside the pictures: 68 by dlib (`pip install "mimic-jax[landmarks]"`), 5 a mean face on the five points of --detector; 0: none',
   )
   parser.add_argument('--max_pixels', type=int, default=50_000_000, help='a picture with more cannot be read')
   parser.add_argument(
     '--workers', type=int, default=os.cpu_count() or 1, help='processes; 0 = none beside this'
   )
   a = parser.parse_args(argv)
-  if a.landmarks not in (0, landmarks.POINTS):
-    raise UserError(f'--landmarks is {a.landmarks}; expected {landmarks.POINTS}, or 0 for none')
+  if a.landmarks not in (0, *FINDERS):
+    raise UserError(f'--landmarks is {a.landmarks}; expected {" or ".join(map(str, FINDERS))}, or 0 for none')
   if a.landmarks:
-    dlib68.name()  # before anything is written: it may not be installed
+    FINDERS[a.landmarks].Finder()  # before anything is written: it may not be installed
   if not a.dst:
     _check_alone(a, parser)
-    print(find_landmarks(a.src, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
+    print(find_landmarks(a.src, a.landmarks, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
     return
   align = alignment.parse(a.align, '--align')
   name = one_of('--detector', a.detector, DETECTORS)
@@ -145,7 +146,7 @@ def main(argv: Sequence[str]) -> None:
   made = align_folder(job, NAMES[name](), a.workers)
   print(_summary(made, a.dst), file=sys.stderr)
   if a.landmarks:
-    print(find_landmarks(a.dst, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
+    print(find_landmarks(a.dst, a.landmarks, a.on_bad_image, a.max_pixels, a.workers), file=sys.stderr)
 
 
 def _check_alone(a: argparse.Namespace, parser: cli.Parser) -> None:
@@ -157,11 +158,12 @@ def _check_alone(a: argparse.Namespace, parser: cli.Parser) -> None:
       raise UserError(f"--{field} is '{getattr(a, field)}', and DST is missing; expected it with DST only")
 
 
-def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int) -> str:
+def find_landmarks(folder: str, kind: int, on_bad_image: str, max_pixels: int, workers: int) -> str:
   """Writes the 68 points of all pictures in and below a folder beside them (landmarks.FILE), NaN where no face is found.
 
   Args:
     folder: of pictures.
+    kind: of FINDERS.
     on_bad_image: of one that can't be read: 'error', or 'skip', which is as one without a face.
     max_pixels: a picture with more can't be read.
     workers: processes beside this one; the result is the same for any number.
@@ -174,7 +176,7 @@ def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int
   """
   one_of('--on_bad_image', on_bad_image, ON_BAD_IMAGE)
   _check_numbers(workers, max_pixels)
-  maker, path = dlib68.name(), os.path.join(folder, landmarks.FILE)
+  maker, path = FINDERS[kind].name(), os.path.join(folder, landmarks.FILE)
   if not os.path.isdir(folder):
     raise UserError(f"'{folder}' is not a folder; expected a folder of pictures")
   if os.path.exists(path):
@@ -191,7 +193,7 @@ def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int
       f"'{progress}' was begun by another version than {maker}; expected the same (remove it to begin anew)"
     )
   _carry_out(
-    functools.partial(_Points, folder, on_bad_image, max_pixels, maker),
+    functools.partial(_Points, folder, kind, on_bad_image, max_pixels, maker),
     names,
     done,
     progress,
@@ -215,9 +217,9 @@ def find_landmarks(folder: str, on_bad_image: str, max_pixels: int, workers: int
 class _Points:
   """Finds the points of one picture's largest, most central face."""
 
-  def __init__(self, folder: str, on_bad_image: str, max_pixels: int, maker: str) -> None:
+  def __init__(self, folder: str, kind: int, on_bad_image: str, max_pixels: int, maker: str) -> None:
     self._folder, self._on_bad_image, self._max_pixels, self._maker = folder, on_bad_image, max_pixels, maker
-    self._finder = dlib68.Finder()
+    self._finder = FINDERS[kind].Finder()
 
   def __call__(self, name: str) -> dict[str, Any]:
     """Returns {'id', 'maker', 'points': [[x, y], …], None where there is no face}."""

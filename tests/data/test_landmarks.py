@@ -8,7 +8,7 @@ from PIL import Image
 
 from mimic_jax import landmarks
 from mimic_jax.commands import align
-from mimic_jax.data.faces import dlib68, mtcnn
+from mimic_jax.data.faces import dlib68, five, mtcnn
 from mimic_jax.data.sets import clips
 from mimic_jax.runtime.errors import UserError
 
@@ -86,7 +86,7 @@ def test_what_makes_no_sense_is_refused_in_a_line(frames, tmp_path, monkeypatch)
     assert not (frames / landmarks.FILE).exists()
     return str(e.value)
 
-  assert '--landmarks is 5; expected 68' in said(str(frames), '--landmarks', '5')
+  assert '--landmarks is 7; expected 68 or 5' in said(str(frames), '--landmarks', '7')
   assert 'DST is missing' in said(str(frames))
   assert '--max_pixels 0; expected' in said(str(frames), '--landmarks', '68', '--max_pixels', '0')
   assert "--size is '64', and DST is missing" in said(str(frames), '--landmarks', '68', '--size', '64')
@@ -104,14 +104,22 @@ def test_what_makes_no_sense_is_refused_in_a_line(frames, tmp_path, monkeypatch)
   assert '--landmarks 68 needs dlib-bin, which is not installed' in said(str(frames), '--landmarks', '68')
 
 
-def test_dlibs_eyes_nose_and_mouth_are_where_another_network_sees_them(tmp_path):
-  pytest.importorskip('dlib')
+def test_a_mean_face_is_upright_and_its_own_mirror_image():
+  np.testing.assert_allclose(landmarks.mirrored(five.MEAN, 0.0), five.MEAN)
+  eyes = [five.MEAN[k].mean(axis=0) for k in (landmarks.LEFT_EYE, landmarks.RIGHT_EYE)]
+  np.testing.assert_allclose(eyes, [[-0.5, 0], [0.5, 0]], atol=2e-3)
+
+
+@pytest.mark.parametrize('kind', [5, 68])
+def test_eyes_nose_and_mouth_are_where_another_network_sees_them(tmp_path, kind):
+  if kind == 68:
+    pytest.importorskip('dlib')
   data = pytest.importorskip('skimage.data')
   picture = data.astronaut()[:300, 100:400]
   folder = tmp_path / 'p' / 'c'
   folder.mkdir(parents=True)
   Image.fromarray(picture).save(folder / '0.png')
-  align.main([str(tmp_path), '--landmarks', '68', '--workers', '1'])
+  align.main([str(tmp_path), '--landmarks', str(kind), '--workers', '1'])
   (points,) = clips.build(str(tmp_path), 'train', {}).targets['landmarks']
   (other, *_) = mtcnn.Detector()(Image.fromarray(picture))
   ours = [
@@ -121,4 +129,4 @@ def test_dlibs_eyes_nose_and_mouth_are_where_another_network_sees_them(tmp_path)
     points[54],
   ]
   eyes = np.linalg.norm(ours[1] - ours[0])
-  np.testing.assert_allclose(ours, other.points[[0, 1, 3, 4]], atol=0.15 * eyes)
+  np.testing.assert_allclose(ours, other.points[[0, 1, 3, 4]] + 0.5, atol=0.15 * eyes)
