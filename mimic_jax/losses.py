@@ -13,6 +13,7 @@ from mimic_jax.runtime import errors, sharding
 DISTANCES = ('tv', 'l1', 'l2', 'linf')
 POSITIVES = ('hard', 'soft', 'argmax')
 REDUCTIONS = ('mean', 'sum', 'mean_with_positives')
+REGRESSIONS = ('ccc', 'mse', 'mae', 'binary')
 
 TOLERANCE = 1e-6  # on the threshold: λ = t must count as "at least" whatever the rounding of the labels
 
@@ -283,3 +284,46 @@ def rank_regularisation(importance: jax.Array, share: float, margin: float) -> t
     len(importance) - high
   )
   return jnp.maximum(0.0, margin - gap), low
+
+
+def concordance(x: jax.Array, y: jax.Array, known: jax.Array) -> jax.Array:
+  """Returns Lin's concordance correlation of each column: 2 s_xy / (s_x² + s_y² + (x̄ − ȳ)²), moments over N (Lin 1989).
+
+  Args:
+    x, y: [N, T], finite.
+    known: bool [N, T]; other entries do not count.
+
+  Returns:
+    float32 [T]; 0 of a column with fewer than two known entries.
+  """
+  x, y, w = (a.astype(jnp.float32) for a in (x, y, known))
+  n = jnp.maximum(w.sum(axis=0, keepdims=True), 1.0)
+  mean_x, mean_y = ((a * w).sum(axis=0, keepdims=True) / n for a in (x, y))
+  dx, dy = (x - mean_x) * w, (y - mean_y) * w
+  spread = (dx * dx + dy * dy).sum(axis=0, keepdims=True) / n + jnp.square(mean_x - mean_y)
+  covariance = (dx * dy).sum(axis=0, keepdims=True) / n
+  return (2.0 * covariance / jnp.maximum(spread, 1e-12))[0]
+
+
+def regression(kind: str, answer: jax.Array, target: jax.Array) -> jax.Array:
+  """Returns each column's loss of answers to targets, of which NaN are unknown and add 0.
+
+  Args:
+    kind: 'ccc': 1 − concordance; 'mse': squared error; 'mae': absolute error; 'binary': cross-entropy of a logit and 0 or 1; the last three
+      are sums over what is known, divided by N, so that no picture's weight depends on the others.
+    answer: [N, T].
+    target: [N, T].
+
+  Returns:
+    float32 [T].
+  """
+  known = jnp.isfinite(target)
+  answer, target = answer.astype(jnp.float32), jnp.where(known, target, 0.0).astype(jnp.float32)
+  if kind == 'ccc':
+    return 1.0 - concordance(answer, target, known)
+  each = {
+    'mse': lambda: jnp.square(answer - target),
+    'mae': lambda: jnp.abs(answer - target),
+    'binary': lambda: jax.nn.softplus(answer) - target * answer,
+  }[kind]()
+  return jnp.where(known, each, 0.0).mean(axis=0)

@@ -1,12 +1,19 @@
-"""What a classifier scored, counted exactly."""
+"""What a classifier scored, and answers that are numbers, counted exactly."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import sklearn.metrics
 
 from mimic_jax.runtime.errors import UserError
+
+# What is measured of a target: of one answered with a number, and of one that is 0 or 1 and answered with the probability of 1. An
+# objective's outputs (objectives/base.py) say by these words which it is: predicted_valence or chance_glasses, beside true_….
+SCORES_OF = {
+  'predicted': ('ccc', 'rmse', 'mae', 'pearson', 'sign_agreement'),
+  'chance': ('binary_accuracy', 'balanced_accuracy'),
+}
 
 
 def dominant(labels: np.ndarray) -> np.ndarray:
@@ -106,3 +113,72 @@ def calibration(labels: np.ndarray, logits: np.ndarray, bins: int = 15) -> dict[
       }
     )
   return {'ece': ece, 'bins': held}
+
+
+def answered(outputs: Mapping[str, np.ndarray]) -> dict[str, str]:
+  """Returns the targets that outputs answer, each with its kind, a key of SCORES_OF."""
+  words = (name.partition('_') for name in outputs)
+  return {name: kind for kind, _, name in words if kind in SCORES_OF and f'true_{name}' in outputs}
+
+
+def scored(figures: Mapping[str, Any]) -> dict[str, str]:
+  """Returns the targets whose scores stand among a split's figures (`of_targets`), each with its kind."""
+  first = {f'{scores[0]}_': kind for kind, scores in SCORES_OF.items()}
+  return {k.removeprefix(f): kind for k in figures for f, kind in first.items() if k.startswith(f)}
+
+
+def moments(kind: str, truth: np.ndarray, answer: np.ndarray) -> np.ndarray:
+  """Returns what each picture adds to the sums that scores are made of, float64 [N, M]; of finite truth and answer [N]."""
+  x, y = np.asarray(truth, np.float64), np.asarray(answer, np.float64)
+  one = np.ones(len(x))
+  if kind == 'chance':
+    right = (y > 0.5) == (x > 0.5)
+    return np.stack([one, x, right, right * x], axis=1)
+  agree = np.sign(x) == np.sign(y)
+  centre = x.mean()  # one for both, which changes no score: squares of small numbers cancel less
+  dx, dy = x - centre, y - centre
+  return np.stack([one, dx, dy, dx * dx, dy * dy, dx * dy, np.abs(x - y), agree], axis=1)
+
+
+def of_moments(kind: str, sums: np.ndarray) -> np.ndarray:
+  """Returns the scores SCORES_OF[kind] of S sets of pictures, float64 [S, …], from sums of their moments [S, M]; 0/0 is 0.
+
+  Concordance and Pearson's correlation have moments over N; sign agreement is the share of answers with the target's sign.
+  """
+
+  def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.divide(a, b, out=np.zeros(len(sums)), where=b > 0)
+
+  if kind == 'chance':
+    n, ones, right, right_ones = sums.T
+    recall = [ratio(right_ones, ones), ratio(right - right_ones, n - ones)]
+    there = (ones > 0) * 1.0 + (n > ones)
+    return np.stack([ratio(right, n), ratio(recall[0] + recall[1], there)], axis=1)
+  n, x, y, xx, yy, xy, off, agree = (ratio(s, sums[:, 0]) if k else s for k, s in enumerate(sums.T))
+  var_x, var_y, cov = np.maximum(xx - x * x, 0), np.maximum(yy - y * y, 0), xy - x * y
+  ccc = ratio(2 * cov, var_x + var_y + (x - y) ** 2)
+  rmse = np.sqrt(np.maximum(xx - 2 * xy + yy, 0))
+  return np.stack([ccc, rmse, off, ratio(cov, np.sqrt(var_x * var_y)), agree], axis=1)
+
+
+def known(outputs: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+  """Returns which pictures have a target of that name, int64."""
+  return np.flatnonzero(np.isfinite(outputs[f'true_{name}']))
+
+
+def of_targets(outputs: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """Returns the scores of every target that outputs answer, as ccc_valence, …, with count_valence, the pictures that have it.
+
+  Raises:
+    UserError: when no picture has a target.
+  """
+  found: dict[str, Any] = {}
+  for name, kind in answered(outputs).items():
+    rows = known(outputs, name)
+    if not rows.size:
+      raise UserError(f"no picture of the split has '{name}'; expected at least one")
+    each = moments(kind, outputs[f'true_{name}'][rows], outputs[f'{kind}_{name}'][rows])
+    scores = of_moments(kind, each.sum(axis=0, keepdims=True))[0]
+    found |= {f'{score}_{name}': float(v) for score, v in zip(SCORES_OF[kind], scores)}
+    found[f'count_{name}'] = len(rows)
+  return found

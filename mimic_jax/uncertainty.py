@@ -154,6 +154,50 @@ def paired(
   }
 
 
+def of_targets(
+  outputs: Mapping[str, np.ndarray],
+  clusters: np.ndarray | None = None,
+  samples: int = 2000,
+  seed: int = 0,
+  level: float = 0.95,
+) -> dict[str, Any]:
+  """Returns the scores of answers that are numbers (`metrics.of_targets`) with percentile bootstrap intervals, ready for JSON.
+
+  A resample draws among the pictures that have the target, or among whole clusters of these.
+
+  Args:
+    outputs: of an objective, [N] each.
+    clusters, samples, seed, level: as for `intervals`.
+
+  Returns:
+    {'ccc_valence': {'value', 'low', 'high'}, …, 'method': as of `intervals`, of the first target}.
+
+  Raises:
+    UserError, ValueError: as `intervals`.
+  """
+  whole, found, method = metrics.of_targets(outputs), {}, {}
+  for name, kind in metrics.answered(outputs).items():
+    rows = metrics.known(outputs, name)
+    of_rows = None if clusters is None else np.asarray(clusters)[rows]
+    units = _units(of_rows, len(rows), samples, level)
+    each = metrics.moments(kind, outputs[f'true_{name}'][rows], outputs[f'{kind}_{name}'][rows])
+    if of_rows is not None:
+      of_unit = np.zeros((units, each.shape[1]))
+      np.add.at(of_unit, np.unique(of_rows, return_inverse=True)[1], each)
+      each = of_unit
+    rng, drawn = np.random.default_rng(seed), []
+    most = max(1, CHUNK // units)
+    for first in range(0, samples, most):
+      times = rng.multinomial(units, np.full(units, 1 / units), size=min(most, samples - first))
+      drawn.append(metrics.of_moments(kind, times @ each))
+    low, high = _ends(np.concatenate(drawn), level)
+    for i, score in enumerate(metrics.SCORES_OF[kind]):
+      key = f'{score}_{name}'
+      found[key] = {'value': whole[key], 'low': float(low[i]), 'high': float(high[i])}
+    method = method or _method(clusters, units, samples, seed, level)
+  return {**found, 'method': method}
+
+
 def across_seeds(
   labels: np.ndarray,
   logits_a: np.ndarray,

@@ -110,6 +110,11 @@ def scn_stage(**changes: Any) -> ConfigDict:
   return _plain('scn', {'scn.relabel_from': 0.4, **changes})
 
 
+def regression_stage(**changes: Any) -> ConfigDict:
+  """Returns 10 steps of the regression of valence and arousal on 8 drawn faces."""
+  return _plain('regression', changes)
+
+
 def _plain(objective: str, changes: dict[str, Any]) -> ConfigDict:
   s = _shared(objectives.defaults(objective), 64)
   s.data.source = 'synthetic_faces'

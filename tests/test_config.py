@@ -54,6 +54,11 @@ ALL = [
   'study:paper,rafdb,mae,scl,large',
   'finetune_scn',
   'finetune_scn:init,csv',
+  'finetune_regression',
+  'finetune_regression:resnet18,pose',
+  'finetune_regression:init,affectnet',
+  'finetune_regression:small,drawn',
+  'finetune_regression:small,drawn_glasses',
   'linear_probe',
   'linear_probe:init,ferplus',
 ]

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
-from mimic_jax import data, defaults, models, uncertainty
+from mimic_jax import data, defaults, metrics, models, uncertainty
 from mimic_jax.data import copies, selection
 from mimic_jax.data.source import Source
 from mimic_jax.report import page, predictions
@@ -314,13 +314,22 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
   lines = []
   for name, m in measured.items():
     held = m.metrics
-    if 'accuracy' not in held:
+    if targets := metrics.scored(held):
+      lines.append(f'{name}: {held["count"]:,} pictures, loss {held["loss"]:.4f}')
+      for target, kind in targets.items():
+        for score in metrics.SCORES_OF[kind]:
+          key = f'{score}_{target}'
+          ends = held.get('intervals', {}).get(key)
+          between = f'   [{ends["low"]:.3f}, {ends["high"]:.3f}]' if ends else ''
+          lines.append(f'  {key.replace("_", " "):<30}{held[key]:6.3f}{between}')
+    elif 'accuracy' not in held:
       said = ', '.join(f'{k} {v:.4f}' for k, v in held.items() if isinstance(v, float))
       lines.append(f'{name}: {said} on {held["count"]:,} pictures')
       lines += [f'  {copies.told(held["copies"])}'] if 'copies' in held else []
       continue
-    lines.append(f'{name}: {held["count"]:,} pictures')
-    for score in ('accuracy', 'mean_class_accuracy', 'macro_f1'):
+    else:
+      lines.append(f'{name}: {held["count"]:,} pictures')
+    for score in ('accuracy', 'mean_class_accuracy', 'macro_f1') if 'accuracy' in held else ():
       interval = held.get('intervals', {}).get(score)
       between = f'   [{100 * interval["low"]:.2f}, {100 * interval["high"]:.2f}]' if interval else ''
       lines.append(f'  {score.replace("_", " "):<30}{100 * held[score]:6.2f} %{between}')

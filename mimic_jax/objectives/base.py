@@ -173,9 +173,10 @@ class Objective(abc.ABC):
         [B], False on padding. Pictures come one by one here, whatever `pictures` is.
 
     Returns:
-      'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss'.
+      'sums': {name: (total, count)}, of which a split's figure is total / count over all batches; among them 'loss', unless `figures` gives it.
       'outputs': {name: [B, …]} of each picture, kept in predictions.npz; with 'logits' [B, K] it is a classifier, and
-        'features' [B, D] are shown as a t-SNE.
+        'features' [B, D] are shown as a t-SNE. 'predicted_NAME' [B] with 'true_NAME' [B], NaN where unknown, are a target's answers, of which
+        scores are made (metrics.SCORES_OF); 'chance_NAME' likewise of a target that is 0 or 1.
     """
 
   def answers(self, model: Any, images: jax.Array) -> dict[str, jax.Array]:

@@ -48,7 +48,23 @@ def use_method(s: ConfigDict, name: str) -> None:
   s.update_from_flattened_dict(METHODS[name])
 
 
-class Model(nnx.Module):
+class Pooled(nnx.Module):
+  """An encoder with what heads read of it: r = pool(Enc(x))."""
+
+  def __init__(self, config: models.EncoderConfig, pool: str, rngs: nnx.Rngs):
+    self.encoder = config.create(rngs)
+    self.pool = pool
+    # A ViT's global pooling has a norm of its own, the encoder's is for the class token (method.md §1); a ResNet's has none.
+    normed = pool == 'gap' and isinstance(config, vit.Config)
+    self.fc_norm = vit.layer_norm(config, 'float32', rngs) if normed else None
+
+  def features(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """Returns the pooled representation r, float32 [N, D], of images float32 [N, S, S, 3]; drop-path needs a key."""
+    features = self.encoder.features(images, key=key, pool=self.pool)
+    return features if self.fc_norm is None else self.fc_norm(features)
+
+
+class Model(Pooled):
   """Encoder with a classifier and, when contrasting, a projection head: r = pool(Enc(x)), Cls(r), z = Proj(r)."""
 
   def __init__(
@@ -61,24 +77,30 @@ class Model(nnx.Module):
     projection_dim: int,
     rngs: nnx.Rngs,
   ):
-    self.encoder = config.create(rngs)
-    self.pool = pool
-    # A ViT's global pooling has a norm of its own, the encoder's is for the class token (method.md §1); a ResNet's has none.
-    normed = pool == 'gap' and isinstance(config, vit.Config)
-    self.fc_norm = vit.layer_norm(config, 'float32', rngs) if normed else None
+    super().__init__(config, pool, rngs)
     self.projection = (
       heads.ProjectionHead(projection, config.dim, projection_dim, rngs=rngs) if projection else None
     )
     self.classifier = heads.Classifier(config.dim, classes, rngs=rngs)
 
-  def features(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """Returns the pooled representation r, float32 [N, D], of images float32 [N, S, S, 3]; drop-path needs a key."""
-    features = self.encoder.features(images, key=key, pool=self.pool)
-    return features if self.fc_norm is None else self.fc_norm(features)
-
   def embed(self, features: jax.Array) -> jax.Array:
     """Returns z = Proj(r), L2-normalised, float32 [N, k]."""
     return heads.l2_normalise(self.projection(features))
+
+
+def check_pool(stage: Mapping[str, Any], model: Mapping[str, Any], config: models.EncoderConfig) -> None:
+  """Raises UserError where a class token is to be read of an encoder that has none."""
+  if stage['head']['pool'] == 'cls' and not isinstance(config, vit.Config):
+    raise UserError(f"head.pool is 'cls', and a {model['preset']} has no class token; expected gap")
+
+
+def initial_of_pooled(stage: Mapping[str, Any], path: tuple[str, ...], head: str) -> str:
+  """Returns what a parameter of `Pooled`, or of the layer `head` beside it, takes from initial weights (base.Objective.initial)."""
+  if path[0] == head:
+    return 'needed' if stage['init_head'] else 'fresh'
+  # Global pooling does without the encoder's norm, and weights that were fine-tuned with it have none.
+  unused_norm = path[:2] == ('encoder', 'norm') and stage['head']['pool'] == 'gap'
+  return 'if_whole' if path[0] == 'fc_norm' or unused_norm else 'needed'
 
 
 class Objective(base.Objective):
@@ -182,8 +204,7 @@ class Objective(base.Objective):
     self.weight = self.contrast.pop('weight')
     self._mixed_views = jax.jit(self._mix_for_drawing)
     self._attended = jax.jit(self._attention, static_argnums=0)
-    if stage['head']['pool'] == 'cls' and not isinstance(self.config, vit.Config):
-      raise UserError(f"head.pool is 'cls', and a {model['preset']} has no class token; expected gap")
+    check_pool(stage, model, self.config)
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'
@@ -378,13 +399,9 @@ class Objective(base.Objective):
 
   def initial(self, path: tuple[str, ...]) -> str:
     """The encoder is needed, the heads with `init_head`: the classifier for certain, the projection where it fits."""
-    if path[0] == 'classifier':
-      return 'needed' if self.stage['init_head'] else 'fresh'
     if path[0] == 'projection':
       return 'if_whole' if self.stage['init_head'] else 'fresh'
-    # Global pooling does without the encoder's norm, and weights that were fine-tuned with it have none.
-    unused_norm = path[:2] == ('encoder', 'norm') and self.stage['head']['pool'] == 'gap'
-    return 'if_whole' if path[0] == 'fc_norm' or unused_norm else 'needed'
+    return initial_of_pooled(self.stage, path, 'classifier')
 
   def draw(self, model: Model, batch: Batch, key: jax.Array) -> dict[str, Drawing]:
     """Returns what `look` does, and the two crops of a few images, what they become when mixed, and the mixed labels."""

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mimic_jax import uncertainty
+from mimic_jax import metrics, uncertainty
 from mimic_jax.data import copies
 from mimic_jax.report.run import Run, Stage
 
@@ -152,6 +152,12 @@ def _value(stage: Stage) -> tuple[str, str]:
         note += f'; always the largest class {percent(held["largest_class"], 1)}'
       return f'{percent(held["accuracy"], 1)} <small>accuracy, {esc(split)}</small>', note
   for split, held in final.items():
+    for target, kind in metrics.scored(held).items():
+      first, *others = metrics.SCORES_OF[kind]
+      said = ', '.join(f'{words(k)} {number(held.get(f"{k}_{target}"), ".3f")}' for k in others)
+      value = number(held[f'{first}_{target}'], '.3f')
+      return f'{value} <small>{words(first)}, {esc(target)}, {esc(split)}</small>', said
+  for split, held in final.items():
     if is_number(held.get('loss')):
       return f'{number(held["loss"], ".4g")} <small>loss, {esc(split)}</small>', objective(stage)
   for line in reversed(stage.lines):
@@ -212,8 +218,34 @@ def results(run: Run) -> str:
   link = download(f'{run.name}-results', as_csv(_KEPT, kept), 'csv')
   return (
     f'<h3 id="results">Results of the last epoch {link}</h3>{table(head, rows, "results stack", 2)}'
-    f'{_about_intervals(run)}{_about_copies(run)}{_best(run)}'
+    f'{_of_targets(run)}{_about_intervals(run)}{_about_copies(run)}{_best(run)}'
   )
+
+
+def words(score: str) -> str:
+  """Returns the name of a score of targets: 'CCC', 'RMSE', 'sign agreement'."""
+  return score.upper() if score in ('ccc', 'rmse') else score.replace('_', ' ')
+
+
+def _of_targets(run: Run) -> str:
+  """Returns a table of each kind of target that answers are numbers for: what its scores are, with intervals."""
+  parts = []
+  for kind, scores in metrics.SCORES_OF.items():
+    rows = []
+    for stage in run.stages:
+      for split, held in splits(stage).items():
+        for target in (name for name, of in metrics.scored(held).items() if of == kind):
+          cells = []
+          for score in scores:
+            ends = interval(held, f'{score}_{target}')
+            between = f'<small>{ends[0]:.3f} – {ends[1]:.3f}</small>' if ends else ''
+            cells.append(number(held.get(f'{score}_{target}'), '.3f') + between)
+          count = number(held.get(f'count_{target}'))
+          rows.append([esc(stage.name), esc(split), esc(target), *cells, count])
+    if rows:
+      head = ('stage', 'split', 'target', *map(words, scores), 'pictures')
+      parts.append(table(head, rows, 'stack', 3))
+  return ''.join(parts)
 
 
 _KEPT = ('stage', 'split', *uncertainty.SCORES, 'accuracy_low', 'accuracy_high', 'ece', 'loss', 'count')

@@ -245,6 +245,7 @@ def measure(
     figures['copies'] = split.copies.figures()
   if 'logits' in outputs:
     figures |= _classification(outputs['label'], outputs['logits'], class_names, split, index)
+  figures |= metrics.of_targets(outputs)
   return Measured(figures, index, outputs, skipped)
 
 
@@ -278,14 +279,15 @@ def add_intervals(
   """Adds to a split's figures the bootstrap intervals of its scores, clustered by identity where ids tell it.
 
   Args:
-    measured: changed; left as it is where there are no classes.
+    measured: changed; left as it is where there are neither classes nor targets.
     split: what was measured on.
     class_names: of the model.
     identity: 'auto', 'none' or a regular expression (uncertainty.identities).
     samples: of the bootstrap; 0 = none.
     seed: of the bootstrap.
   """
-  if 'logits' not in measured.outputs or not samples:
+  classified = 'logits' in measured.outputs
+  if not samples or not (classified or metrics.answered(measured.outputs)):
     return
   ids = [split.source.id(int(i)) for i in measured.index]
   try:
@@ -294,6 +296,9 @@ def add_intervals(
     clusters = uncertainty.identities(ids, identity)
   except UserError as e:  # of a listed part: nothing to draw from
     measured.metrics['why_no_intervals'] = str(e)
+    return
+  if not classified:
+    measured.metrics['intervals'] = uncertainty.of_targets(measured.outputs, clusters, samples, seed)
     return
   measured.metrics['intervals'] = uncertainty.intervals(
     measured.outputs['label'], measured.outputs['logits'], class_names, clusters, samples, seed

@@ -46,6 +46,26 @@ def test_face_classes_are_raf_db_s_in_its_order():
   assert synthetic_faces.build('', 'test', options()).class_names == expected
 
 
+def test_faces_know_how_they_are_held_and_what_they_wear(rng):
+  source = synthetic_faces.build('', 'train', options(size=60, draw_seed=int(rng.integers(1000))))
+  assert set(source.targets) == {'valence', 'arousal', 'yaw', 'pitch', 'roll', 'glasses', 'beard'}
+  for i in (0, 17, 59):
+    example, label = source[i], source.label(i)
+    for name, values in source.targets.items():
+      assert values.dtype == np.float32
+      assert example[name] == values[i]
+    who = face.person(synthetic.generator('faces', 'train', source.seed, synthetic.LOOK, i))
+    assert source.targets['yaw'][i] == pytest.approx(np.degrees(who.yaw))
+    assert source.targets['roll'][i] == pytest.approx(np.degrees(who.roll))
+    assert (source.targets['glasses'][i], source.targets['beard'][i]) == (who.glasses, who.beard)
+    if source.class_names[label] == 'happiness':
+      assert source.targets['valence'][i] > 0.2
+  label = np.array([source.label(i) for i in range(60)])
+  mean = {name: source.targets['valence'][label == k].mean() for k, name in enumerate(source.class_names)}
+  assert mean['happiness'] > 0.5
+  assert max(mean['disgust'], mean['sadness'], mean['fear']) < -0.3
+
+
 @both
 def test_a_fresh_source_draws_the_same_pictures_in_any_order(module, rng):
   seed = int(rng.integers(2**31))

@@ -51,6 +51,7 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.candidates': 'all', 'ce.on': 'both'}, WIDE),
     (small.mimic_stage, {'drop_path': 0.0, 'contrast.weight': 0.0, 'mix.probability': 0.0}, RESNET),
     (small.scn_stage, {'drop_path': 0.0}, WIDE),
+    (small.regression_stage, {'drop_path': 0.0}, WIDE),
     # forward alone: nothing of the encoder is differentiated; wider, as what is no product weighs more there
     (small.probe_stage, {}, {**WIDE, 'dim': 512}),
     (small.probe_stage, {'head.pool': 'gap'}, RESNET),
@@ -64,6 +65,7 @@ RESNET = {'preset': 'resnet18', 'image_size': 32, 'patch_size': 0, 'dim': 0, 'de
     'mimic_with_clean',
     'resnet',
     'scn',
+    'regression',
     'probe',
     'resnet_probe',
   ],

@@ -15,6 +15,7 @@ PINNED = {
   'local_mim': [(0.47765702, 1.0826831), (0.45762974, 1.0965742)],
   'moco_v3': [(3.2298415, 34.320335), (2.0638540, 50.450020)],
   'mimic': [(2.3094606, 2.0375903), (2.4978976, 4.3952041)],
+  'regression': [(0.99453336, 0.56947076), (1.0196490, 0.40342659)],
   'ssl_fer': [(6.9324970, 119.91454), (6.9189625, 94.448616)],
 }
 STAGES = {
@@ -23,6 +24,7 @@ STAGES = {
   'moco_v3': small.moco_stage,
   'mimic': small.mimic_stage,
   'ssl_fer': small.ssl_fer_stage,
+  'regression': small.regression_stage,
 }
 
 

@@ -48,7 +48,7 @@ def strange(name: str, made: step_lib.Program, images: int, found: dict) -> list
     rows, widths = views * images, (len(CLASSES), objective.stage['head']['projection_dim'])
   elif name == 'ssl_fer':
     rows, widths = objective.pictures * images, (objective.stage['ssl_fer']['dim'],)
-  elif objective.pairs:
+  elif name == 'moco_v3':
     rows, widths = images, (objective.stage['moco']['dim'],)
 
   def fine(c: dict) -> bool:

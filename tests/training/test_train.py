@@ -31,6 +31,7 @@ STAGES = {
   'finetune': small.mimic_stage,
   'probe': small.probe_stage,
   'scn': small.scn_stage,
+  'regression': small.regression_stage,
   'ssl_fer': small.ssl_fer_stage,
 }
 

@@ -6,6 +6,7 @@ any order, also beyond `len(source)`.
 """
 
 import dataclasses
+import functools
 import hashlib
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,6 +42,7 @@ class Drawn:
     paint: (label, content generator, look generator, side in pixels) -> uint8 [side, side, 3]. A function
       of a module, so that the source can be pickled.
     version: of the drawing code; goes into split_hash.
+    measure: (label, content generator, look generator) -> numbers by name, which the source offers as targets; None: nothing.
     split, size, draw_size, seed: as in the config's data section.
   """
 
@@ -52,6 +54,7 @@ class Drawn:
   size: int
   draw_size: int
   seed: int
+  measure: Callable[[int, np.random.Generator, np.random.Generator], dict[str, float]] | None = None
 
   def __len__(self) -> int:
     return self.size
@@ -61,12 +64,28 @@ class Drawn:
     return (self[i] for i in range(self.size))
 
   def __getitem__(self, index: int) -> dict:
-    """Returns {'image': uint8 [S, S, 3], 'label': int, 'id': str} for any index ≥ 0."""
+    """Returns {'image': uint8 [S, S, 3], 'label': int, 'id': str} and the targets, float32, for any index ≥ 0."""
     label = self.label(index)
+    image = self.paint(label, *self._generators(index), self.draw_size)
+    return {'image': image, 'label': label, 'id': self.id(index), **self._measured(index)}
+
+  @functools.cached_property
+  def targets(self) -> dict[str, np.ndarray]:
+    """What is known of each picture beside its label, by name, float32 [n]."""
+    rows = [self._measured(i) for i in range(self.size if self.measure else 0)]
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+  def _generators(self, index: int) -> tuple[np.random.Generator, np.random.Generator]:
     content, look = (
       generator(self.name, self.split, self.seed, part, int(index)) for part in (CONTENT, LOOK)
     )
-    return {'image': self.paint(label, content, look, self.draw_size), 'label': label, 'id': self.id(index)}
+    return content, look
+
+  def _measured(self, index: int) -> dict[str, np.float32]:
+    if self.measure is None:
+      return {}
+    found = self.measure(self.label(index), *self._generators(index))
+    return {name: np.float32(value) for name, value in found.items()}
 
   @property
   def image_shape(self) -> tuple[int, int, int]:
@@ -111,7 +130,13 @@ class Drawn:
 
 
 def drawn(
-  name: str, class_names: tuple[str, ...], paint: Callable, version: int, split: str, options: Mapping
+  name: str,
+  class_names: tuple[str, ...],
+  paint: Callable,
+  version: int,
+  split: str,
+  options: Mapping,
+  measure: Callable | None = None,
 ) -> Drawn:
   """Returns the source that `options` (the config's data section: size, draw_size, draw_seed) describe.
 
@@ -126,7 +151,7 @@ def drawn(
         f'data.{field} is {value!r}; synthetic_{name} expected a whole number of at least {least}'
       )
   size, draw_size, seed = options['size'], options['draw_size'], options['draw_seed']
-  return Drawn(name, class_names, paint, version, split, size, draw_size, seed)
+  return Drawn(name, class_names, paint, version, split, size, draw_size, seed, measure)
 
 
 def _checked(index: int) -> int:

@@ -2,8 +2,12 @@
 
 A face is an expression (what the label is about) worn by a look (who, how turned, how lit, before what,
 hidden by what). They come from two generators, so that the look says nothing about the label.
+
+Targets: `valence` and `arousal` of the expression, −1..1; how the head is held, `yaw`, `pitch`, `roll`, in degrees (to the right of the
+picture, down, clockwise); `glasses` and `beard`, 0 or 1.
 """
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -40,6 +44,11 @@ NEIGHBOURS = (
   (4, 5, 3),  # neutral: sadness, anger, happiness
 )
 
+# Valence and arousal of each class at full strength: places on Russell's circumplex, by hand.
+AFFECT = np.array(
+  [[0.1, 0.8], [-0.6, 0.75], [-0.7, 0.3], [0.85, 0.45], [-0.75, -0.4], [-0.5, 0.7], [0.0, 0.0]], np.float64
+)
+
 SPREAD = 0.12  # standard deviation of every field
 BLEND = 0.45  # the largest share of a neighbour
 INTENSITY = (0.7, 1.25)
@@ -51,13 +60,36 @@ def expression(label: int, rng: np.random.Generator) -> np.ndarray:
   It is the class' prototype times an intensity, blended with up to BLEND of a neighbouring class, with
   every field a little off. Neighbours therefore overlap: some faces can't be told, as in the real sets.
   """
-  neighbour = NEIGHBOURS[label][int(rng.integers(3))]
-  share = BLEND * rng.uniform() ** 2  # mostly small
-  strength = rng.uniform(*INTENSITY)
+  neighbour, share, strength = _blend(label, rng)
   fields = strength * ((1 - share) * PROTOTYPES[label] + share * PROTOTYPES[neighbour])
   fields = fields + SPREAD * rng.standard_normal(fields.shape)
   fields[face.FIELDS.index('open')] *= rng.uniform(0.4, 1.2)  # a laugh and a smile are both happy
   return fields
+
+
+def _blend(label: int, rng: np.random.Generator) -> tuple[int, float, float]:
+  """Returns the neighbour that a face of a class partly is, its share, and how strong the expression is."""
+  neighbour = NEIGHBOURS[label][int(rng.integers(3))]
+  return neighbour, BLEND * rng.uniform() ** 2, rng.uniform(*INTENSITY)  # shares are mostly small
+
+
+def measure(label: int, content: np.random.Generator, look: np.random.Generator) -> dict[str, float]:
+  """Returns the targets of the face that `paint` draws of the same label and generators.
+
+  Valence and arousal are blended as the expression is. The head's middle lies half a unit before its axis (face._turning), which makes an
+  angle of the features' shift.
+  """
+  neighbour, share, strength = _blend(label, content)
+  valence, arousal = np.clip(strength * ((1 - share) * AFFECT[label] + share * AFFECT[neighbour]), -1, 1)
+  p = face.person(look)
+  angles = {'yaw': p.yaw, 'pitch': math.asin(p.pitch / 0.5), 'roll': p.roll}
+  return {
+    'valence': float(valence),
+    'arousal': float(arousal),
+    **{name: math.degrees(angle) for name, angle in angles.items()},
+    'glasses': float(p.glasses),
+    'beard': float(p.beard),
+  }
 
 
 def paint(label: int, content: np.random.Generator, look: np.random.Generator, size: int) -> np.ndarray:
@@ -95,4 +127,4 @@ def build(root: str, split: str, options: Mapping) -> synthetic.Drawn:
     UserError: as synthetic.drawn.
   """
   del root
-  return synthetic.drawn('faces', CLASS_NAMES, paint, VERSION, split, options)
+  return synthetic.drawn('faces', CLASS_NAMES, paint, VERSION, split, options, measure)
