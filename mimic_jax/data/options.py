@@ -17,7 +17,7 @@ CHOICES = {
 }
 RANGES = {
   'data.size': (1, INF),
-  'data.classes': (7, 8),
+  'data.classes': (2, INF),
   'data.fps': (0.01, 1000),
   'data.held_out': (0, 0.5),
   'data.fraction': (0.0001, 1),
@@ -35,7 +35,7 @@ RANGES = {
 def defaults() -> ConfigDict:
   """Returns the section of one stage's pictures with its defaults."""
   d = ConfigDict()
-  d.source = 'folder'  # synthetic_images | synthetic_faces | synthetic_clips | folder | clips | csv | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
+  d.source = 'folder'  # synthetic_images | synthetic_faces | synthetic_clips | synthetic_veins | synthetic_masks | folder | clips | csv | rafdb | ferplus | affectnet | tfds, or several: 'ferplus,folder'
   d.root = ''  # one path per source, comma-separated; of tfds its data_dir
   d.name = ''  # tfds: the set, as TFDS names it: 'rafdb', 'imagenet2012:5.1.0'
   d.split = 'train'
@@ -43,8 +43,8 @@ def defaults() -> ConfigDict:
   d.fraction = 1.0  # of the training pictures that is trained on, of each class the same; evaluation has all
   d.label_noise = 0.0  # share of the training labels that are made another class's, of each class the same, as likely one as the other
   d.part_seed = -1  # of the two; -1 = the run's seed
-  d.classes = 7  # affectnet: 7, or 8 with contempt
   d.fps = 25 / 6  # clips: frames per second that videos are cut at, and frames in folders were
+  d.classes = 7  # affectnet: 7, or 8 with contempt; synthetic_veins: how many persons
   d.align = 'auto'  # auto (as the set is published) | none | box(margin) | five_point(template); docs/data.md
   d.align_size = 224  # five_point: side of the aligned picture in pixels
   d.sampler = 'shuffle'  # shuffle (each once an epoch) | balanced (classes equally often, with replacement)

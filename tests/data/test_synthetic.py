@@ -10,24 +10,25 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
-from mimic_jax.data.drawn import canvas, face, synthetic
-from mimic_jax.data.sets import synthetic_faces, synthetic_images
+from mimic_jax.data.drawn import canvas, face, synthetic, veins
+from mimic_jax.data.sets import synthetic_faces, synthetic_images, synthetic_masks, synthetic_veins
 from mimic_jax.runtime.errors import UserError
 
-MODULES = (synthetic_faces, synthetic_images)
-both = pytest.mark.parametrize('module', MODULES, ids=('faces', 'images'))
+MODULES = (synthetic_faces, synthetic_images, synthetic_veins, synthetic_masks)
+all_of_them = pytest.mark.parametrize('module', MODULES, ids=('faces', 'images', 'veins', 'masks'))
 
 
 def options(**changes):
-  return {'size': 40, 'draw_size': 32, 'draw_seed': 0} | changes
+  return {'size': 40, 'draw_size': 32, 'draw_seed': 0, 'classes': 7} | changes
 
 
 def pictures(source, count):
   return np.stack([source[i]['image'] for i in range(count)])
 
 
-@both
+@all_of_them
 def test_example_has_the_contract_s_shape_and_types(module):
   source = module.build('', 'train', options(draw_size=48))
   example = source[3]
@@ -66,7 +67,7 @@ def test_faces_know_how_they_are_held_and_what_they_wear(rng):
   assert max(mean['disgust'], mean['sadness'], mean['fear']) < -0.3
 
 
-@both
+@all_of_them
 def test_a_fresh_source_draws_the_same_pictures_in_any_order(module, rng):
   seed = int(rng.integers(2**31))
   first = module.build('', 'valid', options(draw_seed=seed))
@@ -77,7 +78,7 @@ def test_a_fresh_source_draws_the_same_pictures_in_any_order(module, rng):
     assert second[i]['label'] == ahead[i]['label']
 
 
-@both
+@all_of_them
 def test_a_pickled_source_in_another_process_draws_the_same_pixels(module, tmp_path):
   source = module.build('', 'train', options(draw_seed=5))
   path = tmp_path / 'source.pkl'
@@ -89,13 +90,13 @@ def test_a_pickled_source_in_another_process_draws_the_same_pixels(module, tmp_p
   assert there.stdout.split() == [source.content_hash(i) for i in range(10)]
 
 
-@both
+@all_of_them
 def test_content_hash_is_of_the_drawn_pixels(module):
   source = module.build('', 'train', options())
   assert source.content_hash(2) == hashlib.sha256(source[2]['image'].tobytes()).hexdigest()
 
 
-@both
+@all_of_them
 def test_splits_and_seeds_never_share_a_picture(module):
   seen = collections.Counter(
     module.build('', split, options(draw_seed=seed)).content_hash(i)
@@ -106,7 +107,7 @@ def test_splits_and_seeds_never_share_a_picture(module):
   assert len(seen) == 180
 
 
-@both
+@all_of_them
 def test_label_without_drawing_is_the_picture_s_and_the_record_counts_it(module, rng):
   size = int(rng.integers(25, 60))
   source = module.build('', 'train', options(size=size, draw_seed=int(rng.integers(1000)), draw_size=16))
@@ -119,7 +120,7 @@ def test_label_without_drawing_is_the_picture_s_and_the_record_counts_it(module,
   assert json.loads(json.dumps(record)) == record
 
 
-@both
+@all_of_them
 def test_every_block_holds_every_class_once_in_an_order_of_its_own(module):
   source = module.build('', 'train', options(size=200))
   classes = len(source.class_names)
@@ -128,7 +129,7 @@ def test_every_block_holds_every_class_once_in_an_order_of_its_own(module):
   assert len(set(blocks)) > 10
 
 
-@both
+@all_of_them
 def test_any_index_can_be_drawn_whatever_the_size(module):
   small, large = (module.build('', 'train', options(size=n)) for n in (1, 10**6))
   np.testing.assert_array_equal(small[123_456]['image'], large[123_456]['image'])
@@ -137,7 +138,7 @@ def test_any_index_can_be_drawn_whatever_the_size(module):
     small[-1]
 
 
-@both
+@all_of_them
 def test_split_hash_follows_everything_that_decides_the_pictures(module):
   hashes = {module.build('', split, options()).record()['split_hash'] for split in ('train', 'valid', 'test')}
   for change in ({'size': 41}, {'draw_size': 33}, {'draw_seed': 1}):
@@ -146,7 +147,7 @@ def test_split_hash_follows_everything_that_decides_the_pictures(module):
   assert module.build('/elsewhere', 'train', options()).record()['split_hash'] in hashes
 
 
-@both
+@all_of_them
 @pytest.mark.parametrize(
   ('split', 'change', 'words'),
   [
@@ -165,7 +166,7 @@ def test_a_bad_field_is_one_line_that_names_it(module, split, change, words):
   assert all(word in message for word in words)
 
 
-@both
+@all_of_them
 def test_every_kind_differs_within_itself_and_fills_its_range(module):
   source = module.build('', 'train', options(size=300, draw_size=24))
   for label in range(len(source.class_names)):
@@ -264,3 +265,58 @@ def test_photograph_without_noise_is_its_formula(rng):
     x, y = -1 + 2 * column / 5, -1 + 2 * row / 5
     value = ((float(pixels[row, column, channel]) - 128) * 0.8 + 128) * (0.9 + 0.1 * x - 0.2 * y)
     assert abs(int(out[row, column, channel]) - min(max(value, 0), 255)) <= 0.51
+
+
+def test_veins_are_a_person_s_in_every_split_and_other_persons_have_others():
+  """The nearest picture, with light and noise filtered out, is of the same person; of another seed's persons by chance alone."""
+
+  def shown(split, seed):
+    source = synthetic_veins.build('', split, options(size=80, classes=8, draw_seed=seed))
+    grey = [Image.fromarray(source[i]['image']).convert('L') for i in range(80)]
+    fine, coarse = (
+      np.stack([np.asarray(x.filter(ImageFilter.GaussianBlur(r)), float) for x in grey]) for r in (1.5, 5)
+    )
+    lines = (fine - coarse).reshape(80, -1)
+    labels = np.array([source.label(i) for i in range(80)])
+    return lines / np.linalg.norm(lines, axis=1, keepdims=True), labels
+
+  known, persons = shown('train', 0)
+  right = [
+    np.mean(persons[(lines @ known.T).argmax(axis=1)] == labels)
+    for lines, labels in (shown('test', 0), shown('test', 1))
+  ]
+  assert right[0] > 0.8
+  assert right[1] < 0.4  # 1 in 8
+
+
+def test_veins_of_a_person_are_drawn_from_the_seed_and_the_person_alone():
+  one, again, other = (synthetic_veins.pattern(seed, person) for seed, person in ((3, 5), (3, 5), (3, 6)))
+  for a, b in zip(one, again, strict=True):
+    np.testing.assert_array_equal(a.points, b.points)
+  assert len(one) != len(other) or any(len(a.points) != len(b.points) for a, b in zip(one, other))
+  with pytest.raises(UserError, match=r'data\.classes is 1; synthetic_veins expected at least 2'):
+    synthetic_veins.build('', 'train', options(classes=1))
+
+
+def test_a_bend_moves_no_point_far_and_neighbours_alike(rng):
+  points = rng.uniform(-1, 1, 200) + 1j * rng.uniform(-1, 1, 200)
+  for _ in range(20):
+    moved = veins.bend(rng, 0.06)
+    by = moved(points) - points
+    assert np.abs(by).max() < 6 * 0.06
+    assert np.abs(moved(points + 0.01) - points - 0.01 - by).max() < 0.02
+    assert np.abs(by).max() > 0.005
+
+
+def test_masks_are_binary_and_hide_a_part_of_every_kind():
+  source = synthetic_masks.build('', 'train', options(size=80, draw_size=64))
+  drawn = pictures(source, 80)
+  assert set(np.unique(drawn)) == {0, 255}
+  assert (drawn == drawn[:, :, :, :1]).all()
+  hidden = (drawn[:, :, :, 0] == 0).mean(axis=(1, 2))
+  labels = np.array([source.label(i) for i in range(80)])
+  for kind in range(len(source.class_names)):
+    share = hidden[labels == kind]
+    assert share.min() >= 0.1
+    assert share.max() < 0.85
+    assert share.std() > 0.03

@@ -1,4 +1,4 @@
-"""Sources whose pictures are drawn when asked for: what synthetic_faces and synthetic_images have in common.
+"""Sources whose pictures are drawn when asked for: what the synthetic_* of single pictures have in common.
 
 A picture is a function of (draw_seed, split, index, draw_size) and the version of the drawing code. Each
 one has generators of its own, keyed by these numbers, so that any index may be drawn in any process and in
@@ -36,12 +36,12 @@ class Drawn:
   """A source of drawn pictures.
 
   Attributes:
-    name: 'faces' or 'images'; part of every id and of every picture's key.
+    name: 'faces', 'images', …; part of every id and of every picture's key.
     class_names: the K classes. Each K pictures from a multiple of K hold every class once, in an order of
       their own, so that any length is balanced to within one picture.
     paint: (label, content generator, look generator, side in pixels) -> uint8 [side, side, 3]. A function
       of a module, so that the source can be pickled.
-    version: of the drawing code; goes into split_hash.
+    version: of the drawing code; goes into split_hash, as do `more` numbers that decide a picture.
     measure: (label, content generator, look generator) -> numbers by name, which the source offers as targets; None: nothing.
     split, size, draw_size, seed: as in the config's data section.
   """
@@ -55,6 +55,7 @@ class Drawn:
   draw_size: int
   seed: int
   measure: Callable[[int, np.random.Generator, np.random.Generator], dict[str, float]] | None = None
+  more: tuple[int, ...] = ()
 
   def __len__(self) -> int:
     return self.size
@@ -109,7 +110,9 @@ class Drawn:
     blocks, rest = divmod(self.size, len(self.class_names))
     counts = np.full(len(self.class_names), blocks)
     counts[self._order(blocks)[:rest]] += 1
-    identity = f'{self.name} {self.version} {self.seed} {self.split} {self.size} {self.draw_size}'
+    identity = ' '.join(
+      map(str, (self.name, self.version, self.seed, self.split, self.size, self.draw_size, *self.more))
+    )
     return {
       'source': f'synthetic_{self.name}',
       'root': '',
@@ -137,6 +140,7 @@ def drawn(
   split: str,
   options: Mapping,
   measure: Callable | None = None,
+  more: tuple[int, ...] = (),
 ) -> Drawn:
   """Returns the source that `options` (the config's data section: size, draw_size, draw_seed) describe.
 
@@ -151,7 +155,7 @@ def drawn(
         f'data.{field} is {value!r}; synthetic_{name} expected a whole number of at least {least}'
       )
   size, draw_size, seed = options['size'], options['draw_size'], options['draw_seed']
-  return Drawn(name, class_names, paint, version, split, size, draw_size, seed, measure)
+  return Drawn(name, class_names, paint, version, split, size, draw_size, seed, measure, more)
 
 
 def _checked(index: int) -> int:
