@@ -115,6 +115,17 @@ def regression_stage(**changes: Any) -> ConfigDict:
   return _plain('regression', changes)
 
 
+def hmtl_stage(**changes: Any) -> ConfigDict:
+  """Returns 10 steps of classification with puzzles on 8 drawn faces."""
+  return _plain('hmtl', changes)
+
+
+def inpaint_stage(**changes: Any) -> ConfigDict:
+  """Returns 10 steps of classification with in-painting on 8 drawn faces."""
+  sizes = {'hmtl.decoder_dim': 16, 'hmtl.decoder_depth': 1, 'hmtl.decoder_heads': 2}
+  return _plain('hmtl', {'hmtl.task': 'inpaint', **sizes, **changes})
+
+
 def _plain(objective: str, changes: dict[str, Any]) -> ConfigDict:
   s = _shared(objectives.defaults(objective), 64)
   s.data.source = 'synthetic_faces'

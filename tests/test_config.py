@@ -59,6 +59,11 @@ ALL = [
   'finetune_regression:init,affectnet',
   'finetune_regression:small,drawn',
   'finetune_regression:small,drawn_glasses',
+  'hmtl',
+  'hmtl:vitb16,affectnet,inpaint,fifth,strong',
+  'hmtl:small,drawn,none',
+  'hmtl:small,drawn_pose',
+  'hmtl:resnet18,pose,inpaint,flips',
   'linear_probe',
   'linear_probe:init,ferplus',
 ]

@@ -1,12 +1,16 @@
-"""MAE's decoder: fills in mask tokens where patches were removed and predicts the pixels of every patch, or something else."""
+"""Decoders: MAE's fills in mask tokens where patches were removed and predicts the pixels of every patch, or something else; that of
+transposed convolutions paints a picture from a feature map."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from flax import nnx
 
-from mimic_jax.models import flops, vit
+from mimic_jax.models import flops, resnet, vit
+from mimic_jax.runtime import sharding
 
 
 class Decoder(nnx.Module):
@@ -62,3 +66,62 @@ def flops_of(encoder_dim: int, config: vit.Config, kept: int) -> int:
 def flops_before_prediction(encoder_dim: int, config: vit.Config, kept: int) -> int:
   """Returns what of `flops_of` comes before the prediction."""
   return flops.linear(1 + kept, encoder_dim, config.dim) + config.block_flops(1 + config.grid**2)
+
+
+# Along a side, what a row of twice as many gets: for the even and the odd one (the input above, at or below it: 0, 1, 2; row of the kernel).
+_ENLARGED = (((0, 3), (1, 1)), ((1, 2), (2, 0)))
+
+
+class Enlarge(nnx.Module):
+  """A transposed convolution of 4 × 4, stride 2, padding 1, as PyTorch's: kernel [4, 4, in, out], normal of variance 2 / (16 · out); no bias."""
+
+  def __init__(self, in_features: int, out_features: int, dtype: str, rngs: nnx.Rngs):
+    self.dtype = dtype
+    init = nnx.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+    self.kernel = nnx.Param(init(rngs.params(), (4, 4, in_features, out_features), jnp.float32))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, h, w, in] to [B, 2h, 2w, out]: each of four outputs to a place is a product with 2 × 2 inputs."""
+    _, h, w, _ = x.shape
+    kernel = self.kernel[...].astype(self.dtype)
+    x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+    parts = []
+    for rows, columns in itertools.product(_ENLARGED, _ENLARGED):
+      taps = list(itertools.product(rows, columns))
+      windows = [x[:, i : i + h, j : j + w] for (i, _), (j, _) in taps]
+      parts.append(
+        jnp.concatenate(windows, axis=-1) @ jnp.concatenate([kernel[k, m] for (_, k), (_, m) in taps])
+      )
+    return rearrange(jnp.stack(parts, axis=1), 'b (r c) h w d -> b (h r) (w c) d', r=2)
+
+
+class Painter(nnx.Module):
+  """Transposed convolutions, each with BatchNorm and ReLU, then a convolution of 3 × 3 to RGB: a picture from a feature map.
+
+  Args:
+    in_features: of the map.
+    widths: channels behind each transposed convolution, which doubles the side.
+    dtype: of the convolutions.
+    rngs: of the kernels.
+  """
+
+  def __init__(self, in_features: int, widths: Sequence[int], dtype: str, rngs: nnx.Rngs):
+    sizes = list(itertools.pairwise([in_features, *widths]))
+    self.up = nnx.List([Enlarge(a, b, dtype, rngs) for a, b in sizes])
+    self.norms = nnx.List([resnet.batch_norm(b, dtype, rngs) for _, b in sizes])
+    self.out = resnet.Conv(3, widths[-1], 3, 1, dtype, rngs)
+    self.bias = nnx.Param(jnp.zeros(3))
+
+  def __call__(self, x: jax.Array, running: bool) -> jax.Array:
+    """Maps [B, h, w, in] to a picture, float32 [B, S, S, 3]; `running`: with the running statistics."""
+    for up, norm in zip(self.up, self.norms, strict=True):
+      x = sharding.along_batch(jax.nn.relu(norm(sharding.along_batch(up(x)), use_running_average=running)))
+    return sharding.along_batch(self.out(x).astype(jnp.float32) + self.bias[...][None, None, None])
+
+
+def painter_flops(in_features: int, widths: Sequence[int], side: int) -> int:
+  """Returns what `Painter` takes for a picture, forward, of a map `side` places wide."""
+  total = 0
+  for n, (a, b) in enumerate(itertools.pairwise([in_features, *widths])):
+    total += flops.linear((side << n) ** 2, 16 * a, b)
+  return total + flops.linear((side << len(widths)) ** 2, 9 * widths[-1], 3)

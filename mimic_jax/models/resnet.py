@@ -55,6 +55,11 @@ class Config(NamedTuple):
     del path, tokens
     return ndim >= 2
 
+  @property
+  def shrinks(self) -> int:
+    """Pixels of a picture to a place of the last feature map, along a side."""
+    return 32 if self.stem == '7x7' else 16
+
   def flops(self) -> int:
     """Returns what a picture takes, forward."""
     size, stride = (7, 2) if self.stem == '7x7' else (3, 1)
@@ -204,14 +209,20 @@ class Encoder(nnx.Module):
 
   def __call__(self, images: jax.Array, running: bool) -> jax.Array:
     """Maps images [B, S, S, 3], normalised, to the last feature map, [B, h, w, dim]; `running`: with the running statistics."""
+    return self.maps(images, running)[-1]
+
+  def maps(self, images: jax.Array, running: bool) -> list[jax.Array]:
+    """Returns the feature map behind each of the four stages, [B, h, w, C]; arguments as for the call."""
     x = jax.nn.relu(self.bn1(self.conv1(images), use_running_average=running))
     # zeros about what is 0 and above change no maximum; jax2onnx leaves out the padding of a max_pool
     x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     x = sharding.along_batch(nnx.max_pool(x, window_shape=(3, 3), strides=(2, 2)))
+    found = []
     for n in range(1, len(STAGES) + 1):
       for block in getattr(self, f'layer{n}'):
         x = sharding.along_batch(block(x, running))
-    return x
+      found.append(x)
+    return found
 
   def features(self, images: jax.Array, *, key: jax.Array | None = None, pool: str = 'gap') -> jax.Array:
     """Returns the mean over places, float32 [B, dim]; with a key as in training: statistics of this batch, the running ones updated."""

@@ -92,7 +92,8 @@ def locate(path: str, field: str) -> tuple[epath.Path, int]:
 
 def _labelled(folder: epath.Path, step: int) -> bool:
   meta = checkpoint.read_meta(folder, step)
-  return objectives.find(meta['config'][meta['stage']]['objective']).labelled
+  known = objectives.find(meta['config'][meta['stage']]['objective']).labelled
+  return known or bool(meta.get('reading', {}).get('classifier'))  # of one whose section says what it learns
 
 
 def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) -> Trained:

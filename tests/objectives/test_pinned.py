@@ -16,6 +16,8 @@ PINNED = {
   'moco_v3': [(3.2298415, 34.320335), (2.0638540, 50.450020)],
   'mimic': [(2.3094606, 2.0375903), (2.4978976, 4.3952041)],
   'regression': [(0.99453336, 0.56947076), (1.0196490, 0.40342659)],
+  'hmtl': [(3.5844457, 4.4454226), (3.5517306, 2.4302738)],
+  'hmtl_inpaint': [(2.8760176, 1.5105617), (2.8568664, 1.3696747)],
   'ssl_fer': [(6.9324970, 119.91454), (6.9189625, 94.448616)],
 }
 STAGES = {
@@ -25,6 +27,8 @@ STAGES = {
   'mimic': small.mimic_stage,
   'ssl_fer': small.ssl_fer_stage,
   'regression': small.regression_stage,
+  'hmtl': small.hmtl_stage,
+  'hmtl_inpaint': small.inpaint_stage,
 }
 
 

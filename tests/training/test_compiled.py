@@ -44,7 +44,9 @@ def strange(name: str, made: step_lib.Program, images: int, found: dict) -> list
   objective, here = made.objective, images // 8
   views, size = objective.inputs()['image'].views, objective.config.image_size
   rows, widths = 0, ()  # of the candidates of a pair loss
-  if objective.labelled:
+  if name in ('regression', 'hmtl'):
+    pass
+  elif objective.labelled:
     rows, widths = views * images, (len(CLASSES), objective.stage['head']['projection_dim'])
   elif name == 'ssl_fer':
     rows, widths = objective.pictures * images, (objective.stage['ssl_fer']['dim'],)

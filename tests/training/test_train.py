@@ -32,6 +32,8 @@ STAGES = {
   'probe': small.probe_stage,
   'scn': small.scn_stage,
   'regression': small.regression_stage,
+  'hmtl': small.hmtl_stage,
+  'inpaint': small.inpaint_stage,
   'ssl_fer': small.ssl_fer_stage,
 }
 
