@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mimic_jax import data
+from mimic_jax.data import held_out
 from mimic_jax.runtime.errors import UserError
 
 
@@ -132,3 +133,18 @@ def test_wrong_roots_and_labels_are_one_line(root):
   table(root, 'id,label\na.png,x\ndeep/c.png,z', 'valid.csv')
   with pytest.raises(UserError, match=r"valid.csv:3: label 'z' has no picture to train on; expected x, y"):
     read(root, 'valid')
+
+
+def test_columns_of_numbers_are_targets_and_an_empty_cell_is_unknown(root, monkeypatch):
+  rows = 'id,label,Valence,note,empty,age\na.png,x,-0.5,fine,,3\nb.png,y,,4,,7\ndeep/c.png,y,1e-1,,,'
+  source = data.build('csv', table(root, rows), 'train', {})
+  assert list(source.targets) == ['valence', 'age']
+  want = {'a.png': (-0.5, 3), 'b.png': (np.nan, 7), 'deep/c.png': (np.float32(0.1), np.nan)}
+  for i in range(3):
+    item = source[i]
+    np.testing.assert_array_equal([item['valence'], item['age']], want[item['id']])
+  monkeypatch.setattr(held_out, 'part', lambda *_: (np.array([1, 2]), {}))
+  monkeypatch.setattr(held_out, 'note', lambda about: '')
+  rest = data.build('csv', str(root), 'train', {'held_out': 0.1})
+  assert [rest.id(i) for i in (0, 1)] == ['b.png', 'deep/c.png']
+  np.testing.assert_array_equal(rest.targets['age'], [7, np.nan])

@@ -425,3 +425,44 @@ def test_the_config_has_the_papers_hyper_parameters(variant, preset, drop_path, 
 
 def parsed(*args) -> ConfigDict:
   return config.parse(['main', *args]).config
+
+
+def write_attributes(root, rows, rng):
+  """Writes the attribute files of all pictures; returns {id: (gender, race, age)}."""
+  (root / 'Annotation' / 'manual').mkdir(parents=True)
+  held = {}
+  for key in rows:
+    held[key] = tuple(int(rng.integers(n)) for n in (3, 3, 5))
+    points = ''.join(f'{x}\t{y}\n' for x, y in rng.integers(0, 100, (5, 2)))
+    text = points + ''.join(f'{v}\n' for v in held[key])
+    (root / 'Annotation' / 'manual' / f'{key}_manu_attri.txt').write_text(text)
+  return held
+
+
+def test_gender_race_and_age_are_targets_where_their_files_are_there(rng, tmp_path):
+  rows = draw(rng)
+  write_official(tmp_path, rows)
+  assert build(tmp_path).targets == {}
+  held = write_attributes(tmp_path, rows, rng)
+  for split in ('train', 'test'):
+    s = build(tmp_path, split)
+    assert list(s.targets) == ['gender', 'race', 'age']
+    for i in range(len(s)):
+      gender, race, age = held[s.id(i)]
+      got = [float(s.targets[name][i]) for name in s.targets]
+      np.testing.assert_array_equal(got, [np.nan if gender == 2 else gender, race, age])
+      np.testing.assert_array_equal([s[i][name] for name in s.targets], got)
+
+
+def test_an_attribute_file_that_is_not_as_the_layout_says_is_named(rng, tmp_path):
+  rows = draw(rng)
+  write_official(tmp_path, rows)
+  write_attributes(tmp_path, rows, rng)
+  file = tmp_path / 'Annotation' / 'manual' / 'train_00003_manu_attri.txt'
+  lines = file.read_text().split('\n')
+  file.write_text('\n'.join([*lines[:6], '7', lines[7]]))
+  assert f"{file}:7: the race is '7'; expected 0..2" in refused(tmp_path)
+  file.write_text('\n'.join(lines[:5]))
+  assert f"{file}:6: the gender is ''" in refused(tmp_path)
+  file.unlink()
+  assert f'{file}: can not be read (No such file' in refused(tmp_path)

@@ -3,8 +3,8 @@
     root/train.csv (or training.csv), root/valid.csv, …    a table for each split
     root/labels.csv, or a root that is a table itself      one for all: with a column 'split', or all of it is 'train'
 
-The first row has the columns' names, among them 'id' and 'label'; others are passed over. UTF-8, commas. Classes are sorted by
-name. Where there is no valid split, data.held_out makes one of a share of the training pictures
+The first row has the columns' names, among them 'id' and 'label'; others that hold numbers, or nothing, are targets by their names (a split has those of its
+own table), and what else there is is passed over. UTF-8, commas. Classes are sorted by name. Where there is no valid split, data.held_out makes one of a share of the training pictures
 (data/held_out.py).
 """
 
@@ -29,14 +29,23 @@ from mimic_jax.runtime.errors import UserError
 
 READS = ('held_out',)
 TABLE = 'labels.csv'
+OWN = (
+  'id',
+  'label',
+  'split',
+  'image',
+  'index',
+  'mask',
+)  # of a table, and of a batch, which no target may be called
 
 
 class Row(NamedTuple):
-  """A picture in a table: its path from the table's folder, its class, and the line that says so."""
+  """A picture in a table: its path from the table's folder, its class, the line that says so."""
 
   path: str
   label: str
   place: str
+  more: Mapping[str, str]  # what stands in other columns
 
 
 def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
@@ -69,10 +78,12 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   kept, left_out = cutting.to_keep(place, paths, there, lambda k: rows[k].place, policy)
   labels = np.array([position[rows[k].label] for k in kept], np.int32)
   ids = [paths[k] for k in kept]
+  targets = _numbers([rows[k].more for k in kept])
   about, warnings = {'left_out': left_out}, []
   if side:
     kept, held = held_out.part(side, place, ids, labels, class_names, options)
     ids, labels = [ids[k] for k in kept], labels[kept]
+    targets = {name: values[kept] for name, values in targets.items()}
     about['held_out'], warnings = held, [held_out.note(held)]
   record = {
     'source': 'csv',
@@ -86,7 +97,21 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     'warnings': warnings,
     **about,
   }
-  return Files(place, ids, ids, labels, class_names, record, options.get('max_pixels', 50_000_000))
+  most = options.get('max_pixels', 50_000_000)
+  return Files(place, ids, ids, labels, class_names, record, most, targets=targets)
+
+
+def _numbers(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
+  """Returns the columns that hold numbers, float32 [n], NaN where a cell is empty; not those that are empty altogether."""
+  found = {}
+  for name in rows[0] if rows else ():
+    try:
+      values = np.array([float(row[name] or 'nan') for row in rows], np.float32)
+    except ValueError:
+      continue
+    if np.isfinite(values).any():
+      found[name] = values
+  return found
 
 
 def fetch(root: str, split: str, options: Mapping[str, Any]) -> str:
@@ -148,7 +173,8 @@ def _rows(table: str, split: str = '') -> dict[str, list[Row]]:
       if not value:
         raise UserError(f"{place}: the {column} of '{said['id']}' is empty; expected one")
     if (other := known.setdefault(path, (label, to, place)))[2] == place:
-      found.setdefault(to, []).append(Row(path, label, place))
+      more = {name: value for name, value in said.items() if name and name not in OWN}
+      found.setdefault(to, []).append(Row(path, label, place, more))
     elif other[:2] != (label, to):
       raise UserError(
         f"{place}: '{path}' is {label} of {to}, and {other[0]} of {other[1]} in {other[2]}; expected each picture once"

@@ -6,6 +6,8 @@ Two layouts are read:
              Image/original
   folders    train/<class>/ and test/<class>/ with pictures; a class is its number 1..7 or its name ('happy' as 'happiness')
 
+Where Annotation/manual/train_00001_manu_attri.txt is there (official), gender, race and age are targets: the numbers of its sixth to eighth line.
+
 A picture's id is 'train_00001' in both, and pictures come in the order of their ids in both, so that a run doesn't depend
 on the layout. There is no validation split.
 """
@@ -38,6 +40,12 @@ EXPECTED = {
   'train': dict(zip(CLASS_NAMES, (1290, 281, 717, 4772, 1982, 705, 2524))),
   'test': dict(zip(CLASS_NAMES, (329, 74, 160, 1185, 478, 162, 680))),
 }
+
+ATTRIBUTES = 'Annotation/manual'
+# What the release's lines behind the five points hold, with how many numbers; gender is 0 male, 1 female, 2 unsure (NaN here), race 0 Caucasian,
+# 1 African-American, 2 Asian, age 0 to 3 years, 4 to 19, 20 to 39, 40 to 69, 70 and above.
+OF_PERSON = {'gender': 3, 'race': 3, 'age': 5}
+UNSURE = 2
 
 # Pictures of one size are cropped on the device, which is sent each of them once instead of every crop enlarged to the
 # model's size. Above this side in pixels crops made by the reader are the smaller load.
@@ -117,7 +125,41 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     record,
     options.get('max_pixels', 50_000_000),
     image_shape=_one_size(there, options.get('threads', 8)),
+    targets=_attributes(root, rows.ids, options.get('threads', 8)) if layout == 'official' else None,
   )
+
+
+def _attributes(root: str, ids: Sequence[str], threads: int) -> dict[str, np.ndarray]:
+  """Returns gender, race and age of the pictures, float32 [n], NaN where unsure; {} where the release's attribute files are not there.
+
+  Raises:
+    UserError: on a missing file where others are there, and on one that isn't as the layout says.
+  """
+  folder = os.path.join(root, ATTRIBUTES)
+  if not os.path.isdir(folder):
+    return {}
+
+  def read(some: Sequence[str]) -> list[list[float]]:
+    return [_of_person(os.path.join(folder, f'{name}_manu_attri.txt')) for name in some]
+
+  columns = np.array(files_lib.in_chunks(read, ids, threads), np.float32).T
+  return dict(zip(OF_PERSON, columns))
+
+
+def _of_person(path: str) -> list[float]:
+  try:
+    with open(path, encoding='utf-8-sig') as f:
+      lines = f.read().split('\n')
+  except (OSError, UnicodeDecodeError) as e:
+    why = e.strerror if isinstance(e, OSError) else 'not text'
+    raise UserError(f'{path}: can not be read ({why}); expected the attributes of a picture') from None
+  found = []
+  for number, (name, count) in enumerate(OF_PERSON.items(), 6):
+    text = lines[number - 1].strip() if len(lines) >= number else ''
+    if text not in map(str, range(count)):
+      raise UserError(f"{path}:{number}: the {name} is '{text[:20]}'; expected 0..{count - 1}")
+    found.append(np.nan if (name, text) == ('gender', str(UNSURE)) else float(text))
+  return found
 
 
 def _aligned_here(root: str) -> bool:
