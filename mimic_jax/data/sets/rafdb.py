@@ -116,6 +116,12 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   }
   record['warnings'] += [*rows.warnings, *unnamed]
   there = [os.path.join(root, path) for path, here in zip(rows.paths, on_disk) if here]
+  attributes = {}
+  if layout == 'official':
+    try:
+      attributes = _attributes(root, rows.ids, options.get('threads', 8))
+    except UserError as e:  # whoever asks for them is told that they are not offered
+      record['warnings'].append(f'without gender, race and age: {e}')
   return Files(
     root,
     rows.paths,
@@ -125,7 +131,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     record,
     options.get('max_pixels', 50_000_000),
     image_shape=_one_size(there, options.get('threads', 8)),
-    targets=_attributes(root, rows.ids, options.get('threads', 8)) if layout == 'official' else None,
+    targets=attributes,
   )
 
 
