@@ -80,7 +80,7 @@ class Objective(abc.ABC):
     RANGES: field → (lowest, highest), both allowed.
     FIGURES: what the figures are that `loss` gives; one that is not here is shown by its name.
     CITES: what it is from: fields of BibTeX entries by key (report/citations.py has those of many).
-    labelled: whether it learns from labels.
+    labelled: whether it learns from labels; an instance may say so where its section decides.
     classifier: path of its model's layer whose last axis is the classes; () where it has none.
     pairs: whether its loss puts pictures of a batch together, which is then not computed in parts (`accumulate`).
     pictures: of one group (the frames of a clip, say) that an item of a batch holds; with more than one, arrays are

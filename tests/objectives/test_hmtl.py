@@ -31,6 +31,12 @@ def objective(model=None, **fields):
   return hmtl.Objective(stage, small.model_section(**(model or {})), CLASSES)
 
 
+def compiled(function, network, *args):
+  """Returns function(network, *args), compiled; nothing of the network is a constant of it."""
+  graphdef, state = nnx.split(network)
+  return jax.jit(lambda state, *args: function(nnx.merge(graphdef, state), *args))(state, *args)
+
+
 def photos(rng, count=6, size=16):
   return jnp.asarray(rng.normal(size=(count, size, size, 3)), jnp.float32)
 
@@ -144,17 +150,23 @@ def test_a_painter_is_pytorchs_transposed_convolutions_with_batch_statistics(rng
 @pytest.mark.parametrize('model', [{}, RESNET], ids=['vit', 'resnet'])
 def test_the_error_is_that_of_what_was_removed_picture_by_picture(model, rng):
   found = objective(model, **{'hmtl.task': 'inpaint'})
-  network, size = found.init(jax.random.key(0)), found.config.image_size
+  size = found.config.image_size
   x = photos(rng, 5, size)
   gone = rng.random((5, size, size)) < 0.3
   gone[2] = False
-  _, places = found._encoded(network, x, None)
-  loss, _ = found._painted(network, places, x, jnp.asarray(gone), running=True)
-  painting = np.asarray(found._painting(network, places, running=True), np.float64)
+
+  def of(network, x, gone):
+    _, places = found._encoded(network, x, None)
+    loss, _ = found._painted(network, places, x, gone, running=True)
+    return loss, found._painting(network, places, running=True)
+
+  loss, painting = compiled(of, jax.jit(found.init)(jax.random.key(0)), x, gone)
+  painting, x = np.asarray(painting, np.float64), np.asarray(x)
   each = [np.abs(painting[b] - x[b])[gone[b]].mean() if gone[b].any() else 0.0 for b in range(5)]
   assert float(loss) == pytest.approx(np.mean(each), rel=1e-5)
 
 
+@pytest.mark.processes
 def test_the_perceptual_distance_is_pytorchs_on_the_same_weights(rng, tmp_path):
   torch = pytest.importorskip('torch')
   net = peers.torch_resnet(torch, (2, 2, 2, 2), False, False)
@@ -162,9 +174,10 @@ def test_the_perceptual_distance_is_pytorchs_on_the_same_weights(rng, tmp_path):
   torch.save(net.state_dict(), path)
   found = objective(RESNET, **{'hmtl.task': 'inpaint', 'hmtl.perceptual': str(path)})
   frozen = step_lib.read_frozen(found, 'config.only', sharding.make_mesh())
-  model = frozen.attached(found.init(jax.random.key(0)), frozen.arrays)
+  model = frozen.attached(jax.jit(found.init)(jax.random.key(0)), frozen.arrays)
   a, b = (rng.normal(size=(3, 32, 32, 3)).astype(np.float32) for _ in range(2))
-  value, gradient = jax.value_and_grad(model.perceptual.distance)(jnp.asarray(a), jnp.asarray(b))
+  distance = lambda network, a, b: jax.value_and_grad(network.distance)(a, b)  # noqa: E731
+  value, gradient = compiled(distance, model.perceptual, a, b)
   net = net.double().eval()
 
   def depths(x):
@@ -186,13 +199,14 @@ def test_a_vit_compares_too_at_four_depths_without_its_class_token(rng):
   found = objective(
     RESNET, **{'hmtl.task': 'inpaint', 'hmtl.perceptual': 'w', 'hmtl.perceptual_preset': 'vit_ti16'}
   )
-  network = found.frozen()['perceptual'].init(jax.random.key(0))
+  network = jax.jit(found.frozen()['perceptual'].init)(jax.random.key(0))
   x = photos(rng, 2, 32)
-  assert [d.shape for d in network(x)] == [(2, 4, 192)] * 4
-  tokens = network.encoder(x, norm=False)[:, 1:]
+  of = lambda n, x: (n(x), n.encoder(x, norm=False)[:, 1:], n.distance(x, x), n.distance(x, -x))  # noqa: E731
+  depths, tokens, same, other = compiled(of, network, x)
+  assert [d.shape for d in depths] == [(2, 4, 192)] * 4
   want = tokens / np.linalg.norm(tokens, axis=-1, keepdims=True)
-  np.testing.assert_allclose(network(x)[-1], want, atol=1e-2)
-  assert float(network.distance(x, x)) == 0 < float(network.distance(x, -x))
+  np.testing.assert_allclose(depths[-1], want, atol=1e-2)
+  assert float(same) == 0 < float(other)
 
 
 # ---- the two together
@@ -202,33 +216,34 @@ def test_a_vit_compares_too_at_four_depths_without_its_class_token(rng):
 def test_features_of_the_loss_are_those_that_are_measured(model, rng):
   pool = {'head.pool': model['pool']} if 'pool' in model else {}
   found = objective({k: v for k, v in model.items() if k != 'pool'}, **pool)
-  network, x = found.init(jax.random.key(0)), photos(rng, 4, found.config.image_size)
-  np.testing.assert_allclose(found._encoded(network, x, None)[0], network.features(x), rtol=1e-5, atol=1e-6)
+  network, x = jax.jit(found.init)(jax.random.key(0)), photos(rng, 4, found.config.image_size)
+  mine, measured = compiled(lambda n, x: (found._encoded(n, x, None)[0], n.features(x)), network, x)
+  np.testing.assert_allclose(mine, measured, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('task', ['puzzle', 'inpaint'])
 @pytest.mark.parametrize('on', hmtl.SUPERVISED_ON)
 def test_the_loss_is_the_heads_on_what_it_is_to_see_plus_w_times_the_tasks(task, on, rng):
   found = objective(**{'hmtl.task': task, 'hmtl.supervised_on': on, 'hmtl.weight': 0.3})
-  model, x = found.init(jax.random.key(0)), photos(rng)
+  model, x = jax.jit(found.init)(jax.random.key(0)), photos(rng)
   model.classifier.fc.kernel[...] = jnp.asarray(rng.normal(size=(16, 3)), jnp.float32)
   y = np.eye(3, dtype=np.float32)[rng.integers(0, 3, 6)]
   key = jax.random.key(int(rng.integers(2**31)))
-  loss, said = found.loss(model, {'image': x[:, None], 'label': jnp.asarray(y)}, key, 0, 10)
-  seen, made = found._made(jax.random.split(key, 3)[2], x)
 
-  def head(images):
-    z = np.asarray(model.classifier(model.features(images)), np.float64)
-    return np.mean(np.log(np.exp(z).sum(1)) - (z * y).sum(1))
+  def of(model, x, y):
+    loss, said = found.loss(model, {'image': x[:, None], 'label': y}, key, 0, 10)
+    seen, made = found._made(jax.random.split(key, 3)[2], x)
+    if task == 'puzzle':
+      beside, _ = found._placed(model, model.features(seen), made)
+    else:
+      beside, _ = found._painted(model, found._encoded(model, seen, None)[1], x, made, running=True)
+    return loss, said['supervised'], beside, [model.classifier(model.features(v)) for v in (x, seen)]
 
-  want = {'plain': head(x), 'puzzled': head(seen)}
-  want['both'] = (want['plain'] + want['puzzled']) / 2
-  if task == 'puzzle':
-    beside, _ = found._placed(model, model.features(seen), made)
-  else:
-    beside, _ = found._painted(model, found._encoded(model, seen, None)[1], x, made, running=True)
-  assert float(said['supervised']) == pytest.approx(want[on], rel=1e-4)
-  assert float(loss) == pytest.approx(want[on] + 0.3 * float(beside), rel=1e-4)
+  loss, supervised, beside, logits = compiled(of, model, x, y)
+  of_head = [np.mean(np.log(np.exp(z).sum(1)) - (z * y).sum(1)) for z in np.asarray(logits, np.float64)]
+  want = {'plain': of_head[0], 'puzzled': of_head[1], 'both': np.mean(of_head)}[on]
+  assert float(supervised) == pytest.approx(want, rel=1e-4)
+  assert float(loss) == pytest.approx(want + 0.3 * float(beside), rel=1e-4)
 
 
 def test_without_a_task_it_is_the_plain_objective(rng):
