@@ -1,18 +1,23 @@
 """Small configs that tests share: a ViT of a few thousand parameters on pictures of 16 × 16."""
 
+import functools
 import os
 import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from etils import epath
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mimic_jax import defaults, objectives
+from mimic_jax import defaults, models, objectives
+from mimic_jax.runtime import checkpoint
 
 # Real pictures that some tests want: DATA/ferplus in its official layout, DATA/faces_wild/<split>/<class>/<person>_<n>.jpg.
 DATA = pathlib.Path(os.environ.get('MIMIC_TEST_DATA', 'no such folder'))
+GENERATOR_WIDTH = 2  # of AMCL's masks
 
 
 def model_section(**changes: Any) -> ConfigDict:
@@ -98,6 +103,46 @@ def ssl_fer_stage(**changes: Any) -> ConfigDict:
   s.optim.hold_epochs = 2.0
   s.update_from_flattened_dict(changes)
   return s
+
+
+def amcl_masks_stage(**changes: Any) -> ConfigDict:
+  """Returns 10 steps of a GAN of few channels on 8 drawn masks."""
+  s = _shared(objectives.defaults('amcl_masks'), 64)
+  s.data.source = 'synthetic_masks'
+  s.drop_path = 0.0
+  s.gan.width = GENERATOR_WIDTH
+  s.optim.lr = s.optim_critic.lr = 5e-5  # faster, two adversaries make much of a rounding error in 50 steps
+  s.update_from_flattened_dict(changes)
+  return s
+
+
+def amcl_stage(**changes: Any) -> ConfigDict:
+  """Returns a pre-training stage of 10 steps of 16 drawn pictures under masks of a generator that is made for it."""
+  s = _shared(objectives.defaults('amcl'), 64)
+  s.batch_images = 16
+  s.data.source = 'synthetic_images'
+  s.drop_path = 0.0
+  s.amcl.dim, s.amcl.masks_width = 8, GENERATOR_WIDTH
+  s.amcl.eta = 20.0  # so that masks change
+  s.amcl.masks = changes.pop('amcl.masks') if 'amcl.masks' in changes else generator()
+  s.update_from_flattened_dict(changes)
+  return s
+
+
+@functools.cache
+def generator(folder: str = '') -> str:
+  """Returns a folder, by default a new one, with a checkpoint of `amcl_masks_stage`, its kernels so large that masks differ."""
+  folder = folder or tempfile.mkdtemp()
+  config = run_config(masks=amcl_masks_stage())
+  learner = objectives.make(config.masks, config.model, (), 'objective')
+  _, params, rest = models.split(jax.jit(learner.init)(jax.random.key(0)), learner.trainable)
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, x: x * (20.0 if path[-1].key == 'kernel' else 1.0), params
+  )
+  with checkpoint.opened(epath.Path(folder)) as checkpoints:
+    meta = {'stage': 'masks', 'config': config.to_dict()}
+    checkpoints.save(10, {'params': params, 'rest': rest}, meta)
+  return folder
 
 
 def probe_stage(**changes: Any) -> ConfigDict:

@@ -39,7 +39,7 @@ def stage_of(config: ConfigDict, name: str) -> stage_lib.Stage:
   config[name].eval.splits, config[name].eval.without_duplicates = '', False
   mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
   run = stage_lib.Stage(config, name, epath.Path(), mesh)
-  run.prepare()
+  run.prepare(made_up=True)
   return run
 
 

@@ -52,10 +52,10 @@ class Figure(NamedTuple):
 
 
 class Frozen(NamedTuple):
-  """A network read from a weight file, which nothing changes: an argument of the step, never in a checkpoint.
+  """A network read from a weight file or an earlier stage of the run, which nothing changes: an argument of the step, never in a checkpoint.
 
   Attributes:
-    path: of the file.
+    path: of the file; or the name of an earlier stage of the run, which makes it.
     field: of the stage's section that holds the path, for errors.
     init: key → the network; of shapes only.
     initial: what it takes from the file, as `Objective.initial`.

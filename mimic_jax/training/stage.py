@@ -22,10 +22,16 @@ from mimic_jax.training import evaluation
 from mimic_jax.training import step as step_lib
 
 
+def earlier(config: Mapping[str, Any], name: str, folder: epath.Path) -> dict[str, str]:
+  """Returns the folders of a run's stages that come before one, by name."""
+  names = config_lib.stages(config)
+  return {n: str(folder / n) for n in names[: names.index(name)]}
+
+
 def first_weights(config: Mapping[str, Any], name: str, folder: epath.Path) -> str:
   """Returns the path of a stage's initial weights, which an earlier stage may have yet to make; '' = from scratch."""
-  init, names = config[name]['init'], config_lib.stages(config)
-  return str(folder / init) if init in names[: names.index(name)] else init
+  init = config[name]['init']
+  return earlier(config, name, folder).get(init, init)
 
 
 class Stage:
@@ -71,7 +77,13 @@ class Stage:
       self.splits = self._splits({**d, 'cache': False})
     for split in self.splits:
       self._check_offers(split.source, f'config.{name}.eval.splits', split.name, grouped=False)
-    frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
+    self._earlier = earlier(config, name, folder)
+    paths = {network.path for network in self.objective.frozen().values()}
+    self._frozen_later = not paths.isdisjoint(self._earlier)  # a stage has yet to make one
+    if self._frozen_later:
+      frozen = step_lib.frozen_shapes(self.objective, mesh)
+    else:
+      frozen = step_lib.read_frozen(self.objective, f'config.{name}', mesh)
     self.clips = None
     if frames := self.objective.frames:
       with self._fields_as_typed():
@@ -118,9 +130,20 @@ class Stage:
         f"{field} is '{value}', whose pictures are in no groups; {needs} groups of {self.objective.pictures}"
       )
 
-  def prepare(self) -> None:
-    """Does what takes time: reads pictures that are to be kept in memory, finds copies, builds the program."""
+  def prepare(self, made_up: bool = False) -> None:
+    """Does what takes time: reads pictures that are to be kept in memory, finds copies, reads what earlier stages have made.
+
+    Args:
+      made_up: whether frozen networks that an earlier stage of the run makes are fresh ones instead.
+    """
     d = self.stage['data']
+    if self._frozen_later:
+      made = (
+        step_lib.fresh_frozen(self.objective, self.mesh)
+        if made_up
+        else step_lib.read_frozen(self.objective, f'config.{self.name}', self.mesh, self._earlier)
+      )
+      self.program.frozen.arrays.update(made.arrays)
     if self.stage['eval']['without_duplicates']:
       evaluation.find_copies(self.splits, data.whole(d['source'], d['root'], d['split'], d))
     if d['resident']:

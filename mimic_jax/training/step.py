@@ -274,13 +274,25 @@ def frozen_shapes(objective: Objective, mesh: Mesh) -> FrozenNetworks:
   return FrozenNetworks(templates, arrays)
 
 
-def read_frozen(objective: Objective, field: str, mesh: Mesh) -> FrozenNetworks:
+def fresh_frozen(objective: Objective, mesh: Mesh) -> FrozenNetworks:
+  """Returns the networks that an objective has from files with random weights: for whoever only times them."""
+  networks = frozen_shapes(objective, mesh)
+  for name, network in objective.frozen().items():
+    split = lambda key, init=network.init: models.split(init(key), lambda path: True)[1:]  # noqa: E731
+    networks.arrays[name] = jax.jit(split, out_shardings=sharding.replicated(mesh))(jax.random.key(0))
+  return networks
+
+
+def read_frozen(
+  objective: Objective, field: str, mesh: Mesh, stages: Mapping[str, str] | None = None
+) -> FrozenNetworks:
   """Reads the networks that an objective has from files; their random keys and counters are fresh ones.
 
   Args:
     objective: of the stage.
     field: the config's field that holds the stage, for errors.
     mesh: of the devices.
+    stages: folders of the run's earlier stages by name: a network's path that is such a name means what that stage made.
 
   Raises:
     UserError: naming the field, when a file is missing, can't be read or does not fit.
@@ -290,12 +302,11 @@ def read_frozen(objective: Objective, field: str, mesh: Mesh) -> FrozenNetworks:
     where = f'{field}.{network.field}'
     arrays = networks.arrays[name]
     target = {k.split('/', 1)[1]: v for k, v in checkpoint.flatten(arrays).items() if is_weight(v)}
-    found, _ = weights.fit(weights.read(network.path, where), target, network.initial, where)
+    path = (stages or {}).get(network.path, network.path)
+    found, _ = weights.fit(weights.read(path, where), target, network.initial, where)
     absent = sorted(set(target) - set(found))
     if absent:
-      raise UserError(
-        f"{where}: '{network.path}' lacks '{absent[0]}'; expected all of a network that is not trained"
-      )
+      raise UserError(f"{where}: '{path}' lacks '{absent[0]}'; expected all of a network that is not trained")
 
     def others(init: Callable[[jax.Array], nnx.Module] = network.init) -> dict[str, jax.Array]:
       _, *trees = models.split(init(jax.random.key(0)), lambda path: True)

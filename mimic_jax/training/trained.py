@@ -16,6 +16,7 @@ from mimic_jax import defaults, models, objectives, weights
 from mimic_jax.runtime import checkpoint, remote, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, sizes
+from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 
 
@@ -144,7 +145,8 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) 
         )
       trees[tree][flat] = array
   put = _everywhere(trees, mesh)
-  frozen = step_lib.read_frozen(objective, f'config.{name}', mesh)
+  stages = stage_lib.earlier(config, name, folder.parent.parent)
+  frozen = step_lib.read_frozen(objective, f'config.{name}', mesh, stages)
   return Trained(
     folder, step, config, name, reading, objective, template, put[weights], put['rest'], frozen, ema
   )

@@ -19,6 +19,8 @@ PINNED = {
   'hmtl': [(3.5844457, 4.4454226), (3.5517306, 2.4302738)],
   'hmtl_inpaint': [(2.8760176, 1.5105617), (2.8568664, 1.3696747)],
   'ssl_fer': [(6.9324970, 119.91454), (6.9189625, 94.448616)],
+  'amcl_masks': [(2.1570930, 0.85770923), (2.2014313, 0.97122747)],
+  'amcl': [(2.5321453, 14.079707), (2.6364427, 7.0921893)],
 }
 STAGES = {
   'masked_autoencoding': small.mae_stage,
@@ -29,6 +31,8 @@ STAGES = {
   'regression': small.regression_stage,
   'hmtl': small.hmtl_stage,
   'hmtl_inpaint': small.inpaint_stage,
+  'amcl_masks': small.amcl_masks_stage,
+  'amcl': small.amcl_stage,
 }
 
 

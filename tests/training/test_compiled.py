@@ -35,6 +35,10 @@ def program(name: str, fsdp: int, remat: str = 'dots', **changes: int) -> step_l
     section.moco.update(dim=128, hidden=1024)
   if name == 'ssl_fer':
     section.ssl_fer.dim = 128
+  if name == 'amcl_masks':
+    section.gan.width = 32
+  if name == 'amcl':
+    section.amcl.update(dim=128, masks='there', masks_width=8)
   objective = objectives.make(section, model, CLASSES, 'objective')
   return step_lib.make_program(section, objective, 4096, sharding.make_mesh(-1, fsdp))
 
@@ -48,6 +52,8 @@ def strange(name: str, made: step_lib.Program, images: int, found: dict) -> list
     pass
   elif objective.labelled:
     rows, widths = views * images, (len(CLASSES), objective.stage['head']['projection_dim'])
+  elif name == 'amcl':
+    rows, widths = views * images, (objective.stage['amcl']['dim'],)
   elif name == 'ssl_fer':
     rows, widths = objective.pictures * images, (objective.stage['ssl_fer']['dim'],)
   elif name == 'moco_v3':
@@ -101,8 +107,8 @@ def test_splitting_the_weights_needs_less_and_less_room(name, found):
   one, four, eight = (found(name, fsdp)[1] for fsdp in (1, 4, 8))
   if 'encoder' in found(name, 1)[0].abstract['params']:
     assert eight['temporaries'] < four['temporaries'] < one['temporaries']
-  else:  # no gradients of it that could be split
-    assert max(eight['temporaries'], four['temporaries']) < 1.01 * one['temporaries']
+  else:  # no gradients of it that could be split, or, of a GAN, hardly any beside its maps
+    assert max(eight['temporaries'], four['temporaries']) < 1.02 * one['temporaries']
   assert eight['arguments'] < four['arguments'] < one['arguments']
 
 
