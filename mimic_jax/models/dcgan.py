@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from mimic_jax.models import flops, resnet
+from mimic_jax.models import decoder, flops, resnet
 from mimic_jax.runtime import sharding
 
 SIDE = 64  # pixels of a mask
@@ -20,23 +20,7 @@ SLOPE = 0.2  # of the critic's leaky ReLU
 STD = 0.02
 
 
-def upsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Doubles the side of x [B, H, W, C] with kernel [4, 4, C, D]: PyTorch's ConvTranspose2d of stride 2 and padding 1.
-
-  Each output pixel sees 2 × 2 inputs, through every other row and column of the kernel, which one depends on where it lies.
-  """
-  _, h, w, _ = x.shape
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-  found = []
-  for a in (0, 1):
-    for b in (0, 1):
-      windows = [x[:, a + i : a + i + h, b + j : b + j + w] for i in (0, 1) for j in (0, 1)]
-      taps = kernel[3 - a :: -2, 3 - b :: -2]
-      found.append(jnp.concatenate(windows, axis=-1) @ taps.reshape(-1, taps.shape[-1]))
-  return rearrange(jnp.stack(found), '(r s) b h w d -> b (h r) (w s) d', r=2)
-
-
-def downsample(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """Halves the side of x [B, H, W, C] with kernel [4, 4, C, D]: PyTorch's Conv2d of stride 2 and padding 1."""
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
   x = rearrange(x, 'b (h r) (w s) c -> b h w (r s c)', r=2, s=2)
@@ -68,7 +52,7 @@ class Generator(nnx.Module):
     x = sharding.along_batch(jnp.einsum('bz,hwzc->bhwc', z, self.first.kernel[...]))
     for norm, layer in zip(self.norms, self.layers, strict=True):
       x = jax.nn.relu(norm(x, use_running_average=running))
-      x = sharding.along_batch(upsample(x, layer.kernel[...]))
+      x = sharding.along_batch(decoder.doubled(x, layer.kernel[...]))
     return jax.nn.sigmoid(x[..., 0])
 
 
@@ -86,7 +70,7 @@ class Critic(nnx.Module):
     """Maps masks, float32 [B, 64, 64], to logits, float32 [B], above 0 for one that was drawn; `running` as the generator's."""
     x = masks[..., None]
     for k, layer in enumerate(self.layers):
-      x = sharding.along_batch(downsample(x, layer.kernel[...]))
+      x = sharding.along_batch(halved(x, layer.kernel[...]))
       x = self.norms[k - 1](x, use_running_average=running) if k else x
       x = jax.nn.leaky_relu(x, SLOPE)
     return jnp.einsum('bhwc,hwcd->b', x, self.last.kernel[...])

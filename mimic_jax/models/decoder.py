@@ -68,12 +68,23 @@ def flops_before_prediction(encoder_dim: int, config: vit.Config, kept: int) -> 
   return flops.linear(1 + kept, encoder_dim, config.dim) + config.block_flops(1 + config.grid**2)
 
 
-# Along a side, what a row of twice as many gets: for the even and the odd one (the input above, at or below it: 0, 1, 2; row of the kernel).
-_ENLARGED = (((0, 3), (1, 1)), ((1, 2), (2, 0)))
+def doubled(x: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Doubles the side of x [B, H, W, C] with kernel [4, 4, C, D]: PyTorch's ConvTranspose2d of stride 2 and padding 1.
+
+  Each output pixel sees 2 × 2 inputs, through every other row and column of the kernel, which one depends on where it lies.
+  """
+  _, h, w, _ = x.shape
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  found = []
+  for a, b in itertools.product((0, 1), (0, 1)):
+    windows = [x[:, a + i : a + i + h, b + j : b + j + w] for i in (0, 1) for j in (0, 1)]
+    taps = kernel[3 - a :: -2, 3 - b :: -2]
+    found.append(jnp.concatenate(windows, axis=-1) @ taps.reshape(-1, taps.shape[-1]))
+  return rearrange(jnp.stack(found), '(r s) b h w d -> b (h r) (w s) d', r=2)
 
 
 class Enlarge(nnx.Module):
-  """A transposed convolution of 4 × 4, stride 2, padding 1, as PyTorch's: kernel [4, 4, in, out], normal of variance 2 / (16 · out); no bias."""
+  """`doubled` by a kernel [4, 4, in, out], normal of variance 2 / (16 · out); no bias."""
 
   def __init__(self, in_features: int, out_features: int, dtype: str, rngs: nnx.Rngs):
     self.dtype = dtype
@@ -81,18 +92,8 @@ class Enlarge(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), (4, 4, in_features, out_features), jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, h, w, in] to [B, 2h, 2w, out]: each of four outputs to a place is a product with 2 × 2 inputs."""
-    _, h, w, _ = x.shape
-    kernel = self.kernel[...].astype(self.dtype)
-    x = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-    parts = []
-    for rows, columns in itertools.product(_ENLARGED, _ENLARGED):
-      taps = list(itertools.product(rows, columns))
-      windows = [x[:, i : i + h, j : j + w] for (i, _), (j, _) in taps]
-      parts.append(
-        jnp.concatenate(windows, axis=-1) @ jnp.concatenate([kernel[k, m] for (_, k), (_, m) in taps])
-      )
-    return rearrange(jnp.stack(parts, axis=1), 'b (r c) h w d -> b (h r) (w c) d', r=2)
+    """Maps [B, h, w, in] to [B, 2h, 2w, out]."""
+    return doubled(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 class Painter(nnx.Module):
