@@ -4,7 +4,7 @@ from typing import Any
 
 from etils import epath
 
-from mimic_jax import uncertainty
+from mimic_jax import metrics, uncertainty
 from mimic_jax.report import run as runs
 from mimic_jax.report import tables
 from mimic_jax.runtime import cli
@@ -21,7 +21,18 @@ def of_run(folder: epath.Path) -> str:
     *(('weights', str(stage.folder / 'checkpoints')) for stage in run.stages),
     *(('next', command) for command in _next(run, folder)),
   ]
-  return '\n'.join(['', *cli.aligned([HEAD, *rows]), '', *cli.aligned(where)])
+  return '\n'.join(['', *cli.aligned([HEAD, *rows]), *_of_targets(run), '', *cli.aligned(where)])
+
+
+def _of_targets(run: runs.Run) -> list[str]:
+  """Returns a line for each target that was answered with a number: its scores; none without such."""
+  lines = []
+  for stage in run.stages:
+    for split, held in tables.splits(stage).items():
+      for target, kind in metrics.scored(held).items():
+        scores = [f'{tables.words(s)} {held[f"{s}_{target}"]:.3f}' for s in metrics.SCORES_OF[kind]]
+        lines.append([stage.name, split, target, ', '.join(scores)])
+  return ['', *cli.aligned(lines)] if lines else []
 
 
 def _row(stage: runs.Stage, split: str, held: dict[str, Any]) -> list[str]:

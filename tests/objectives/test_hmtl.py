@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import nnx
+from ml_collections import FrozenConfigDict
 
 from mimic_jax import main, weights
 from mimic_jax.models import decoder
 from mimic_jax.objectives import hmtl, mimic, regression
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 from mimic_jax.training import trained
 from tests import peers, small
@@ -129,6 +131,15 @@ def test_the_perceptual_distance_is_pytorchs_on_the_same_weights(rng, tmp_path):
   assert float(value) == pytest.approx(want.item(), rel=1e-4)
   there = mine.grad.numpy().transpose(0, 2, 3, 1)
   np.testing.assert_allclose(gradient, there, atol=2e-3 * np.abs(there).max())
+
+  config = FrozenConfigDict(small.run_config(only=small.inpaint_stage(**{'hmtl.perceptual': str(path)})))
+  stage = stage_lib.Stage(config, 'only', epath.Path(tmp_path), sharding.make_mesh(devices=jax.devices()[:1]))
+  batch = sharding.to_devices(next(stage.batches(0)), stage.mesh)
+  state, measured = stage.program.step(stage.program.init(jax.random.key(0)), batch, jax.random.key(1))
+  parts = sum(float(measured[name]) for name in ('supervised', 'painted', 'perceptual'))
+  assert float(measured['loss']) == pytest.approx(parts, rel=1e-5)
+  assert 0 < float(measured['perceptual']) < 4
+  assert 'perceptual' not in state['params']
 
 
 def test_a_vit_compares_too_at_four_depths_without_its_class_token(rng):

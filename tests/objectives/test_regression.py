@@ -225,7 +225,7 @@ def test_a_run_is_measured_reported_evaluated_and_exported(tmp_path, capsys):
   ends = found['intervals']['ccc_valence']
   assert ends['low'] <= found['ccc_valence'] <= ends['high']
   assert 'CCC' in (run / 'report.html').read_text()
-  capsys.readouterr()
+  assert f'CCC {found["ccc_valence"]:.3f}, RMSE ' in ''.join(capsys.readouterr())
   main.main(['evaluate', '--checkpoint', str(run), '--data.size=32'])
   assert 'ccc valence' in capsys.readouterr().out
   main.main(['export', '--checkpoint', str(run), '--format', 'stablehlo', '--out', str(tmp_path / 'out')])
