@@ -2,6 +2,7 @@
 
   python -m mimic_jax.main --config configs/amcl.py
   python -m mimic_jax.main --config configs/amcl.py:folder --config.data.root=/data/palms
+  mimic evaluate --checkpoint runs/amcl --verification --data.split=test
 
 Data: drawn veins by default, 40 persons with four training pictures each, which pretrain and finetune both see, the second with labels; in `folder`
 train/<person>/ and valid/<person>/ with pictures of any size (without valid a tenth is held out). The masks are drawn in either case.

@@ -26,9 +26,10 @@ DOWN = {
   'puzzles': ARITHMETIC | {'models'},
   'metrics': ARITHMETIC,
   'uncertainty': ARITHMETIC | {'metrics'},
+  'verification': ARITHMETIC | {'uncertainty'},
   'models': ARITHMETIC,
   'data': ARITHMETIC,
-  'report': {'runtime', 'data', 'metrics', 'uncertainty'},
+  'report': {'runtime', 'data', 'metrics', 'uncertainty', 'verification'},
   'objectives': ARITHMETIC
   | {'augment', 'colour', 'face_parts', 'hog', 'losses', 'mixing', 'models', 'puzzles', 'report', 'defaults'},
   'weights': {'runtime', 'data', 'models'},

@@ -5,7 +5,8 @@
 Without --data flags it is measured on what its own config names. Classes of another set are matched by name; what has no
 counterpart is left out, and said. The folder it writes holds result.json, predictions.npz and report.html, as a run's
 stage does, so `mimic compare` reads it. With --knn 20 the nearest training pictures of the set answer, by the model's features, whatever it
-was trained for.
+was trained for. With --verification pairs of pictures are told apart, too: classes are persons, and two pictures are of one when the
+cosine of their features is large.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from mimic_jax import config as config_lib
-from mimic_jax import data, defaults, metrics, models, uncertainty
+from mimic_jax import data, defaults, metrics, models, uncertainty, verification
 from mimic_jax.data import copies, selection
 from mimic_jax.data.source import Source
 from mimic_jax.report import page, predictions
@@ -52,6 +53,7 @@ class Options:
     seed: of the bootstrap.
     knn: neighbours that answer in the model's place; 0 = the model.
     knn_temperature: of their votes (neighbours.Bank).
+    verification: also whether two pictures are of one class, by the cosine of their features (verification.py).
   """
 
   subsets: tuple[str, ...] = ()
@@ -62,6 +64,7 @@ class Options:
   seed: int = 0
   knn: int = 0
   knn_temperature: float = neighbours.TEMPERATURE
+  verification: bool = False
 
 
 def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
@@ -205,7 +208,23 @@ def measure(
       samples=options.samples,
       seed=options.seed,
     )
+    if options.verification:
+      measured[split.name].metrics['verification'] = _verified(split, measured[split.name], options)
   return measured
+
+
+def _verified(split: evaluation.Split, m: evaluation.Measured, options: Options) -> dict[str, Any]:
+  if 'features' not in m.outputs:
+    raise UserError('--verification: the model answers with no features; expected one that does')
+  if not split.source.class_names:
+    raise UserError(
+      f"--verification: '{split.name}' has no classes; expected a set whose classes are persons"
+    )
+  persons = metrics.dominant(m.outputs['label'])
+  try:
+    return verification.measure(m.outputs['features'], persons, options.samples, options.seed)
+  except UserError as e:
+    raise UserError(f"--verification: '{split.name}': {e}") from e
 
 
 def notes(model: Trained, found: Sequence[evaluation.Split], of_sources: bool = True) -> list[str]:
@@ -326,6 +345,7 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
       said = ', '.join(f'{k} {v:.4f}' for k, v in held.items() if isinstance(v, float))
       lines.append(f'{name}: {said} on {held["count"]:,} pictures')
       lines += [f'  {copies.told(held["copies"])}'] if 'copies' in held else []
+      lines += [f'  {verification.told(held["verification"])}'] if 'verification' in held else []
       continue
     else:
       lines.append(f'{name}: {held["count"]:,} pictures')
@@ -349,6 +369,8 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
       )
     if 'copies' in held:
       lines.append(f'  {copies.told(held["copies"])}')
+    if 'verification' in held:
+      lines.append(f'  {verification.told(held["verification"])}')
   return '\n'.join(lines)
 
 
@@ -381,6 +403,11 @@ def _parser() -> cli.Parser:
     type=float,
     help=f'of their votes exp(cosine / temperature), {neighbours.TEMPERATURE} without it; inf = one vote each',
   )
+  add(
+    '--verification',
+    action='store_true',
+    help='also tell pairs of pictures of one class from pairs of two, by the cosine of features',
+  )
   add('--batch_images', type=int, default=256)
   add(
     '--identity',
@@ -409,6 +436,10 @@ def main(argv: Sequence[str]) -> None:
     raise UserError('--knn_temperature has no effect without --knn; expected both or neither')
   if given.knn_temperature is not None and not given.knn_temperature > 0:
     raise UserError(f'--knn_temperature is {given.knn_temperature}; expected a number above 0, or inf')
+  if given.verification and given.knn:
+    raise UserError(
+      '--verification compares features, which --knn answers with none of; expected one of them'
+    )
   if given.samples and given.samples < uncertainty.LEAST_SAMPLES:
     raise UserError(f'--samples is {given.samples}; expected 0 or at least {uncertainty.LEAST_SAMPLES}')
   mesh = sharding.make_mesh()
@@ -425,6 +456,7 @@ def main(argv: Sequence[str]) -> None:
     seed=given.seed,
     knn=given.knn,
     knn_temperature=given.knn_temperature or neighbours.TEMPERATURE,
+    verification=given.verification,
   )
   if options.knn:
     model = neighbours.Neighbours(model, section, options.knn, options.knn_temperature).classifier
@@ -459,8 +491,21 @@ def _begin(
   subsets = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
   knn = f'knn{options.knn}' if options.knn else ''
   asked = {k: v for k, v in dataclasses.asdict(options).items() if options.knn or not k.startswith('knn')}
+  if not asked['verification']:  # evaluations from before there was one have no such field
+    del asked['verification']
   name = '-'.join(
-    filter(None, [model.stage_name, str(model.step), model.ema and 'ema', *place, *subsets, knn])
+    filter(
+      None,
+      [
+        model.stage_name,
+        str(model.step),
+        model.ema and 'ema',
+        *place,
+        *subsets,
+        knn,
+        options.verification and 'verification',
+      ],
+    )
   )
   name = re.sub(r'[^\w.+-]', '+', name)
   folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name

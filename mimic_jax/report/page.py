@@ -121,7 +121,7 @@ def _stage(run: Run, stage: Stage, final: bool, shown: dict[str, str]) -> str:
   sheets = {name: _sheet(stage.pictures[name], shown) for name in order}
   data = ''.join(sheets.pop(name) for name in order if name.startswith('data_'))
   parts.append(curves)
-  for row in (sheets.values(), (plots.calibration(stage), plots.tsne(stage, final))):
+  for row in (sheets.values(), (plots.calibration(stage), plots.det(stage), plots.tsne(stage, final))):
     parts.append(f'<div class="row">{"".join(row)}</div>')
   if folded or data:
     parts.append(f'<details><summary>Diagnostics and training pictures</summary>{folded}{data}</details>')

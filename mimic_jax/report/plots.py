@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mimic_jax import verification
 from mimic_jax.report import figures, tables
 from mimic_jax.report import run as runs
 from mimic_jax.report.figures import Curve
@@ -164,6 +165,25 @@ def calibration(stage: Stage) -> str:
     'the mean over all answers of the distance, in their bin, between the share that is right (bar) and the mean '
     'probability (about the dashed line). Bars under the line: surer than right.</p>'
     f'{_figure(figures.reliability(bins), told, f"{stage.name}-calibration", table)}</div>'
+  )
+
+
+def det(stage: Stage) -> str:
+  """Returns how well features tell persons apart on a stage's first split that was asked about it, '' for none."""
+  held = next(
+    ((s, h['verification']) for s, h in tables.splits(stage).items() if h.get('verification')), None
+  )
+  if held is None:
+    return ''
+  split, found = held
+  told = verification.told(found)
+  rows = zip(found['det']['false_alarms'], found['det']['misses'], strict=True)
+  table = tables.as_csv(('false alarms', 'misses'), [(f'{a:.6g}', f'{m:.6g}') for a, m in rows])
+  over = f', with its {100 * found["level"]:g} % interval over persons' if found['samples'] else ''
+  return (
+    f'<div class="half"><h3>Verification on {esc(split)}</h3><p class="small quiet">{esc(told[0].upper() + told[1:])}{over}. The curve (DET) is of all '
+    'thresholds: misses are pairs of one person that are taken for two, false alarms the other way round.</p>'
+    f'{_figure(figures.det(found), f"DET curve on {split}: {told}", f"{stage.name}-det", table)}</div>'
   )
 
 

@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from ml_collections import FrozenConfigDict
 from PIL import Image
-from scipy import special
+from scipy import optimize, special
 
 from mimic_jax import data, serving, uncertainty
 from mimic_jax.commands import compare, evaluate
@@ -76,6 +76,28 @@ def test_without_out_it_is_written_into_the_run_and_may_be_repeated(run):
     evaluate.main(['--checkpoint', str(run / 'finetune'), '--samples=0'])
   folder = run / 'evaluations' / 'finetune-3-synthetic_faces-valid'
   assert 'intervals' not in held(folder)[0]['valid']
+
+
+def test_pairs_of_one_class_are_told_from_pairs_of_two_by_the_cosine_of_features(run, tmp_path, capsys):
+  metrics = pytest.importorskip('sklearn.metrics')
+  out = tmp_path / 'e'
+  flags = ['--checkpoint', str(run), '--out', str(out), '--verification', '--samples=100']
+  evaluate.main([*flags, '--data.size=60'])
+  found = held(out)[0]['valid']['verification']
+  kept = np.load(out / 'evaluation' / 'features.npz')
+  x = kept['features'].astype(np.float64)
+  x /= np.linalg.norm(x, axis=1, keepdims=True)
+  a, b = np.triu_indices(len(x), 1)
+  same = kept['label'][a] == kept['label'][b]
+  far, hits, _ = metrics.roc_curve(same, (x[a] * x[b]).sum(1), drop_intermediate=False)
+  expected = optimize.brentq(lambda t: 1.0 - t - np.interp(t, far, hits), 0.0, 1.0)
+  assert found['eer'] == pytest.approx(expected, abs=2e-3)
+  assert found['low'] <= found['eer'] <= found['high']
+  assert (found['persons'], found['pictures'], found['pairs_of_one']) == (7, 60, same.sum())
+  assert f'equal error rate {100 * found["eer"]:.2f} %' in capsys.readouterr().out
+  assert 'Verification on valid' in (out / 'report.html').read_text()
+  with pytest.raises(UserError, match='--knn answers with none of'):
+    evaluate.main([*flags, '--knn', '3'])
 
 
 @pytest.fixture
