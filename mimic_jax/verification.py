@@ -66,7 +66,7 @@ def measure(
 ) -> dict[str, Any]:
   """Returns the equal error rate of a split with its interval and its DET curve, ready for JSON.
 
-  The interval is a percentile bootstrap over persons: a pair counts as often as both of its persons were drawn. Where no resample has an
+  The interval is a percentile bootstrap over persons: a pair of one person counts as often as that one was drawn, a pair of two as often as both. Where no resample has an
   error it is Wilson's of as many persons.
 
   Args:
@@ -106,7 +106,7 @@ def measure(
     drawn = []
     for _ in range(samples):
       times = np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)).astype(np.float64)
-      weight = times[a] * times[b]
+      weight = np.where(same, times[a], times[a] * times[b])
       if (weight * same).any() and (weight * ~same).any():
         drawn.append(equal(*rates(ends, same, weight))[0])
     low, high = (float(q) for q in np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]))
