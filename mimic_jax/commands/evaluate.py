@@ -5,7 +5,7 @@
 Without --data flags it is measured on what its own config names. Classes of another set are matched by name; what has no
 counterpart is left out, and said. The folder it writes holds result.json, predictions.npz and report.html, as a run's
 stage does, so `mimic compare` reads it. With --knn 20 the nearest training pictures of the set answer, by the model's features, whatever it
-was trained for. With --verification pairs of pictures are told apart, too: classes are persons, and two pictures are of one when the
+was trained for. With --verification pairs of pictures are told apart, too: classes are persons, of clips those in them, and two pictures are of one when the
 cosine of their features is large.
 """
 
@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 from mimic_jax import config as config_lib
 from mimic_jax import data, defaults, metrics, models, uncertainty, verification
 from mimic_jax.data import copies, selection
+from mimic_jax.data import source as sources
 from mimic_jax.data.source import Source
 from mimic_jax.report import page, predictions
 from mimic_jax.report.drawing import save_drawing
@@ -216,11 +218,12 @@ def measure(
 def _verified(split: evaluation.Split, m: evaluation.Measured, options: Options) -> dict[str, Any]:
   if 'features' not in m.outputs:
     raise UserError('--verification: the model answers with no features; expected one that does')
-  if not split.source.class_names:
+  known = sources.targets_of(split.source).get('person')
+  if known is None and not split.source.class_names:
     raise UserError(
-      f"--verification: '{split.name}' has no classes; expected a set whose classes are persons"
+      f"--verification: '{split.name}' has no classes; expected a set whose classes are persons, or clips of some"
     )
-  persons = metrics.dominant(m.outputs['label'])
+  persons = metrics.dominant(m.outputs['label']) if known is None else known[m.index].astype(np.int64)
   try:
     return verification.measure(m.outputs['features'], persons, options.samples, options.seed)
   except UserError as e:
@@ -406,7 +409,7 @@ def _parser() -> cli.Parser:
   add(
     '--verification',
     action='store_true',
-    help='also tell pairs of pictures of one class from pairs of two, by the cosine of features',
+    help='also tell pairs of pictures of one class, of clips of one person, from pairs of two, by the cosine of features',
   )
   add('--batch_images', type=int, default=256)
   add(

@@ -96,6 +96,11 @@ def test_pairs_of_one_class_are_told_from_pairs_of_two_by_the_cosine_of_features
   assert (found['persons'], found['pictures'], found['pairs_of_one']) == (7, 60, same.sum())
   assert f'equal error rate {100 * found["eer"]:.2f} %' in capsys.readouterr().out
   assert 'Verification on valid' in (out / 'report.html').read_text()
+  clips = ['--out', str(tmp_path / 'c'), '--data.source=synthetic_clips', '--data.size=192', '--samples=100']
+  evaluate.main(['--checkpoint', str(run), '--verification', *clips])
+  found = held(tmp_path / 'c')[0]['valid']['verification']
+  counts = np.array([128, 64])  # six clips, four of the first person
+  assert (found['persons'], found['pairs_of_one']) == (2, (counts * (counts - 1) // 2).sum())
   with pytest.raises(UserError, match='--knn answers with none of'):
     evaluate.main([*flags, '--knn', '3'])
 
