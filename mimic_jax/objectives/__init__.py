@@ -4,6 +4,7 @@ of base.py; nothing else changes.
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def make(
     why_unlabelled: why the training source has no labels, where it can say more than that.
 
   Raises:
-    UserError: when there is no such objective, or when it learns from labels and there are none.
+    UserError: when there is no such objective, when it learns from labels and there are none, and whatever it refuses, by the field as it is typed.
   """
   name = stage['objective']
   kind = find(name, field)
@@ -69,4 +70,11 @@ def make(
       f'{why_unlabelled or stage["data"]["source"] + " of this stage has none"}; '
       f'expected {"the same classes in each" if why_unlabelled else "one with classes"}'
     )
-  return kind(stage, model, class_names)
+  try:
+    return kind(stage, model, class_names)
+  except UserError as e:  # an objective knows its fields by their names within the stage
+    first = re.match(r'\w*', str(e))[0]
+    where = {'model': 'config.'} | dict.fromkeys(stage, field.removesuffix('objective'))
+    if not field.endswith('.objective') or first not in where:
+      raise
+    raise UserError(f'{where[first]}{e}') from None

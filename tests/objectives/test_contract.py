@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from flax import nnx
 
-from mimic_jax import augment, defaults, losses, main, models, weights
+from mimic_jax import augment, defaults, losses, main, models, objectives, weights
 from mimic_jax.data.sets import synthetic_faces
 from mimic_jax.objectives import base
 from mimic_jax.report import sheets
@@ -20,6 +20,7 @@ from mimic_jax.report.drawing import Drawing
 from mimic_jax.runtime import checkpoint, files
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, results
+from tests import small
 
 STEPS = 6
 
@@ -385,3 +386,14 @@ def test_the_plain_one_is_short():
   import inspect
 
   assert len(inspect.getsource(Plain).splitlines()) < 60
+
+
+def test_what_an_objective_refuses_is_named_as_it_is_typed():
+  def said(field, **changes):
+    with pytest.raises(UserError) as e:
+      objectives.make(small.mimic_stage(**changes), small.model_section(), ('a', 'b'), field)
+    return str(e.value)
+
+  changes = {'views': 1, 'contrast.labels': 'instance'}
+  assert said('config.second.objective', **changes).startswith('config.second.views is 1; expected 2')
+  assert said('--checkpoint', **changes).startswith('views is 1')
