@@ -36,8 +36,7 @@ STAGES = {
   'inpaint': small.inpaint_stage,
   'ssl_fer': small.ssl_fer_stage,
   'amcl_masks': small.amcl_masks_stage,
-  'amcl': small.amcl_stage,
-  'amcl_table': lambda **changes: small.amcl_stage(**{'amcl.latents': 'table', 'amcl.table': 32, **changes}),
+  'amcl': lambda **changes: small.amcl_stage(**{'amcl.latents': 'table', 'amcl.table': 32, **changes}),
 }
 
 METHOD = ('pretrain', 'finetune')
