@@ -4,16 +4,41 @@ The arithmetic is torchvision's for tensors (github.com/pytorch/vision, transfor
 between. Randomness comes in as a key for the whole (global) batch; each picture has draws of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from mimic_jax.augment import EXACT
 from mimic_jax.runtime import sharding
+from mimic_jax.runtime.errors import UserError
 
 GREY = (0.2989, 0.587, 0.114)  # of red, green and blue (torchvision; ITU-R BT.601)
 BLUR_AT = 224  # pixels of the side for which `random_blur` takes its sigmas
+
+
+def check(a: Mapping[str, Any], **probabilities: int) -> None:
+  """Raises UserError for values of `augment.jitter`, `augment.blur_sigma` and some probabilities that can't be meant.
+
+  Args:
+    a: the section `augment`.
+    probabilities: names of fields that hold so many.
+  """
+  inf = float('inf')
+  counts = {'jitter': (4, inf), 'blur_sigma': (2, inf), **{k: (n, 1) for k, n in probabilities.items()}}
+  for name, (count, high) in counts.items():
+    if len(a[name]) != count or not all(0 <= v <= high for v in a[name]):
+      bounds = 'at least 0' if high == inf else f'0 to {high:g}'
+      raise UserError(f'augment.{name} is {tuple(a[name])}; expected {count} numbers of {bounds}')
+  if a['jitter'][3] > 0.5:
+    raise UserError(
+      f'augment.jitter is {tuple(a["jitter"])}; expected at most 0.5 of a turn for the hue, its last'
+    )
+  if not 0 < a['blur_sigma'][0] <= a['blur_sigma'][1]:
+    raise UserError(
+      f'augment.blur_sigma is {tuple(a["blur_sigma"])}; expected (low, high) with 0 < low ≤ high'
+    )
 
 
 def _each(value: jax.Array | float) -> jax.Array:

@@ -327,3 +327,11 @@ def regression(kind: str, answer: jax.Array, target: jax.Array) -> jax.Array:
     'binary': lambda: jax.nn.softplus(answer) - target * answer,
   }[kind]()
   return jnp.where(known, each, 0.0).mean(axis=0)
+
+
+def pairs_found(rows: jax.Array) -> jax.Array:
+  """Returns the share of rows [2B, dim] of length 1, the two of a pair side by side, whose nearest other row is their pair's, float32 []."""
+  number = jnp.arange(len(rows))
+  cosine = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
+  nearest = jnp.argmax(jnp.where(number[:, None] == number[None], -jnp.inf, cosine), axis=1)
+  return jnp.mean((nearest == number ^ 1).astype(jnp.float32))

@@ -389,7 +389,7 @@ class _Reader:
     bad = sorted(found)
     if self.replace and (index < 0).any():
       bad = bad[:1]  # nothing can be read at all: one is enough to say so
-    offered = sources.targets_of(self.source)
+    offered = sources.targets_of(self.source) if self.targets else {}  # some take time to make
     batch = {
       **images,
       'label': self._labels(index),

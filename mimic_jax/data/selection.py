@@ -1,5 +1,6 @@
 """A part of a source, or a source whose classes are numbered as a model has them."""
 
+import functools
 import hashlib
 import os
 import re
@@ -48,13 +49,17 @@ class Selected:
     self._labels = labels
     self.class_names = tuple(source.class_names) if columns is None else tuple(class_names)
     self.image_shape = source.image_shape
-    self.targets = {name: values[self._index] for name, values in sources.targets_of(source).items()}
     self.classes_absent = tuple(n for n, old in zip(class_names, columns or ()) if old < 0)
     if columns is not None:
       self._new = np.full(len(source.class_names), -1, np.int64)
       for new, old in enumerate(columns):
         if old >= 0:
           self._new[old] = new
+
+  @functools.cached_property
+  def targets(self) -> dict[str, np.ndarray]:
+    """What the source offers, of the pictures that are selected."""
+    return {name: values[self._index] for name, values in sources.targets_of(self._source).items()}
 
   def __len__(self) -> int:
     return len(self._index)

@@ -1,5 +1,6 @@
 """What a source of pictures is, and what its kinds share: decoding, joining, caching, hashing."""
 
+import functools
 import hashlib
 import io
 import os
@@ -231,18 +232,19 @@ class Concat:
     names = {tuple(s.class_names) for s in self.sources}
     self.class_names: tuple[str, ...] = names.pop() if len(names) == 1 else ()
     self.why_unlabelled = '' if self.class_names else _classes_of(self.sources)
-    offered = [targets_of(s) for s in self.sources]
-    self.targets = {
-      name: np.concatenate([t[name] for t in offered])
-      for name in offered[0]
-      if all(name in t for t in offered)
-    }
     if all(hasattr(s, 'group') for s in self.sources):
       self.group = self._group
     self._soft = any(len(s) and np.ndim(s.label(0)) > 0 for s in self.sources)
 
   def __len__(self) -> int:
     return int(self._ends[-1])
+
+  @functools.cached_property
+  def targets(self) -> dict[str, np.ndarray]:
+    """What all of the sources offer."""
+    offered = [targets_of(s) for s in self.sources]
+    names = [name for name in offered[0] if all(name in t for t in offered)]
+    return {name: np.concatenate([t[name] for t in offered]) for name in names}
 
   def _locate(self, i: int) -> tuple[int, Source, int]:
     if not 0 <= i < len(self):
@@ -334,7 +336,6 @@ class Cached:
     self.image_shape = source.image_shape
     self._bad: dict[int, BadImage] = {}
     self._absent: set[int] = set()
-    self.targets = targets_of(source)
     if hasattr(source, 'group'):
       self.group = source.group
     n = len(source)
@@ -354,6 +355,11 @@ class Cached:
           self._absent.add(i)
         else:
           self._bad[i] = e
+
+  @property
+  def targets(self) -> Mapping[str, np.ndarray]:
+    """What the source offers."""
+    return targets_of(self._source)
 
   def __len__(self) -> int:
     return len(self._source)

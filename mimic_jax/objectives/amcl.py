@@ -30,13 +30,16 @@ INF = float('inf')
 MASKED = ('first', 'both', 'none')
 LATENTS = ('fresh', 'table')
 EDGES = ('soft', 'hard')
-# Another field and its value → the fields that have no effect beside it and stay at their defaults.
-_WITHOUT_EFFECT = {
+_IDLE = {
   ('masked', 'none'): ('masks', 'masks_width', 'edges', 'latents', 'table', 'steps', 'eta', 'shell', 'share', 'share_weight'),
   ('steps', 0): ('latents', 'table', 'eta', 'shell', 'share', 'share_weight'),
   ('share_weight', 0): ('share',),
   ('latents', 'fresh'): ('table',),
 }  # fmt: skip
+# For base.check_idle.
+_WITHOUT_EFFECT = [
+  (f'amcl.{name}', f'amcl.{other}', value) for (other, value), names in _IDLE.items() for name in names
+]
 
 
 class Model(nnx.Module):
@@ -135,16 +138,10 @@ class Objective(base.Objective):
     del class_names
     self.stage = stage
     self.config = models.encoder_config(model, stage['drop_path'])
-    f, a = stage['amcl'], stage['augment']
+    f = stage['amcl']
     if stage['batch_images'] < 2:
       raise UserError('batch_images is 1; expected at least 2: a picture is told apart from others')
-    usual = type(self).defaults()['amcl']
-    for (other, value), idle in _WITHOUT_EFFECT.items():
-      for field in idle if f[other] == value else ():
-        if f[field] != usual[field]:
-          raise UserError(
-            f'amcl.{field} is {f[field]!r}, and amcl.{other} {f[other]!r}; expected {usual[field]!r}, its default, where it has no effect'
-          )
+    base.check_idle(stage, type(self).defaults(), _WITHOUT_EFFECT)
     if self._masking and not f['masks']:
       raise UserError(
         f"amcl.masks is empty, and amcl.masked '{f['masked']}'; expected a run of amcl_masks, or an earlier stage's name"
@@ -157,17 +154,7 @@ class Objective(base.Objective):
       raise UserError(
         f'amcl.table is {self.table}; expected at least {stage["batch_images"]}, the pictures of a batch, each of which has its own'
       )
-    for name, count in (('jitter', 4), ('blur_sigma', 2)):
-      if len(a[name]) != count or not all(v >= 0 for v in a[name]):
-        raise UserError(f'augment.{name} is {tuple(a[name])}; expected {count} numbers of at least 0')
-    if a['jitter'][3] > 0.5:
-      raise UserError(
-        f'augment.jitter is {tuple(a["jitter"])}; expected at most 0.5 of a turn for the hue, its last'
-      )
-    if not 0 < a['blur_sigma'][0] <= a['blur_sigma'][1]:
-      raise UserError(
-        f'augment.blur_sigma is {tuple(a["blur_sigma"])}; expected (low, high) with 0 < low ≤ high'
-      )
+    colour.check(stage['augment'])
     self._drawn_views = jax.jit(self._views)
 
   @property
@@ -256,7 +243,7 @@ class Objective(base.Objective):
     loss = self._contrast(rows)
     if 'before' in said:
       said['risen'] = loss - said['before']
-    return loss, {**said, 'positives_found': jnp.mean(_found(rows))}
+    return loss, {**said, 'positives_found': losses.pairs_found(rows)}
 
   def latent_steps(
     self, model: Model, views: jax.Array, z: jax.Array, key: jax.Array
@@ -390,11 +377,3 @@ def share_penalty(masks: jax.Array, share: tuple[float, float]) -> jax.Array:
   low, high = share
   hidden = 1.0 - jnp.mean(masks, axis=(1, 2))
   return jnp.mean(jnp.maximum(low - hidden, 0.0) + jnp.maximum(hidden - high, 0.0))
-
-
-def _found(rows: jax.Array) -> jax.Array:
-  """Returns whether each row's nearest other row is its positive, bool [2B]."""
-  number = jnp.arange(len(rows))
-  cosine = jnp.matmul(rows, rows.T, precision=jax.lax.Precision.HIGHEST)
-  nearest = jnp.argmax(jnp.where(number[:, None] == number[None], -jnp.inf, cosine), axis=1)
-  return nearest == number ^ 1

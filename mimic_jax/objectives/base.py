@@ -5,7 +5,9 @@ An ordinary objective fills in its section (`defaults`, `__init__`), `init`, `au
 """
 
 import abc
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import jax
@@ -17,6 +19,7 @@ from mimic_jax import models
 from mimic_jax.clips import Frames
 from mimic_jax.models import flops
 from mimic_jax.report.drawing import Drawing
+from mimic_jax.runtime.errors import UserError
 
 Batch = dict[str, jax.Array]
 Path = tuple[str, ...]
@@ -65,6 +68,23 @@ class Frozen(NamedTuple):
   field: str
   init: Callable[[jax.Array], nnx.Module]
   initial: Callable[[Path], str | tuple[str, Path]] = lambda path: 'needed'
+
+
+def check_idle(stage: Mapping[str, Any], usual: Mapping[str, Any], rules: Iterable[tuple[Any, ...]]) -> None:
+  """Raises UserError for a field that is not at its default where it has no effect.
+
+  Args:
+    stage: its section.
+    usual: the objective's defaults.
+    rules: (field, another one, values of the other under which the first has no effect …).
+  """
+  value = lambda section, path: functools.reduce(operator.getitem, path.split('.'), section)  # noqa: E731
+  for field, other, *idle in rules:
+    if value(stage, other) in idle and value(stage, field) != value(usual, field):
+      raise UserError(
+        f'{field} is {value(stage, field)!r}, and {other} {value(stage, other)!r}; '
+        f'expected {value(usual, field)!r}, its default, where it has no effect'
+      )
 
 
 class Objective(abc.ABC):

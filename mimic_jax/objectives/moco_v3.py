@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -139,22 +138,7 @@ class Objective(base.Objective):
       raise UserError(
         'batch_images is 1; expected at least 2: a key is told apart from those of other pictures'
       )
-    a = stage['augment']
-    for name, count, high in (
-      ('jitter', 4, np.inf),
-      ('blur', VIEWS, 1),
-      ('solarise', VIEWS, 1),
-      ('blur_sigma', 2, np.inf),
-    ):
-      _check_numbers(f'augment.{name}', a[name], count, high)
-    if a['jitter'][3] > 0.5:
-      raise UserError(
-        f'augment.jitter is {tuple(a["jitter"])}; expected at most 0.5 of a turn for the hue, its last'
-      )
-    if not 0 < a['blur_sigma'][0] <= a['blur_sigma'][1]:
-      raise UserError(
-        f'augment.blur_sigma is {tuple(a["blur_sigma"])}; expected (low, high) with 0 < low ≤ high'
-      )
+    colour.check(stage['augment'], blur=VIEWS, solarise=VIEWS)
     self._drawn_views = jax.jit(self._views)
 
   def inputs(self) -> dict[str, base.Crops]:
@@ -318,10 +302,3 @@ def _found(q: jax.Array, k: jax.Array) -> jax.Array:
 
 def _flops_of(sizes: Sequence[int]) -> int:
   return sum(flops.linear(1, a, b) for a, b in itertools.pairwise(sizes))
-
-
-def _check_numbers(field: str, values: Sequence[float], count: int, high: float) -> None:
-  """Raises UserError unless a field holds `count` numbers from 0 to `high`."""
-  if len(values) != count or not all(0 <= v <= high for v in values):
-    bounds = 'at least 0' if high == np.inf else f'0 to {high:g}'
-    raise UserError(f'{field} is {tuple(values)}; expected {count} numbers of {bounds}')

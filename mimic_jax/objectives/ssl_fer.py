@@ -5,8 +5,6 @@ positives in the outline of another face (FaceSwap, made by the readers), negati
 Shapes: b clips of G = 4 frames (anchor, positive, second anchor, its positive; 2 without HardNeg), N = G · b rows z [N, dim] of length 1.
 """
 
-import functools
-import operator
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -30,7 +28,7 @@ MASK_FN = ('none', 'argmax', 'threshold')
 SAMPLING = ('fresh', 'fixed')
 ROWS = 8  # pictures drawn for the report
 EVALUATION_SEED = 0  # of the views in evaluation, which are the same in every run
-# Fields, each with one that it needs and the values of that under which it has no effect and stays at its default.
+# For base.check_idle.
 _WITHOUT_EFFECT = (
   ('ssl_fer.offsets', 'ssl_fer.time_positives', False),
   ('ssl_fer.mask_fn_weights', 'ssl_fer.mask_fn', 'none'),
@@ -157,7 +155,7 @@ class Objective(base.Objective):
     del class_names
     self.stage = stage
     self.config = models.encoder_config(model, stage['drop_path'])
-    f, a = stage['ssl_fer'], stage['augment']
+    f = stage['ssl_fer']
     self.frames = clips.Frames(
       stage['data']['fps'],
       f['time_positives'],
@@ -173,30 +171,12 @@ class Objective(base.Objective):
       raise UserError(
         f'data.fps is {self.frames.fps:g}; expected at least 1: else a positive is the same frame, and a second anchor as well'
       )
-    usual = type(self).defaults()
-    value = lambda section, path: functools.reduce(operator.getitem, path.split('.'), section)  # noqa: E731
-    for field, needs, *without in _WITHOUT_EFFECT:
-      if value(stage, needs) in without and value(stage, field) != value(usual, field):
-        raise UserError(
-          f'{field} is {value(stage, field)!r}, and {needs} {value(stage, needs)!r}; '
-          f'expected {value(usual, field)!r}, its default, where it has no effect'
-        )
+    base.check_idle(stage, type(self).defaults(), _WITHOUT_EFFECT)
     if f['mask_fn'] != 'none' and not f['mask_fn_weights']:
       raise UserError(
         f"ssl_fer.mask_fn_weights is empty, and ssl_fer.mask_fn '{f['mask_fn']}'; expected weights of a ResNet-18"
       )
-    for name, count, high in (('jitter', 4, np.inf), ('jitter_probability', 2, 1), ('blur_sigma', 2, np.inf)):
-      if len(a[name]) != count or not all(0 <= v <= high for v in a[name]):
-        bounds = 'at least 0' if high == np.inf else f'0 to {high:g}'
-        raise UserError(f'augment.{name} is {tuple(a[name])}; expected {count} numbers of {bounds}')
-    if a['jitter'][3] > 0.5:
-      raise UserError(
-        f'augment.jitter is {tuple(a["jitter"])}; expected at most 0.5 of a turn for the hue, its last'
-      )
-    if not 0 < a['blur_sigma'][0] <= a['blur_sigma'][1]:
-      raise UserError(
-        f'augment.blur_sigma is {tuple(a["blur_sigma"])}; expected (low, high) with 0 < low ≤ high'
-      )
+    colour.check(stage['augment'], jitter_probability=2)
     self._parts_config = resnet.Config(
       PART_SIZE, *resnet.PRESETS['resnet18'], stem='7x7', dtype=self.config.dtype
     )
@@ -274,7 +254,7 @@ class Objective(base.Objective):
     x = batch['image']
     z = model.project(x.reshape(-1, *x.shape[2:]), key)
     row, temperature = jnp.arange(len(z)), self.stage['ssl_fer']['temperature']
-    measured = {'positives_found': jnp.mean(_found(z))}
+    measured = {'positives_found': losses.pairs_found(z)}
     if not self._masks:
       loss, _ = losses.contrastive_loss(
         z, row // 2, z, row // 2, row[:, None] == row[None], temperature=temperature
@@ -389,10 +369,3 @@ class Objective(base.Objective):
       x = colour.random_jitter(positive_key, x, a['jitter_probability'][1], a['jitter'])
     x = colour.random_blur3(blur_key, x, a['blur'], a['blur_sigma'])
     return colour.random_grayscale(grey_key, x, a['grayscale'])
-
-
-def _found(z: jax.Array) -> jax.Array:
-  """Returns whether each row's nearest other row is its positive, bool [N]."""
-  row = jnp.arange(len(z))
-  cosine = jnp.matmul(z, z.T, precision=jax.lax.Precision.HIGHEST)
-  return jnp.argmax(jnp.where(row[:, None] == row[None], -jnp.inf, cosine), axis=1) == row ^ 1

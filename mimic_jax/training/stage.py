@@ -118,8 +118,9 @@ class Stage:
   def _check_offers(self, source: Any, field: str, value: str, grouped: bool = True) -> None:
     """Raises UserError when a source lacks what the objective needs of it."""
     needs = f"objective '{self.stage['objective']}' needs"
-    offered = source_lib.targets_of(source)
-    for name, target in self.objective.targets.items():
+    targets = self.objective.targets
+    offered = source_lib.targets_of(source) if targets else {}
+    for name, target in targets.items():
       if name not in offered:
         there = ', '.join(offered) or 'nothing beside the label'
         raise UserError(f"{field} is '{value}', which offers {there}; {needs} '{name}'")
