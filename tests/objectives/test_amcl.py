@@ -151,7 +151,7 @@ def test_a_step_of_the_masks_and_one_of_the_encoder_are_those_of_a_pytorch_loop(
   assert float(value) == pytest.approx(expected.item(), rel=1e-5)
   assert float(said['before']) == pytest.approx(before, rel=1e-5)
   assert float(said['risen']) == pytest.approx(expected.item() - before, abs=1e-5)
-  assert abs(expected.item() - before) > 1e-4
+  assert f.eta * float(rise.abs().max()) > 1e-2  # with hard edges no pixel need change for it
   assert float(said['hidden']) == pytest.approx(1 - m.mean().item(), rel=1e-5)
   for name, gradient in checkpoint.flatten(gradients).items():
     want = theta[name].grad.numpy()
