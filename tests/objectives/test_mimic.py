@@ -218,7 +218,8 @@ def test_attention_is_drawn_beside_each_picture_with_its_class_and_the_answer(rn
     model.encoder, jnp.asarray(normed, jnp.float32), pool=pool
   )
   want = overlay(np.asarray(batch['image'][:7]), np.asarray(heat))
-  np.testing.assert_allclose(pairs[:7, 1].astype(int), want, atol=1)
+  # Heat that differs in its last bit may take the next of the map's 256 colours: up to 4 levels away.
+  np.testing.assert_allclose(pairs[:7, 1].astype(int), want, atol=4)
 
 
 def test_what_an_evaluation_shows_holds_nothing_drawn_at_random(rng):
