@@ -223,6 +223,8 @@ def of_checkpoint(tensors: Mapping[str, np.ndarray], meta: Mapping[str, Any]) ->
   if found.get('patch_size') and 'layer_norm_eps' in model:  # a ResNet has neither
     found['layer_norm_eps'] = model['layer_norm_eps']
   reading = meta.get('reading', {})
+  if 'image_size' in reading:
+    found.setdefault('image_size', reading['image_size'])  # no shape of a ResNet says it
   return found | {k: tuple(reading[k]) for k in ('mean', 'std') if k in reading}
 
 

@@ -179,6 +179,9 @@ def test_a_run_of_ours_gives_its_sizes(tmp_path):
     'layer_norm_eps': 1e-5,
     'mean': (0.1, 0.2, 0.3),
   }
+  stem = {'encoder/conv1/kernel': np.zeros((3, 3, 3, 16))}
+  facts = weights.facts_lib.of_checkpoint(stem, {'config': {}, 'reading': {'image_size': 42}})
+  assert facts['image_size'] == 42  # which no shape of a ResNet says: it was taken for 224
 
 
 @pytest.mark.parametrize('dim', [28, 44, 1152])
