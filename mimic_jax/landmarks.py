@@ -13,8 +13,6 @@ FILE = 'landmarks.npz'  # beside pictures: 'id' str [n], 'landmarks' float32 [n,
 
 # Left and right are the picture's. Each runs from left to right but for the lower lids and lips, which run back.
 JAW = slice(0, 17)
-LEFT_BROW, RIGHT_BROW = slice(17, 22), slice(22, 27)
-BRIDGE, NOSTRILS = slice(27, 31), slice(31, 36)  # the bridge from above
 NOSE = slice(27, 36)
 LEFT_EYE, RIGHT_EYE = (
   slice(36, 42),

@@ -95,12 +95,11 @@ Decays = Callable[[tuple[str, ...], int, bool], bool]
 
 
 def make_optimiser(
-  params: Params, group: Params, sections: Mapping[str, Mapping[str, Any]], decays: Decays
+  group: Params, sections: Mapping[str, Mapping[str, Any]], decays: Decays
 ) -> optax.GradientTransformation:
   """Returns the chains of all groups as one, up to, not including, the learning rate.
 
   Args:
-    params: shapes are enough.
     group: of each parameter, from `labels`.
     sections: group → its section of the config.
     decays: (path, axes, with tokens) → whether a parameter gets weight decay (`Objective.decays`).

@@ -81,7 +81,7 @@ def make_program(
   template, params, _ = models.split(example, objective.trainable)
   group = optim.labels(params, objective.group)
   sections = {g: _section(stage, g) for g in sorted(set(jax.tree.leaves(group)))}
-  tx = optim.make_optimiser(params, group, sections, objective.decays)
+  tx = optim.make_optimiser(group, sections, objective.decays)
 
   def init(key: jax.Array) -> State:
     _, params, rest = models.split(objective.init(key), objective.trainable)

@@ -181,7 +181,7 @@ def test_groups_have_chains_scales_and_norms_of_their_own(rng):
     '': {**usual, 'name': 'adam', 'clip_norm': 0.0},
     'x': {**usual, 'name': 'adamw', 'clip_norm': 1.0},
   }
-  tx = optim.make_optimiser(params, group, sections, DECAYS)
+  tx = optim.make_optimiser(group, sections, DECAYS)
   got, _ = tx.update(grads, tx.init(params), params)
   for name, section in (('mine', sections['']), ('theirs', sections['x'])):
     alone = optim.make_chain(**section, decays=DECAYS)

@@ -220,12 +220,12 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _write_file(self, split: str, index: Sequence[int], path: pathlib.Path, bar: tqdm) -> None:
     serializer = example_serializer.ExampleSerializer(self.info.features.get_serialized_info())
-    source, content = self.sources[split], Content([], [], [], [])
+    content = Content([], [], [], [])
 
     def records() -> Iterator[tuple[int, bytes]]:
       for i, taken in self._read(split, index):
         bar.update()
-        if content.add(source, i, taken):
+        if content.add(i, taken):
           example = self.info.features.encode_example(self._example(split, i, taken))
           yield i, serializer.serialize_example(example)
 

@@ -49,7 +49,7 @@ class Content(NamedTuple):
   targets: list[list[float]]
   left_out: list[str]
 
-  def add(self, source: Source, i: int, taken: Taken | BadImage) -> bool:
+  def add(self, i: int, taken: Taken | BadImage) -> bool:
     """Notes a picture; returns whether it goes into the file."""
     if isinstance(taken, BadImage):
       self.left_out.append(str(taken))
