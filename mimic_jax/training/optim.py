@@ -104,43 +104,26 @@ def make_optimiser(
     sections: group → its section of the config.
     decays: (path, axes, with tokens) → whether a parameter gets weight decay (`Objective.decays`).
   """
-  keys = ('name', 'b1', 'b2', 'eps', 'weight_decay', 'decay_tokens', 'clip_norm')
-  chains = {g: make_chain(**{k: o[k] for k in keys}, decays=decays) for g, o in sections.items()}
+  chains = {g: make_chain(o, decays) for g, o in sections.items()}
   # One group is no partition: its state keeps the form that checkpoints have had.
   return next(iter(chains.values())) if len(chains) == 1 else optax.partition(chains, group)
 
 
-def make_chain(
-  *,
-  name: str,
-  b1: float,
-  b2: float,
-  eps: float,
-  weight_decay: float,
-  decay_tokens: bool,
-  clip_norm: float,
-  decays: Decays,
-) -> optax.GradientTransformation:
+def make_chain(o: Mapping[str, Any], decays: Decays) -> optax.GradientTransformation:
   """Returns a group's chain up to, not including, the learning rate (the step multiplies by −lr · layer scale).
 
   Args:
-    name: 'adam' adds weight_decay · w to the gradient before the moments, as torch.optim.Adam does (coupled L2);
-      'adamw' adds it after them (decoupled).
-    b1: decay of the first moment.
-    b2: decay of the second moment.
-    eps: added to the root of the second moment.
-    weight_decay: factor.
-    decay_tokens: whether class and mask tokens get it, too.
-    clip_norm: largest global norm of the gradient; 0 = no clipping.
+    o: its section of the config. With 'adam' weight_decay · w is added to the gradient before the moments, as
+      torch.optim.Adam does (coupled L2), with 'adamw' after them (decoupled).
     decays: as for `make_optimiser`.
   """
 
   def mask(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(
-      lambda path, p: decays(_names(path), p.ndim, decay_tokens), params
+      lambda path, p: decays(_names(path), p.ndim, o['decay_tokens']), params
     )
 
-  decay = optax.add_decayed_weights(weight_decay, mask=mask)
-  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=eps)
-  chain = [optax.clip_by_global_norm(clip_norm)] if clip_norm else []
-  return optax.chain(*chain, *((decay, adam) if name == 'adam' else (adam, decay)))
+  decay = optax.add_decayed_weights(o['weight_decay'], mask=mask)
+  adam = optax.scale_by_adam(b1=o['b1'], b2=o['b2'], eps=o['eps'])
+  chain = [optax.clip_by_global_norm(o['clip_norm'])] if o['clip_norm'] else []
+  return optax.chain(*chain, *((decay, adam) if o['name'] == 'adam' else (adam, decay)))

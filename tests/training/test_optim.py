@@ -15,6 +15,10 @@ from tests import small
 DECAYS = vit.Config().decays
 
 
+def chain(**section):
+  return optim.make_chain({'decay_tokens': False, 'clip_norm': 0.0, **section}, DECAYS)
+
+
 def made(depth: int):
   """Returns the fine-tuning objective and its parameters."""
   model = small.model_section(depth=depth)
@@ -118,9 +122,7 @@ def test_ten_steps_agree_with_pytorch(name, rng):
     reference.step()
 
   params = {k: jnp.asarray(v, jnp.float32) for k, v in start.items()}
-  tx = optim.make_chain(
-    name=name, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay, decay_tokens=False, clip_norm=0.0, decays=DECAYS
-  )
+  tx = chain(name=name, b1=0.9, b2=0.95, eps=1e-8, weight_decay=decay)
   state = tx.init(params)
   for g in grads:
     updates, state = tx.update({k: jnp.asarray(v, jnp.float32) for k, v in g.items()}, state, params)
@@ -133,16 +135,7 @@ def test_coupled_and_decoupled_decay_differ():
   params = {'kernel': jnp.ones((2, 2))}
   out = {}
   for name in ('adam', 'adamw'):
-    tx = optim.make_chain(
-      name=name,
-      b1=0.9,
-      b2=0.999,
-      eps=1e-8,
-      weight_decay=0.1,
-      decay_tokens=False,
-      clip_norm=0.0,
-      decays=DECAYS,
-    )
+    tx = chain(name=name, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.1)
     out[name], _ = tx.update({'kernel': jnp.full((2, 2), 0.5)}, tx.init(params), params)
   assert float(out['adamw']['kernel'][0, 0]) == pytest.approx(1.1, rel=1e-5)
   assert float(out['adam']['kernel'][0, 0]) == pytest.approx(1.0, rel=1e-5)
@@ -155,16 +148,7 @@ def test_clipping_bounds_the_global_norm_before_the_moments(rng):
 
   def first_update(clip: float, factor: float):
     # With a large eps Adam's first step is g / eps: it keeps the size of the gradient.
-    tx = optim.make_chain(
-      name='adam',
-      b1=0.0,
-      b2=0.0,
-      eps=1e6,
-      weight_decay=0.0,
-      decay_tokens=False,
-      clip_norm=clip,
-      decays=DECAYS,
-    )
+    tx = chain(name='adam', b1=0.0, b2=0.0, eps=1e6, weight_decay=0.0, clip_norm=clip)
     return tx.update(jax.tree.map(lambda g: factor * g, grads), tx.init(params), params)[0]
 
   for key in params:
@@ -184,7 +168,7 @@ def test_groups_have_chains_scales_and_norms_of_their_own(rng):
   tx = optim.make_optimiser(group, sections, DECAYS)
   got, _ = tx.update(grads, tx.init(params), params)
   for name, section in (('mine', sections['']), ('theirs', sections['x'])):
-    alone = optim.make_chain(**section, decays=DECAYS)
+    alone = optim.make_chain(section, DECAYS)
     want, _ = alone.update({name: grads[name]}, alone.init({name: params[name]}), {name: params[name]})
     np.testing.assert_allclose(got[name]['kernel'], want[name]['kernel'], rtol=1e-6)
   scales = optim.layer_scales(params, group, lambda path: 1, 3, {'': 0.5, 'x': 1.0})
