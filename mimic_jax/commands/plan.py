@@ -38,11 +38,6 @@ STATE_SHARE = 1 / 8
 Compile = Callable[[Sequence[str]], tuple[step_lib.Program, topology.Compiled]]
 
 
-def state_bytes(program: step_lib.Program) -> int:
-  """Returns the bytes of a program's whole state, wherever it lies."""
-  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract))
-
-
 def merged(changes: Sequence[str], more: Sequence[str]) -> list[str]:
   """Returns flags that change a config, without those that a later one undoes."""
   last = {re.sub(r'^--?', '', flag.partition('=')[0]): flag for flag in [*changes, *more]}
@@ -142,7 +137,8 @@ def _measured(program: step_lib.Program, got: topology.Compiled) -> dict[str, An
   if got.program is not None:
     found |= compiled.summary(got.program)
     found['sent'] = sent(found['collectives'])
-  return {**found, 'state': state_bytes(program)}
+  state = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.abstract))
+  return {**found, 'state': state}
 
 
 def _said(found: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,7 @@ class Decoder(nnx.Module):
     fill = jnp.broadcast_to(self.mask_token[...].astype(x.dtype), (B, masked, D))
     patches = vit.gather_tokens(jnp.concatenate([x[:, 1:], fill], axis=1), restore)
     x = jnp.concatenate([x[:, :1], patches], axis=1) + self.pos_embed[...].astype(x.dtype)
-    x = vit.run_blocks(self.blocks, x, self.config)
+    (x,) = vit.tap_blocks(self.blocks, x, self.config, (self.config.depth - 1,))
     return self.pred(self.norm(x)[:, 1:])
 
 

@@ -260,11 +260,6 @@ def drop_path_scales(key: jax.Array, config: Config, batch: int) -> jax.Array:
   return jnp.where(u < kept, 1.0 / kept, 0.0)
 
 
-def run_blocks(blocks: Block, x: jax.Array, config: Config, key: jax.Array | None = None) -> jax.Array:
-  """Applies stacked `blocks` to tokens [B, N, D]; `key` draws drop-path, None (or a rate of 0) leaves it out."""
-  return tap_blocks(blocks, x, config, (config.depth - 1,), key)[0]
-
-
 def tap_blocks(
   blocks: Block, x: jax.Array, config: Config, taps: Sequence[int], key: jax.Array | None = None
 ) -> list[jax.Array]:
@@ -275,7 +270,7 @@ def tap_blocks(
     x: tokens [B, N, D].
     config: of the blocks.
     taps: numbers of blocks, from 0, rising.
-    key: as for `run_blocks`.
+    key: draws drop-path; None (or a rate of 0) leaves it out.
   """
   graphdef, stack = nnx.split(blocks)
   x = sharding.along_batch(x)

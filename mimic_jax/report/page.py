@@ -50,6 +50,7 @@ def _page(run: Run, final: bool) -> str:
   note = run.config.get('report_note')
   note = f'<div class="note"><p>{esc(note)}</p></div>' if note and isinstance(note, str) else ''
   record = tables.tree(run.record) if run.record else '<p>Not written yet.</p>'
+  config = json.dumps(run.config, indent=2, ensure_ascii=False)
   shown: dict[str, str] = {}
   body = [
     f'<header><h1>{esc(run.name)}</h1><p class="quiet">{esc(_status(run))}</p>'
@@ -63,7 +64,7 @@ def _page(run: Run, final: bool) -> str:
     machine.section(run),
     '<h2 id="record">Record</h2>'
     f'<details><summary>data, versions, times: record.json</summary>{record}</details>'
-    f'<details><summary>every field of the config: config.json</summary><pre>{esc(_dump(run.config))}</pre></details>',
+    f'<details><summary>every field of the config: config.json</summary><pre>{esc(config)}</pre></details>',
   ]
   return (
     '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -180,7 +181,3 @@ def _notice(title: str, texts: list[str]) -> str:
 
 def _anchor(stage: Stage) -> str:
   return 'stage-' + re.sub(r'[^A-Za-z0-9_-]', '-', stage.name)
-
-
-def _dump(config: dict[str, Any]) -> str:
-  return json.dumps(config, indent=2, ensure_ascii=False)

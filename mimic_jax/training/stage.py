@@ -167,7 +167,7 @@ class Stage:
     self.eval_step = evaluation.make_step(
       self.objective.evaluate, self.program.template, self.mesh, self.program.frozen
     )
-    key = jax.random.fold_in(jax.random.key(self.config['seed']), _number_of(self.name))
+    key = jax.random.fold_in(jax.random.key(self.config['seed']), zlib.crc32(self.name.encode()))
     self.init_key, self.step_key, self.draw_key = jax.random.split(key, 3)
     shown = self.splits[0].source if self.splits else self.source
     self.sample = evaluation.sample_batch(
@@ -303,8 +303,3 @@ def check_same_random(meta: Mapping[str, Any]) -> None:
       f"JAX_DEFAULT_PRNG_IMPL or jax_threefry_partitionable make random numbers '{random_numbers()}'; expected "
       f"'{meta['random']}', with which this run began"
     )
-
-
-def _number_of(name: str) -> int:
-  """Returns a stage name's own number for its random keys."""
-  return zlib.crc32(name.encode())

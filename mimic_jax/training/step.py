@@ -152,7 +152,7 @@ def make_program(
     lower=lambda batch=None: compiled.lower(
       _abstract(shapes, shardings),
       batch or batch_shapes(objective, stage['batch_images'], mesh),
-      _key(),
+      jax.eval_shape(lambda: jax.random.key(0)),
       frozen.arrays,
     ),
     frozen=frozen,
@@ -202,10 +202,6 @@ def _accumulated(of_part: Callable[..., Any], n: int, mesh: Mesh) -> Callable[..
 
 def _abstract(shapes: Any, shardings: Any) -> Any:
   return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)
-
-
-def _key() -> jax.ShapeDtypeStruct:
-  return jax.eval_shape(lambda: jax.random.key(0))
 
 
 def batch_shapes(objective: Objective, batch_images: int, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

@@ -92,7 +92,7 @@ def read_index(path: pathlib.Path) -> Index:
 
 def write_record(path: pathlib.Path, record: Mapping[str, Any]) -> None:
   """Writes a JSON file; what isn't ASCII is escaped, as the name of a file may be no valid text."""
-  path.write_text(json.dumps(record, indent=1, default=_plain) + '\n', 'utf-8')
+  path.write_text(json.dumps(record, indent=1, default=lambda x: x.tolist()) + '\n', 'utf-8')
 
 
 def read_record(root: str | os.PathLike[str]) -> dict[str, Any] | None:
@@ -112,8 +112,3 @@ def read_record(root: str | os.PathLike[str]) -> dict[str, Any] | None:
     format_here = found.get('format') if isinstance(found, dict) else None
     raise UserError(f'{path}: is of format {format_here}; expected {FORMAT}: prepare the set again')
   return found
-
-
-def _plain(value: Any) -> Any:
-  """Returns a NumPy number or array as JSON has it."""
-  return value.tolist()
