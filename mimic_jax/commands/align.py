@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from etils import epath
 from PIL import Image
 from tqdm import tqdm
 
@@ -33,7 +34,7 @@ from mimic_jax.data import source as sources
 from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment, dlib68, five
 from mimic_jax.data.faces.mtcnn import Face
 from mimic_jax.data.files import ENDINGS, LABEL_FILES
-from mimic_jax.runtime import cli
+from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError, one_of
 
 F = TypeVar('F', Face, dlib68.Found)
@@ -88,14 +89,7 @@ class Job(NamedTuple):
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the command.
-
-  Args:
-    argv: without the program's name.
-
-  Raises:
-    UserError: for anything the user can mend.
-  """
+  """Runs the command line without the program's name; raises UserError."""
   parser = cli.Parser('align', __doc__)
   parser.add_argument('src', metavar='SRC', help='the folder of pictures; only read')
   parser.add_argument(
@@ -266,7 +260,8 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
   done = _begin(job.dst, settings)
   job.detector()  # before anything is written: it may not be installed
   os.makedirs(job.dst, exist_ok=True)
-  _write_json(job.dst, {'made_by': alignment.MADE_BY, 'finished': False, **settings})
+  about = epath.Path(job.dst) / alignment.FILE
+  files.write_json(about, {'made_by': alignment.MADE_BY, 'finished': False, **settings})
   for name in labels:
     _copy(os.path.join(job.src, name), os.path.join(job.dst, name))
   _carry_out(
@@ -283,7 +278,7 @@ def align_folder(job: Job, detector_name: str, workers: int = 0) -> dict[str, An
     'other_files_left_out': others,
     'versions': cli.installed(*_VERSIONS),
   }
-  _write_json(job.dst, made)
+  files.write_json(about, made)
   os.remove(os.path.join(job.dst, PROGRESS))
   return made
 
@@ -545,11 +540,3 @@ def _copy(path: str, to: str) -> None:
   beside = os.path.join(os.path.dirname(to), f'.{os.path.basename(to)}.part')
   shutil.copyfile(path, beside)
   os.replace(beside, to)
-
-
-def _write_json(dst: str, value: dict[str, Any]) -> None:
-  path = os.path.join(dst, alignment.FILE)
-  with open(path + '.part', 'w', encoding='utf-8') as f:
-    json.dump(value, f, indent=2, ensure_ascii=False)
-    f.write('\n')
-  os.replace(path + '.part', path)

@@ -7,7 +7,6 @@ with its real input, in turn. With --memory it also compiles the step for other 
 --json. What the figures are: docs/performance.md.
 """
 
-import json
 import re
 import statistics
 import time
@@ -286,4 +285,4 @@ def main(argv: Sequence[str]) -> None:
   if others := [n for n in config_lib.stages(config) if n != name]:
     print(f'other stages: {", ".join(others)} (--stage)')
   if given.json:
-    files.write_whole(epath.Path(given.json), json.dumps(found, indent=2) + '\n')
+    files.write_json(epath.Path(given.json), found)

@@ -9,7 +9,6 @@ differ in their seed alone; with --against, or where A or B is such a folder, ea
 pictures and the seeds that both have, and p is adjusted for the number of methods (Holm).
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -237,13 +236,8 @@ def main(argv: Sequence[str]) -> None:
     found = compare(*paths, *options)
     text = table(found)
   if given.json:
-    _write(given.json, found)
+    try:
+      files.write_json(epath.Path(given.json), found)
+    except OSError as e:
+      raise UserError(f"--json '{given.json}' can not be written ({e.strerror or e})") from e
   print(text)
-
-
-def _write(path: str, found: dict[str, Any]) -> None:
-  text = json.dumps(files.jsonable(found), indent=2, ensure_ascii=False) + '\n'
-  try:
-    files.write_whole(epath.Path(path), text)
-  except OSError as e:
-    raise UserError(f"--json '{path}' can not be written ({e.strerror or e})") from e

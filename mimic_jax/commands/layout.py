@@ -10,7 +10,6 @@ compiler may fuse and split otherwise.
 
 import contextlib
 import dataclasses
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -157,4 +156,4 @@ def main(argv: Sequence[str]) -> None:
       **said,
     }
   if given.json:
-    files.write_whole(epath.Path(given.json), json.dumps(whole, indent=2) + '\n')
+    files.write_json(epath.Path(given.json), whole)

@@ -13,7 +13,6 @@ takes at least stands beside it. --images and --price turn the seconds into hour
 evaluation and checkpoints are not in it. Needs neither the chips nor the data.
 """
 
-import json
 import re
 import shlex
 import sys
@@ -293,4 +292,4 @@ def main(argv: Sequence[str]) -> None:
   versions = ', '.join(f'{k} {v}' for k, v in whole['versions'].items())
   print(f'compiled by {versions}; nothing was run, all of this is an estimate')
   if given.json:
-    files.write_whole(epath.Path(given.json), json.dumps(whole, indent=2) + '\n')
+    files.write_json(epath.Path(given.json), whole)

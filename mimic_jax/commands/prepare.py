@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimic_jax import config as config_lib
 from mimic_jax import defaults
 from mimic_jax.data.arrayrecord import prepared
 from mimic_jax.data.sets import folder
@@ -96,7 +97,7 @@ def _found(goal: str) -> dict[str, Any] | None:
 
 def _refuse_other(goal: str, found: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
   """Raises UserError unless a data set that is there was made by the same plan; names what differs."""
-  old, new = _flat(found['plan']), _flat(plan)
+  old, new = ({k: str(v) for k, v in config_lib.fields(p)} for p in (found['plan'], plan))
   splits = [', '.join(p['splits']) for p in (found['plan'], plan)]
   if splits[0] != splits[1]:
     differs = [f'its splits are {splits[0]}, not {splits[1]}']
@@ -113,27 +114,12 @@ def _refuse_other(goal: str, found: Mapping[str, Any], plan: Mapping[str, Any]) 
     )
 
 
-def _flat(value: Mapping[str, Any], prefix: str = '') -> dict[str, str]:
-  """Returns nested mappings as {'a.b': text}."""
-  flat = {}
-  for key, inner in value.items():
-    flat |= _flat(inner, f'{prefix}{key}.') if isinstance(inner, Mapping) else {f'{prefix}{key}': str(inner)}
-  return flat
-
-
 def _say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
 def main(argv: Sequence[str]) -> None:
-  """Runs the command line.
-
-  Args:
-    argv: the flags.
-
-  Raises:
-    UserError: for anything the user can mend.
-  """
+  """Runs the command line without the program's name; raises UserError."""
   usual = defaults.data()
   parser = cli.Parser('prepare', __doc__.split('\n\n', 1)[1])
   parser.add_argument('--dataset', required=True, choices=DATASETS)
