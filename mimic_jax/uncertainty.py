@@ -335,6 +335,12 @@ def holm(p: Sequence[float]) -> list[float]:
   return adjusted.tolist()
 
 
+def points(share: float) -> str:
+  """Returns a difference of shares in points, with its sign: '+1.20', '−0.31', '0.00'."""
+  text = f'{100 * share:+.2f}'
+  return '0.00' if float(text) == 0 else text.replace('-', '−')
+
+
 def _count(whole: Mapping[str, Any], name: str, units: int) -> int:
   """Returns how many independent pictures a score is of: those of the scarcest class for a mean over classes."""
   if name == 'accuracy':

@@ -20,6 +20,7 @@ from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import arms as arms_lib
 from mimic_jax.training.arms import Arm
+from mimic_jax.uncertainty import points
 
 WORDS = {
   'accuracy': 'accuracy',
@@ -124,7 +125,7 @@ def table_of_arms(found: dict[str, Any]) -> str:
       cell = row[name]
       scores = ''.join(f'{_spread(cell[k], cell[f"{k}_sd"]):>16}' for k in 'ab')
       p = f'p = {cell["p"]:.2g}' + (f', Holm {cell["p_holm"]:.2g}' if many else '')
-      lines.append(f'{words:<21}{scores}{_points(cell["difference"]):>9}   {_between(cell):<17}  {p}')
+      lines.append(f'{words:<21}{scores}{points(cell["difference"]):>9}   {_between(cell):<17}  {p}')
     lines.append(_of_arms(row))
   how, several = found['arms'][0]['method'], any(len(row['seeds']) > 1 for row in found['arms'])
   over = how['over'] + (' and seeds' if several else '; they say nothing of other seeds')
@@ -159,7 +160,7 @@ def table(found: dict[str, Any]) -> str:
   for name, words in WORDS.items():
     row = found[name]
     scores = f'{100 * row["a"]:9.2f} %{100 * row["b"]:9.2f} %'
-    lines.append(f'{words:<21}{scores}{_points(row["difference"]):>7}   {_between(row)}')
+    lines.append(f'{words:<21}{scores}{points(row["difference"]):>7}   {_between(row)}')
   lines += [
     '',
     f'right: both {counts["both_right"]:,}, only A {counts["only_a"]:,}, only B {counts["only_b"]:,}, '
@@ -187,14 +188,8 @@ def verdict(found: dict[str, Any]) -> str:
   return f'{told} ({interval}; McNemar {value}{alone}; n = {n:,}): {sure}.'
 
 
-def _points(share: float) -> str:
-  """Returns a difference of shares in points, with its sign: '+1.20', '−0.31', '0.00'."""
-  text = f'{100 * share:+.2f}'
-  return '0.00' if float(text) == 0 else text.replace('-', '−')
-
-
 def _between(row: dict[str, float]) -> str:
-  return f'{_points(row["low"])} to {_points(row["high"])}'
+  return f'{points(row["low"])} to {points(row["high"])}'
 
 
 def _parser() -> cli.Parser:

@@ -14,6 +14,7 @@ from mimic_jax.runtime import files
 from mimic_jax.study import design, runner
 from mimic_jax.study.design import Plan, Run, Study
 from mimic_jax.training.arms import compared
+from mimic_jax.uncertainty import points
 
 NONE = '–'
 
@@ -210,12 +211,6 @@ def spread(values: Sequence[float]) -> str:
     return NONE
   sd = f' ± {100 * np.std(values, ddof=1):.2f}' if len(values) > 1 else ''
   return f'{100 * np.mean(values):.2f}{sd}'
-
-
-def points(share: float) -> str:
-  """Returns a difference of shares in points, with its sign."""
-  text = f'{100 * share:+.2f}'
-  return '0.00' if float(text) == 0 else text.replace('-', '−')
 
 
 def _percent(value: float | None) -> str:
