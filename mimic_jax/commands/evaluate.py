@@ -347,9 +347,6 @@ def table(measured: Mapping[str, evaluation.Measured]) -> str:
     elif 'accuracy' not in held:
       said = ', '.join(f'{k} {v:.4f}' for k, v in held.items() if isinstance(v, float))
       lines.append(f'{name}: {said} on {held["count"]:,} pictures')
-      lines += [f'  {copies.told(held["copies"])}'] if 'copies' in held else []
-      lines += [f'  {verification.told(held["verification"])}'] if 'verification' in held else []
-      continue
     else:
       lines.append(f'{name}: {held["count"]:,} pictures')
     for score in ('accuracy', 'mean_class_accuracy', 'macro_f1') if 'accuracy' in held else ():
@@ -450,17 +447,8 @@ def main(argv: Sequence[str]) -> None:
   model = trained.load(given.checkpoint, mesh, ema=given.ema)
   compile_cache.keep(model.config.log.compile_cache, str(model.folder), log.say)
   section = data_section(model, rest)
-  options = Options(
-    subsets=tuple(given.subset),
-    without_duplicates=given.without_duplicates,
-    batch_images=given.batch_images,
-    identity=given.identity,
-    samples=given.samples,
-    seed=given.seed,
-    knn=given.knn,
-    knn_temperature=given.knn_temperature or neighbours.TEMPERATURE,
-    verification=given.verification,
-  )
+  given.subsets, given.knn_temperature = tuple(given.subset), given.knn_temperature or neighbours.TEMPERATURE
+  options = Options(**{field.name: getattr(given, field.name) for field in dataclasses.fields(Options)})
   if options.knn:
     model = neighbours.Neighbours(model, section, options.knn, options.knn_temperature).classifier
   if given.csv and not model.class_names:

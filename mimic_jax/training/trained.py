@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from mimic_jax import config as config_lib
 from mimic_jax import defaults, models, objectives, weights
@@ -188,7 +188,8 @@ def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
     )
   config, stage, name = defaults.base(), uses[0], 'published'
   config.stages = name
-  config.model = sizes.model_section(_unsized(), sizes.model_fields(found.facts), f"{field}: '{path}'")
+  config.model.update(preset=models.INIT, image_size=0, dtype='float32')
+  sizes.model_section(config.model, sizes.model_fields(found.facts), f"{field}: '{path}'")
   stage.augment.update({k: found.facts[k] for k in ('mean', 'std', 'interpolation') if k in found.facts})
   config[name] = stage
   names = found.class_names or tuple(str(k) for k in range(found.facts['classes']))
@@ -225,9 +226,3 @@ def _published(path: str, mesh: Mesh, field: str, ema: bool) -> Trained:
     put['rest'],
     frozen,
   )
-
-
-def _unsized() -> ConfigDict:
-  model = defaults.encoder()
-  model.preset, model.image_size, model.dtype = models.INIT, 0, 'float32'
-  return model
