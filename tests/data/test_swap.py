@@ -12,7 +12,7 @@ from mimic_jax import landmarks
 from mimic_jax.clips import Frames
 from mimic_jax.data import sampling
 from mimic_jax.data.drawn import canvas, face
-from mimic_jax.data.faces import swap
+from mimic_jax.data.faces import alignment, swap
 from mimic_jax.data.sets import clips, synthetic_clips
 from mimic_jax.runtime.errors import UserError
 from tests.data.test_clips import batches, tree
@@ -34,16 +34,6 @@ def held(rng):
   return p, p._replace(x=-0.05, y=0.0, scale=0.8, roll=-0.15), rng.uniform(-0.4, 0.6, len(face.FIELDS))
 
 
-def test_the_similarity_is_that_of_a_linear_solver(rng):
-  a, b = rng.normal(size=(2, 51, 2))
-  b += 3 * a @ [[0.8, 0.6], [-0.6, 0.8]] + [5, -2]
-  rows = [([x, -y, 1, 0], [y, x, 0, 1]) for x, y in a]  # of (s cos, s sin, shift)
-  c, s, tx, ty = np.linalg.lstsq(np.array(rows).reshape(-1, 4), b.ravel(), rcond=None)[0]
-  np.testing.assert_allclose(swap.similarity(a, b), [[c, -s, tx], [s, c, ty]], atol=1e-10)
-  mirrored = a * [-1, 1]
-  assert np.linalg.det(swap.similarity(a, mirrored)[:, :2]) > 0
-
-
 def test_a_face_in_itself_held_otherwise_is_that_face(held):
   p, q, fields = held
   (outer, outer_points), (inner, inner_points) = drawn(p, fields), drawn(q, fields)
@@ -52,7 +42,7 @@ def test_a_face_in_itself_held_otherwise_is_that_face(held):
   rotation = scale * np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
   middles = [np.array([1 + r.x, 1 + r.y]) * SIZE / 2 for r in (p, q)]
   expected = np.concatenate([rotation, (middles[0] - rotation @ middles[1])[:, None]], axis=1)
-  found = swap.similarity(inner_points[landmarks.INNER], outer_points[landmarks.INNER])
+  found = alignment.similarity(inner_points[landmarks.INNER], outer_points[landmarks.INNER])
   np.testing.assert_allclose(found, expected, atol=1e-3)
   picture, points = swap.swap(outer, outer_points, inner, inner_points)
   np.testing.assert_allclose(points, outer_points, atol=1e-3)
@@ -85,7 +75,8 @@ def test_another_expression_comes_with_the_inner_face_and_the_outline_stays(held
   gap = lambda s: np.linalg.norm(s[66] - s[62])  # noqa: E731  between the lips
   assert gap(points) > gap(outer_points) + 5
   assert gap(points) == pytest.approx(
-    gap(inner_points) * swap.similarity(inner_points[17:], outer_points[17:])[0, 0] / np.cos(0.25), rel=0.1
+    gap(inner_points) * alignment.similarity(inner_points[17:], outer_points[17:])[0, 0] / np.cos(0.25),
+    rel=0.1,
   )
   missing = np.full_like(points, np.nan)
   assert swap.swap(outer, missing, inner, inner_points) is None

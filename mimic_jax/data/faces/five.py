@@ -8,7 +8,7 @@ one, points were off dlib's by .05 (eyes), .08 (brows, nose, mouth) and .17 (out
 import numpy as np
 from PIL import Image
 
-from mimic_jax.data.faces import mtcnn, swap
+from mimic_jax.data.faces import alignment, mtcnn, swap
 from mimic_jax.data.faces.dlib68 import Found
 
 MEAN = np.array(
@@ -45,6 +45,6 @@ class Finder:
     """Returns the faces of an upright RGB picture, [] where none is found."""
     found = []
     for face in self._find(image):
-      points = swap.moved(MEAN, swap.similarity(FIVE, face.points + 0.5))
+      points = swap.moved(MEAN, alignment.similarity(FIVE, face.points + 0.5))
       found.append(Found(np.asarray(face.box, np.float64), points.astype(np.float32)))
     return found

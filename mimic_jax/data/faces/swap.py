@@ -6,6 +6,7 @@ import scipy.spatial
 from PIL import Image
 
 from mimic_jax import landmarks
+from mimic_jax.data.faces import alignment
 
 PARTS = (
   (landmarks.EYES, slice(17, 27)),
@@ -16,24 +17,6 @@ DARK = (
   1.0  # grey level of a blurred picture up to which there is nothing to divide by, and what is added there
 )
 LIFT = 128.0
-
-
-def similarity(points: np.ndarray, onto: np.ndarray) -> np.ndarray:
-  """Returns the turn, scale and shift that bring points nearest to others, by least squares (Procrustes by SVD; Umeyama 1991).
-
-  Args:
-    points, onto: float [P, 2], not all in one place.
-
-  Returns:
-    float64 [2, 3], A: p ↦ A[:, :2] p + A[:, 2]; never a mirror image.
-  """
-  points, onto = (np.asarray(p, np.float64) for p in (points, onto))
-  a, b = points.mean(axis=0), onto.mean(axis=0)
-  u, s, vt = np.linalg.svd((onto - b).T @ (points - a))
-  sign = np.array([1.0, np.sign(np.linalg.det(u @ vt))])
-  scale = (s * sign).sum() / np.square(points - a).sum()
-  turn = scale * (u * sign) @ vt
-  return np.concatenate([turn, (b - turn @ a)[:, None]], axis=1)
 
 
 def moved(points: np.ndarray, transform: np.ndarray) -> np.ndarray:
@@ -90,13 +73,13 @@ def swap(
   if not np.isfinite(outer_points).all() or not np.isfinite(inner_points).all():
     return None
   size = outer.shape[:2]
-  transform = similarity(inner_points[landmarks.INNER], outer_points[landmarks.INNER])
-  there = moved(inner_points, transform)
-  if not np.isfinite(transform).all() or abs(np.linalg.det(transform[:, :2])) < 1e-6:
-    return None
   try:
+    transform = alignment.similarity(inner_points[landmarks.INNER], outer_points[landmarks.INNER])
+    there = moved(inner_points, transform)
     inside = mask(size, outer_points, there)
-  except scipy.spatial.QhullError:
+  except (ValueError, scipy.spatial.QhullError):
+    return None
+  if abs(np.linalg.det(transform[:, :2])) < 1e-6:
     return None
   back = np.linalg.inv(np.concatenate([transform, [[0, 0, 1]]]))[:2]
   warped = Image.fromarray(inner).transform(
