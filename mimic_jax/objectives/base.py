@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mimic_jax import models
+from mimic_jax import augment, models
 from mimic_jax.clips import Frames
 from mimic_jax.models import flops
 from mimic_jax.report.drawing import Drawing
@@ -107,6 +107,8 @@ class Objective(abc.ABC):
       [B, pictures, …].
     frames: which `pictures` of a clip an item holds, where their order in the group says (clips.py); an epoch is then each clip once. None:
       the one whose turn it is and others of its group.
+    pool: what `answers` reads of the encoder, unless it is defined anew: 'gap' or 'cls', a ViT's class token behind the last norm.
+    stage: its section, as given.
     config: of its encoder.
     class_names: of its classifier, where it is labelled.
   """
@@ -120,6 +122,8 @@ class Objective(abc.ABC):
   pairs = False
   pictures = 1
   frames: Frames | None = None
+  pool: ClassVar = 'gap'
+  stage: Mapping[str, Any]
   config: models.EncoderConfig
   class_names: tuple[str, ...] = ()
 
@@ -209,7 +213,12 @@ class Objective(abc.ABC):
     Returns:
       {name: float32 [B, …]}: 'features' [B, D], 'logits' [B, K] of a classifier; by default the features of the encoder.
     """
-    return {'features': model.encoder.features(images)}
+    return {'features': model.encoder.features(images, pool=self.pool)}
+
+  def _seen(self, images: jax.Array) -> jax.Array:
+    """Returns pictures as an evaluation gives them to the encoder: uint8 [B, H, W, 3] → float32 [B, S, S, 3]."""
+    a = self.stage['augment']
+    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
 
   def facts(self) -> dict[str, Any]:
     """Returns what its model's tensors don't show and whoever rebuilds it must know, by the names of weights/facts.py.

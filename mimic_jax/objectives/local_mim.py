@@ -196,7 +196,7 @@ class Objective(masked_autoencoding.Objective):
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names
     local = stage['local_mim']
-    self.augmentation = dict(stage['augment'])
+    self.stage = stage
     self.mask_ratio, self.bins = local['mask_ratio'], local['bins']
     self.config = models.encoder_config(model, stage['drop_path'])
     if not isinstance(self.config, vit.Config):
@@ -285,7 +285,7 @@ class Objective(masked_autoencoding.Objective):
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
     """
-    images, there = self._whole(batch['image']), batch['mask']
+    images, there = self._seen(batch['image']), batch['mask']
     masks = masking.fixed_masks(batch['index'], self.config.grid**2, self.mask_ratio)
     sums = {}
     each = jax.vmap(losses.masked_mse)
@@ -326,8 +326,8 @@ class Objective(masked_autoencoding.Objective):
     self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
   ) -> jax.Array:
     """Returns pictures, float32 [B, 4, S, S, 3] of 0 to 1: masked, predicted, true, original."""
-    model, n, a = models.merge(template, params, rest), self._drawn, self.augmentation
-    images = self._whole(images)
+    model, n, a = models.merge(template, params, rest), self._drawn, self.stage['augment']
+    images = self._seen(images)
     B, p, grid = images.shape[0], self.config.patch_size, (self.config.grid, self.config.grid)
     masks = masking.mask_ids(key, B, self.config.grid**2, self.mask_ratio)
     true = self.targets_of(images)[n]

@@ -83,7 +83,7 @@ class Objective(base.Objective):
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names
     mae = stage['mae']
-    self.augmentation = dict(stage['augment'])
+    self.stage = stage
     self.mask_ratio = mae['mask_ratio']
     self.norm_pix = mae['norm_pix']
     self.config = models.encoder_config(model, stage['drop_path'])
@@ -158,7 +158,7 @@ class Objective(base.Objective):
       'image' float32 [B, 1, S, S, 3].
     """
     size = self.config.image_size
-    return {'image': augment.training_views(key, batch['image'], views=1, size=size, **self.augmentation)}
+    return {'image': augment.training_views(key, batch['image'], views=1, size=size, **self.stage['augment'])}
 
   def loss(
     self, model: MaskedAutoencoder, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
@@ -196,7 +196,7 @@ class Objective(base.Objective):
       model: of this objective.
       batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
     """
-    images = self._whole(batch['image'])
+    images = self._seen(batch['image'])
     masks = masking.fixed_masks(batch['index'], self.config.grid**2, self.mask_ratio)
     pred, target = model(images, masks), self.target(images)
     each = jax.vmap(losses.masked_mse)(pred[:, None], target[:, None], masks.mask[:, None])
@@ -207,7 +207,7 @@ class Objective(base.Objective):
     """Returns triptychs of a few images: what the encoder sees, what the decoder makes of it, the original."""
     template, params, rest = models.split(model, self.trainable)
     pictures = jax.device_get(self._pictures(template, params, rest, batch['image'][:ROWS], key))
-    a = self.augmentation
+    a = self.stage['augment']
     how = (
       "; the target is each patch normalised by itself, so the patch's true mean and contrast are given back to the "
       'prediction here'
@@ -227,16 +227,12 @@ class Objective(base.Objective):
     """Returns what `draw` does, under masks that are the same every time."""
     return self.draw(model, batch, jax.random.key(masking.EVALUATION_SEED))
 
-  def _whole(self, images: jax.Array) -> jax.Array:
-    a = self.augmentation
-    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
-
   def _reconstruct(
     self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
   ) -> jax.Array:
     """Returns normalised pictures, float32 [B, 3, S, S, 3]: masked, reconstructed, original."""
     model = models.merge(template, params, rest)
-    images = self._whole(images)
+    images = self._seen(images)
     p, grid = self.config.patch_size, (self.config.grid, self.config.grid)
     masks = masking.mask_ids(key, images.shape[0], self.config.grid**2, self.mask_ratio)
     patches = vit.patchify(images, p)

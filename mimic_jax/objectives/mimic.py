@@ -466,11 +466,6 @@ class Objective(base.Objective):
       return None
     return rollout.attention_rollout(model.encoder, images, self.stage['head']['pool'])
 
-  def _seen(self, images: jax.Array) -> jax.Array:
-    """Returns pictures as an evaluation gives them to the encoder: uint8 [B, H, W, 3] → float32 [B, S, S, 3]."""
-    a = self.stage['augment']
-    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
-
   def _attention(
     self, template: models.Template, params: Any, rest: Any, images: jax.Array
   ) -> tuple[jax.Array, jax.Array, jax.Array]:

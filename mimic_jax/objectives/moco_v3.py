@@ -76,6 +76,7 @@ class Objective(base.Objective):
 
   CITES: ClassVar = {'chen2021empirical': citations.ENTRIES['chen2021empirical']}
   pairs = True
+  pool = POOL
   RANGES: ClassVar = {
     'moco.dim': (1, float('inf')),
     'moco.hidden': (1, float('inf')),
@@ -235,15 +236,10 @@ class Objective(base.Objective):
     # no key of the padding is a candidate; a query of it, without its own key, adds 0
     left_out = jnp.broadcast_to(~mask[None], (len(mask), len(mask)))
     loss = sum(self._contrast(q[v], k[1 - v], left_out, 'sum') for v in range(VIEWS))
-    a = self.stage['augment']
-    whole = augment.evaluation_view(
-      batch['image'], self.config.image_size, a['interpolation'], a['mean'], a['std']
-    )
-    return {'sums': {'loss': (loss, jnp.sum(mask))}, 'outputs': self.answers(model, whole)}
-
-  def answers(self, model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """Returns the encoder's features, of a ViT its class token behind the last norm: what the projector gets."""
-    return {'features': model.encoder.features(images, pool=POOL)}
+    return {
+      'sums': {'loss': (loss, jnp.sum(mask))},
+      'outputs': self.answers(model, self._seen(batch['image'])),
+    }
 
   def draw(self, model: Model, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
     """Returns the two views of a few pictures."""

@@ -78,6 +78,7 @@ class Objective(base.Objective):
     }
   }
   pairs = True
+  pool = POOL
   CHOICES: ClassVar = {
     'ssl_fer.offsets': tuple(clips.WEIGHTS),
     'ssl_fer.sampling': SAMPLING,
@@ -296,15 +297,10 @@ class Objective(base.Objective):
     left_out = (jnp.arange(len(z))[:, None] == jnp.arange(len(z))[None]) | ~kept[None]
     temperature = self.stage['ssl_fer']['temperature']
     loss, _ = losses.contrastive_loss(z, row, z, row, left_out, temperature=temperature, reduction='sum')
-    a = self.stage['augment']
-    whole = augment.evaluation_view(
-      batch['image'], self.config.image_size, a['interpolation'], a['mean'], a['std']
-    )
-    return {'sums': {'loss': (loss, jnp.sum(kept))}, 'outputs': self.answers(model, whole)}
-
-  def answers(self, model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """Returns the encoder's features, of a ViT its class token behind the last norm: what the projector gets."""
-    return {'features': model.encoder.features(images, pool=POOL)}
+    return {
+      'sums': {'loss': (loss, jnp.sum(kept))},
+      'outputs': self.answers(model, self._seen(batch['image'])),
+    }
 
   def draw(self, model: Model, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
     """Returns views of a few pictures."""

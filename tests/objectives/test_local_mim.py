@@ -178,7 +178,7 @@ def test_loss_and_evaluation_are_the_mean_over_removed_cells_whatever_the_paddin
   @jax.jit
   def both(params, raw):
     model = models.merge(template, params, {})
-    x = learner._whole(raw)
+    x = learner._seen(raw)
     return (
       learner.evaluate(model, {'image': raw, 'index': index, 'mask': there}),
       learner.loss(model, {'image': x[:, None]}, key, 0, 10),

@@ -327,7 +327,7 @@ def test_pictures_show_visible_patches_unchanged_and_predictions_with_the_patche
   np.testing.assert_array_equal(made[~removed], original[~removed])
   np.testing.assert_array_equal(np.unique(masked[removed].reshape(-1, 3), axis=0), [[124, 116, 104]])
 
-  a = learner.augmentation
+  a = learner.stage['augment']
   normalised = augment.normalise(jnp.asarray(raw[:8]), a['mean'], a['std'])
   pred = np.asarray(run(lambda m, x: m(x, masks), model, normalised), np.float64)
   patches = np.asarray(vit.patchify(normalised, 8), np.float64)
