@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from ml_collections import ConfigDict
 
-from mimic_jax import augment, defaults, hog, losses, models
+from mimic_jax import augment, hog, losses, models
 from mimic_jax.models import decoder, flops, masking, vit
 from mimic_jax.objectives import base, masked_autoencoding
 from mimic_jax.objectives.base import Batch
@@ -149,6 +149,8 @@ class Objective(masked_autoencoding.Objective):
   """LocalMIM: MAE's crops, masks and training with other targets; see base.py for the contract."""
 
   CITES: ClassVar = {'wang2023masked': citations.ENTRIES['wang2023masked']}
+  section: ClassVar = 'local_mim'
+  title: ClassVar = 'LocalMIM'
   RANGES: ClassVar = {
     'local_mim.mask_ratio': (0.01, 0.99),
     'local_mim.bins': (1, 360),
@@ -166,9 +168,9 @@ class Objective(masked_autoencoding.Objective):
   @classmethod
   def defaults(cls) -> ConfigDict:
     """Returns LocalMIM's recipe for ViT-B on ImageNet-1K (its repository's README and defaults)."""
-    s = defaults.stage()
+    s = super().defaults().unlock()
+    del s.mae
     s.objective = 'local_mim'
-    s.epochs = 1600.0
     s.batch_images = 2048
     s.local_mim = ConfigDict()
     s.local_mim.mask_ratio = 0.75
@@ -179,46 +181,17 @@ class Objective(masked_autoencoding.Objective):
     s.local_mim.decoder_dim = 256
     s.local_mim.decoder_depth = 1
     s.local_mim.decoder_heads = 8
-    s.augment.scale = (0.2, 1.0)
-    s.augment.interpolation = 'bicubic'
-    s.optim.name = 'adamw'
-    s.optim.lr = 0.0
     s.optim.blr = 2e-4
-    s.optim.b2 = 0.95
-    s.optim.weight_decay = 0.05
-    s.optim.decay_tokens = True
-    s.optim.layer_decay = 1.0
-    s.optim.warmup_epochs = 40.0
-    s.eval.splits = ''
-    s.checkpoint.every_epochs = 10.0
+    s.optim.min_lr = 1e-6
     return s.lock()
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
-    del class_names
+    super().__init__(stage, model, class_names)
     local = stage['local_mim']
-    self.stage = stage
-    self.mask_ratio, self.bins = local['mask_ratio'], local['bins']
-    self.config = models.encoder_config(model, stage['drop_path'])
-    if not isinstance(self.config, vit.Config):
-      raise UserError(
-        f"config.model.preset is '{model['preset']}'; expected a ViT: LocalMIM leaves patches out"
-      )
-    models.check_dim(
-      'local_mim.decoder_dim', local['decoder_dim'], 'local_mim.decoder_heads', local['decoder_heads']
-    )
-    L = self.config.grid**2
-    if not 1 <= masking.kept_patches(L, self.mask_ratio) < L:
-      raise UserError(
-        f'local_mim.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
-      )
+    self.bins = local['bins']
     self.scales = _scales(local['scales'], self.config)
     self.taps = taps_of(self.config.depth, len(self.scales))
     self.cells = [round(self.config.patch_size / scale) for scale in self.scales]
-    sizes = {name: local[f'decoder_{name}'] for name in ('dim', 'depth', 'heads')}
-    self.decoder_config = self.config._replace(
-      **sizes, mlp_ratio=masked_autoencoding.DECODER_MLP_RATIO, drop_path=0.0, layer_scale=0.0
-    )
-    self._pictures = jax.jit(self._draw, static_argnums=0)
 
   @classmethod
   def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:

@@ -49,6 +49,8 @@ class Objective(base.Objective):
   """Masked autoencoding; see base.py for the contract."""
 
   CITES: ClassVar = {'he2022masked': citations.ENTRIES['he2022masked']}
+  section: ClassVar = 'mae'
+  title: ClassVar = 'masked autoencoding'
   RANGES: ClassVar = {'mae.mask_ratio': (0.01, 0.99)}
   FIGURES: ClassVar = {'loss': base.Figure('Loss', unit='mean squared error')}
 
@@ -82,28 +84,28 @@ class Objective(base.Objective):
 
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     del class_names
-    mae = stage['mae']
+    name, own = self.section, stage[self.section]
     self.stage = stage
-    self.mask_ratio = mae['mask_ratio']
-    self.norm_pix = mae['norm_pix']
+    self.mask_ratio = own['mask_ratio']
+    self.norm_pix = own.get('norm_pix')
     self.config = models.encoder_config(model, stage['drop_path'])
     if not isinstance(self.config, vit.Config):
       raise UserError(
-        f"config.model.preset is '{model['preset']}'; expected a ViT: masked autoencoding leaves patches out"
+        f"config.model.preset is '{model['preset']}'; expected a ViT: {self.title} leaves patches out"
       )
-    models.check_dim('mae.decoder_dim', mae['decoder_dim'], 'mae.decoder_heads', mae['decoder_heads'])
-    if mae['decoder_depth'] < 1:
-      raise UserError(f'mae.decoder_depth is {mae["decoder_depth"]}; expected at least 1')
+    models.check_dim(f'{name}.decoder_dim', own['decoder_dim'], f'{name}.decoder_heads', own['decoder_heads'])
+    if own['decoder_depth'] < 1:
+      raise UserError(f'{name}.decoder_depth is {own["decoder_depth"]}; expected at least 1')
     L = self.config.grid**2
     if not 1 <= masking.kept_patches(L, self.mask_ratio) < L:
       raise UserError(
-        f'mae.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
+        f'{name}.mask_ratio is {self.mask_ratio}; expected a share that removes some of the {L} patches and leaves some'
       )
-    sizes = {name: mae[f'decoder_{name}'] for name in ('dim', 'depth', 'heads')}
+    sizes = {key: own[f'decoder_{key}'] for key in ('dim', 'depth', 'heads')}
     self.decoder_config = self.config._replace(
       **sizes, mlp_ratio=DECODER_MLP_RATIO, drop_path=0.0, layer_scale=0.0
     )
-    self._pictures = jax.jit(self._reconstruct, static_argnums=0)
+    self._pictures = jax.jit(self._draw, static_argnums=0)
 
   @classmethod
   def uses(cls, facts: Mapping[str, Any], tensors: Mapping[str, Any]) -> list[tuple[str, ConfigDict]]:
@@ -227,7 +229,7 @@ class Objective(base.Objective):
     """Returns what `draw` does, under masks that are the same every time."""
     return self.draw(model, batch, jax.random.key(masking.EVALUATION_SEED))
 
-  def _reconstruct(
+  def _draw(
     self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
   ) -> jax.Array:
     """Returns normalised pictures, float32 [B, 3, S, S, 3]: masked, reconstructed, original."""
