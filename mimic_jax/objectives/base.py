@@ -185,7 +185,15 @@ class Objective(abc.ABC):
   def loss(
     self, model: Any, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the loss, float32 [], and its parts and statistics, a scalar each; may update the model's other state."""
+    """Returns the loss, float32 [], and its parts and statistics, a scalar each.
+
+    Args:
+      model: of this objective; what of it is not trained (statistics, a momentum branch) may be updated.
+      batch: from `augment`.
+      key: of this step.
+      step: int32 [], from 0.
+      total_steps: of the stage.
+    """
 
   @abc.abstractmethod
   def evaluate(self, model: Any, batch: Batch) -> dict[str, dict[str, Any]]:

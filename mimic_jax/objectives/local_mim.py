@@ -224,13 +224,6 @@ class Objective(masked_autoencoding.Objective):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The sum over the scales of squared errors, each the mean over the removed cells; one removed in part counts by its share.
 
-    Args:
-      model: of this objective.
-      batch: from `augment`.
-      key: of this step.
-      step: unused, the loss does not change over time.
-      total_steps: unused likewise.
-
     Returns:
       The loss, float32 [], and that of each scale, 'scale_4' and so on.
     """
@@ -252,12 +245,7 @@ class Objective(masked_autoencoding.Objective):
     return [x.reshape(x.shape[0], -1, 3 * self.bins) for x in found]
 
   def evaluate(self, model: LocalMaskedModel, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-    """Returns the sum of the images' losses under masks that depend on an image's index in its source alone.
-
-    Args:
-      model: of this objective.
-      batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
-    """
+    """Returns the sum of the images' losses under masks that depend on an image's index in its source alone."""
     images, there = self._seen(batch['image']), batch['mask']
     masks = masking.fixed_masks(batch['index'], self.config.grid**2, self.mask_ratio)
     sums = {}

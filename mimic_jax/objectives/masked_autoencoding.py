@@ -152,10 +152,6 @@ class Objective(base.Objective):
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """One random crop per image, flip, normalisation.
 
-    Args:
-      batch: 'image' uint8 [B, H, W, 3], or [B, 1, S, S, 3] cropped on the host.
-      key: of this step.
-
     Returns:
       'image' float32 [B, 1, S, S, 3].
     """
@@ -166,13 +162,6 @@ class Objective(base.Objective):
     self, model: MaskedAutoencoder, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """MAE's loss (P eq. 2 without its stray minus): squared error per patch, mean over the removed patches.
-
-    Args:
-      model: of this objective.
-      batch: from `augment`.
-      key: of this step.
-      step: unused, the loss does not change over time.
-      total_steps: unused likewise.
 
     Returns:
       The loss, float32 [], and no other metrics.
@@ -192,12 +181,7 @@ class Objective(base.Objective):
     return (patches - mean) / std
 
   def evaluate(self, model: MaskedAutoencoder, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-    """Returns the sum of the images' losses under masks that depend on an image's index in its source alone.
-
-    Args:
-      model: of this objective.
-      batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
-    """
+    """Returns the sum of the images' losses under masks that depend on an image's index in its source alone."""
     images = self._seen(batch['image'])
     masks = masking.fixed_masks(batch['index'], self.config.grid**2, self.mask_ratio)
     pred, target = model(images, masks), self.target(images)

@@ -275,13 +275,6 @@ class Objective(base.Objective):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Algorithm 1: mix, one forward of 2B, CE + λ · L (eq. 14).
 
-    Args:
-      model: of this objective.
-      batch: from `augment`.
-      key: of this step.
-      step: unused, the loss does not change over time.
-      total_steps: unused likewise.
-
     Returns:
       The loss, float32 [], and its parts and statistics.
     """
@@ -368,12 +361,7 @@ class Objective(base.Objective):
     return ids, ids
 
   def evaluate(self, model: Model, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-    """Returns sums over the unmasked examples and, per example, logits and the encoder's pooled features.
-
-    Args:
-      model: of this objective.
-      batch: 'image' uint8 [B, H, W, 3], 'label' as in training, 'mask' bool [B].
-    """
+    """Returns sums over the unmasked examples and, per example, logits and the encoder's pooled features."""
     outputs = self.answers(model, self._seen(batch['image']))
     logits = outputs['logits']
     y = self._distribution(batch['label'])

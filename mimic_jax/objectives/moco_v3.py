@@ -189,10 +189,6 @@ class Objective(base.Objective):
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """Two views of each picture.
 
-    Args:
-      batch: 'image' uint8 [B, H, W, 3], or [B, 2, S, S, 3] cropped on the host.
-      key: of this step.
-
     Returns:
       'image' float32 [B, 2, S, S, 3], normalised.
     """
@@ -202,13 +198,6 @@ class Objective(base.Objective):
     self, model: Model, batch: Batch, key: jax.Array, step: jax.Array, total_steps: int
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """2τ · [CE(q₁ · k₂ / τ) + CE(q₂ · k₁ / τ)] over the global batch; the momentum branch is moved before it makes the keys.
-
-    Args:
-      model: of this objective; its momentum branch and its batch statistics are updated.
-      batch: from `augment`.
-      key: of this step.
-      step: t, of the momentum.
-      total_steps: T.
 
     Returns:
       The loss, float32 [], the share of queries whose own key is the nearest, and the momentum.
@@ -226,10 +215,6 @@ class Objective(base.Objective):
     """Returns the sums of the loss, under views that depend on a picture's index in its source alone, and the features of whole pictures.
 
     The keys are those of the batch without its padding; norms use their running statistics, and nothing is updated.
-
-    Args:
-      model: of this objective.
-      batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding.
     """
     x, mask = self._fixed_views(batch['image'], batch['index']), batch['mask']
     q, k = ([make(x[:, v], None) for v in range(VIEWS)] for make in (model.query, model.key_of))

@@ -102,13 +102,6 @@ class Objective(mimic.Plain):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted cross-entropy + λ · rank regularisation, some labels replaced by the model's answers late in the training.
 
-    Args:
-      model: of this objective.
-      batch: from `augment`.
-      key: of this step, for drop-path.
-      step: int32 [], decides whether labels are replaced.
-      total_steps: of the stage.
-
     Returns:
       The loss, float32 [], and its parts and statistics.
     """

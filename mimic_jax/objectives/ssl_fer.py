@@ -242,12 +242,6 @@ class Objective(base.Objective):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """NT-Xent over the N frames of the global batch; with MaskFN by what `losses.masked_nt_xent` says.
 
-    Args:
-      model: of this objective; its batch statistics are updated.
-      batch: from `augment`.
-      key: of this step.
-      step, total_steps: not used.
-
     Returns:
       The loss, float32 [], the share of rows whose positive is the nearest, and with MaskFN what `losses.masked_nt_xent` says.
     """
@@ -276,12 +270,7 @@ class Objective(base.Objective):
     return loss, {**measured, **said}
 
   def evaluate(self, model: Model, batch: Batch) -> dict[str, dict[str, jax.Array]]:
-    """Returns the sums of NT-Xent on two views of each picture, which depend on its index alone, and the features of whole pictures.
-
-    Args:
-      model: of this objective; nothing of it is updated.
-      batch: 'image' uint8 [B, H, W, 3], 'index' int [B], 'mask' bool [B], False on padding; 'landmarks' float32 [B, 68, 2] where they are used.
-    """
+    """Returns the sums of NT-Xent on two views of each picture, which depend on its index alone, and the features of whole pictures."""
     key, mask = jax.random.key(EVALUATION_SEED), batch['mask']
     z = [
       jax.vmap(
