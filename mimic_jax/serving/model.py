@@ -19,7 +19,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from PIL import Image
 
-from mimic_jax import augment
 from mimic_jax.data.bad_image import BadImage
 from mimic_jax.runtime import compile_cache, sharding
 from mimic_jax.runtime.errors import UserError
@@ -210,21 +209,16 @@ class Model:
     return self._each(self._attention, 'attention', images, batch_images)
 
   def _answered(self, model: nnx.Module, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    return {'sums': {}, 'outputs': self.trained.objective.answers(model, self._seen(batch))}
+    return {'sums': {}, 'outputs': self.trained.objective.answers(model, self.trained.seen(batch['image']))}
 
   def _attended(self, model: nnx.Module, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    maps = self.trained.objective.attention(model, self._seen(batch))
+    maps = self.trained.objective.attention(model, self.trained.seen(batch['image']))
     if maps is None:
       raise UserError(
         f'{self.trained.where} can not show attention; expected a fine-tuned ViT (its objective is '
         f'{self.trained.stage.objective}, its encoder {self.trained.config.model.preset})'
       )
     return {'sums': {}, 'outputs': {'attention': maps}}
-
-  def _seen(self, batch: dict[str, jax.Array]) -> jax.Array:
-    reading = self.trained.reading
-    how = (reading['interpolation'], reading['mean'], reading['std'])
-    return augment.evaluation_view(batch['image'], self.image_size, *how)
 
   def _each(self, step: Step, name: str, images: Any, batch_images: int) -> np.ndarray:
     given = pictures.in_a_row(images)

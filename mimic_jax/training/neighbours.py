@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from mimic_jax import augment, data, models
+from mimic_jax import data, models
 from mimic_jax.data.source import Source
 from mimic_jax.models import heads
 from mimic_jax.runtime import sharding
@@ -152,11 +152,7 @@ class Neighbours:
     return dataclasses.replace(self.classifier, frozen=frozen)
 
   def _features(self, network: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
-    reading = self._model.reading
-    how = (reading['interpolation'], reading['mean'], reading['std'])
-    said = self._model.objective.answers(
-      network, augment.evaluation_view(batch['image'], reading['image_size'], *how)
-    )
+    said = self._model.objective.answers(network, self._model.seen(batch['image']))
     if 'features' not in said:
       raise UserError(
         f'--knn: {self._model.where}: its objective, {self._model.stage.objective}, gives no features; expected one that does'

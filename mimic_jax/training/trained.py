@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
+from mimic_jax import augment, defaults, models, objectives, weights
 from mimic_jax import config as config_lib
-from mimic_jax import defaults, models, objectives, weights
 from mimic_jax.runtime import checkpoint, remote, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import log, sizes
@@ -60,6 +60,11 @@ class Trained:
   def class_names(self) -> tuple[str, ...]:
     """Of the classifier; () where the objective has none."""
     return tuple(self.reading['class_names']) if self.objective.labelled else ()
+
+  def seen(self, images: jax.Array) -> jax.Array:
+    """Returns pictures as the encoder gets them, read as those of the training: uint8 [B, H, W, 3] → float32 [B, S, S, 3]."""
+    r = self.reading
+    return augment.evaluation_view(images, r['image_size'], r['interpolation'], r['mean'], r['std'])
 
 
 def locate(path: str, field: str) -> tuple[epath.Path, int]:
