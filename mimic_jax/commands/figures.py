@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 
 from mimic_jax import metrics, uncertainty
 from mimic_jax.report import figures as page_figures
-from mimic_jax.report import run as runs
 from mimic_jax.report import vector
 from mimic_jax.report.drawing import read_drawing
 from mimic_jax.report.predictions import Predictions
@@ -40,9 +39,8 @@ def drawn(arms: Sequence[Arm]) -> Iterator[tuple[str, Figure]]:
       yield f'recall {data} {split} {len(names)}', _recall(alike, names)
   for arm in arms:
     folder = min(arm.answers, key=lambda a: a.seed).folder
-    if (points := page_figures.tsne(folder, compute=True)) is not None:
-      own = runs.arrays(folder / 'features.npz', ('class_names',))
-      yield f'tsne {arm.name}', vector.scatter(*points, own['class_names'].tolist() if own else [])
+    if points := page_figures.tsne(folder, compute=True):
+      yield f'tsne {arm.name}', vector.scatter(*points)
     for path in sorted(folder.glob('pictures/*.png')):
       yield f'{path.stem} {arm.name}', vector.pictures(read_drawing(path.parent, path.stem))
 

@@ -176,8 +176,8 @@ def scatter(points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> str
   return _svg(figure, axes)
 
 
-def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | None:
-  """Returns t-SNE points [n, 2] of <folder>/features.npz and their class ids [n], n ≤ TSNE_POINTS evenly spaced rows.
+def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray, list[str]] | None:
+  """Returns t-SNE points [n, 2] of <folder>/features.npz, n ≤ TSNE_POINTS evenly spaced rows, their class ids [n] and the classes' names, if kept.
 
   They are kept in <folder>/tsne.npz with a hash of what they were made from. Without `compute` only such kept points
   are returned. None when there is nothing to show: no features, too few, not finite, or all alike.
@@ -191,12 +191,14 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | N
   labels = labels.argmax(-1) if labels.ndim == 2 else labels.astype(int)
   if not np.isfinite(features).all() or np.ptp(features, axis=0).max(initial=0) == 0:
     return None
+  own = run.arrays(folder / 'features.npz', ('class_names',))
+  names = own['class_names'].tolist() if own else []
   key = hashlib.sha256(
     repr((features.shape, TSNE_PERPLEXITY, TSNE_SETTINGS)).encode() + features.tobytes()
   ).hexdigest()
   kept = run.arrays(folder / 'tsne.npz', ('key', 'points'))
   if kept is not None and str(kept['key']) == key:
-    return kept['points'], labels
+    return kept['points'], labels, names
   if not compute:
     return None
   from sklearn.manifold import TSNE  # takes a second to import, and only the last page of a run needs it
@@ -211,7 +213,7 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray] | N
   buffer = io.BytesIO()
   np.savez(buffer, key=key, points=points)
   (folder / 'tsne.npz').write_bytes(buffer.getvalue())
-  return points, labels
+  return points, labels, names
 
 
 def _axes(title: str, x_label: str, names: Iterable[str], height: float = 2.3) -> tuple[Figure, Axes]:

@@ -7,7 +7,6 @@ import numpy as np
 
 from mimic_jax import verification
 from mimic_jax.report import figures, tables
-from mimic_jax.report import run as runs
 from mimic_jax.report.figures import Curve
 from mimic_jax.report.run import Run, Stage
 from mimic_jax.report.tables import esc, is_number
@@ -192,10 +191,10 @@ def tsne(stage: Stage, final: bool) -> str:
   held = figures.tsne(stage.folder, compute=final)
   if held is None:
     return ''
-  points, labels = held
-  names = next((list(h['per_class']) for h in tables.splits(stage).values() if h.get('per_class')), [])
-  own = runs.arrays(stage.folder / 'features.npz', ('class_names',))
-  names = [str(name) for name in own['class_names']] if own else names
+  points, labels, names = held
+  names = names or next(
+    (list(h['per_class']) for h in tables.splits(stage).values() if h.get('per_class')), []
+  )
   told = f't-SNE of the features of {len(labels):,} pictures'
   table = tables.as_csv(
     ('x', 'y', 'class'), [(f'{x:.3f}', f'{y:.3f}', k) for (x, y), k in zip(points, labels)]

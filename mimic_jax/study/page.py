@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from mimic_jax.report import figures as page_figures
 from mimic_jax.report import grid, tables, vector
-from mimic_jax.report.run import arrays
 from mimic_jax.report.style import CSS
 from mimic_jax.runtime import files
 from mimic_jax.study import design, findings, runner
@@ -159,11 +158,8 @@ def _figures(
     for target, arms in plan.arms.items():
       for arm, runs in arms.items():
         folder = runner.folder(out, next(iter(runs.values()))) / 'finetune'
-        if (folder / 'features.npz').exists() and (
-          points := page_figures.tsne(folder, compute=True)
-        ) is not None:
-          own = arrays(folder / 'features.npz', ('class_names',))
-          yield f'{arm}, {target}', vector.scatter(*points, own['class_names'].tolist() if own else [])
+        if drawn := page_figures.tsne(folder, compute=True):
+          yield f'{arm}, {target}', vector.scatter(*drawn)
 
 
 def _bars(study: Study, found: Mapping[tuple[str, str], Found]) -> Figure:

@@ -407,8 +407,9 @@ def test_tsne_is_kept_until_the_features_change(tmp_path, rng, monkeypatch):
   features = rng.normal(size=(60, 8)).astype(np.float32) + 20 * labels[:, None]
   np.savez(tmp_path / 'features.npz', features=features, label=labels)
   assert figures.tsne(folder, compute=False) is None
-  points, got = figures.tsne(folder, compute=True)
+  points, got, names = figures.tsne(folder, compute=True)
   np.testing.assert_array_equal(got, labels)
+  assert names == []
   distance = np.linalg.norm(points[:, None] - points[None], axis=-1)
   np.fill_diagonal(distance, np.inf)
   assert np.mean(labels[distance.argmin(1)] == labels) > 0.95  # neighbours are of the same cluster
