@@ -184,6 +184,20 @@ def pictures(folder: str) -> list[str]:
   return [path for path in files(folder) if is_picture(path)]
 
 
+def need_folder(root: str, source: str, needs: str, looked_for: str) -> None:
+  """Raises UserError unless data.root is a folder, saying what a source needs and what it looks for there."""
+  if not root:
+    raise UserError(f"data.root is empty; source '{source}' needs {needs}")
+  if not os.path.isdir(root):
+    raise UserError(f"data.root '{root}' is not a folder; source '{source}' looks for {looked_for} there")
+
+
+def prefix_of(root: str, base: str) -> str:
+  """Returns what stands before a path relative to `base` to make one relative to `root`."""
+  prefix = os.path.relpath(base, root).replace(os.sep, '/')
+  return '' if prefix == '.' else f'{prefix}/'
+
+
 def in_chunks(
   function: Callable[[Sequence[Any]], list[Any]], items: Sequence[Any], threads: int
 ) -> list[Any]:

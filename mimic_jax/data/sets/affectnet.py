@@ -179,12 +179,7 @@ def _split(split: str) -> str:
 
 def _read(root: str, split: str, threads: int) -> Split:
   """Reads the labels of a split by the release that is there; raises UserError saying what was looked for."""
-  if not root:
-    raise UserError("data.root is empty; source 'affectnet' needs the folder that holds AffectNet")
-  if not os.path.isdir(root):
-    raise UserError(
-      f"data.root '{root}' is not a folder; source 'affectnet' looks for train_set or training.csv there"
-    )
+  files_lib.need_folder(root, 'affectnet', 'the folder that holds AffectNet', 'train_set or training.csv')
   newer, table = SPLITS[split]
   parts = [f'{newer}/annotations', f'{newer}/images']
   missing = [name for name in parts if not os.path.isdir(os.path.join(root, name))]

@@ -21,7 +21,7 @@ from mimic_jax.data import options as options_lib
 from mimic_jax.data import source as sources
 from mimic_jax.data import videos
 from mimic_jax.data.faces import alignment, points
-from mimic_jax.data.files import Files, is_picture, walk
+from mimic_jax.data.files import Files, is_picture, need_folder, prefix_of, walk
 from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError
 
@@ -52,14 +52,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
   Raises:
     UserError: on a missing or empty folder, on pictures that are in no clip of a person, and on fields that clips don't read.
   """
-  if not root:
-    raise UserError(
-      "data.root is empty; source 'clips' needs the path of a folder of <person>/<clip>/<frame>"
-    )
-  if not os.path.isdir(root):
-    raise UserError(
-      f"data.root '{root}' is not a folder; source 'clips' looks for <person>/<clip>/<frame> there"
-    )
+  need_folder(root, 'clips', 'the path of a folder of <person>/<clip>/<frame>', '<person>/<clip>/<frame>')
   if options.get('held_out', 0):
     raise UserError(
       f"data.held_out is {options['held_out']}, which source 'clips' does not read; expected 0 and a split of other persons"
@@ -85,7 +78,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
     )
   paths.sort(key=_place)
   clips = [(name, list(frames)) for name, frames in itertools.groupby(paths, os.path.dirname)]
-  ids = [_prefix(root, base) + path for path in paths]
+  ids = [prefix_of(root, base) + path for path in paths]
   targets, about = _about(split, root, [name for name, _ in clips], [len(frames) for _, frames in clips])
   if (known := points.read(root, ids)) is not None:
     targets[landmarks.TARGET], about['landmarks'] = known
@@ -112,7 +105,7 @@ def _of_videos(
     if '/' not in path:
       raise UserError(f"'{os.path.join(base, path)}' is of no person; expected <person>/<clip>.mp4")
   paths.sort(key=_place)
-  names = [_prefix(root, base) + path for path in paths]
+  names = [prefix_of(root, base) + path for path in paths]
   fps = options.get('fps', _FPS)
   counts, bad = videos.counted(
     root, names, fps, options.get('threads', 8), options.get('on_bad_image', 'error')
@@ -122,12 +115,6 @@ def _of_videos(
   targets, about = _about(split, root, [paths[k] for k in kept], counts)
   about |= {'fps': fps, 'align': {'align': 'none'}, 'unreadable': bad}
   return videos.Videos(root, names, counts, fps, targets, about, options.get('max_pixels', 50_000_000))
-
-
-def _prefix(root: str, base: str) -> str:
-  """Returns what stands before a path relative to `base` to make one relative to `root`."""
-  prefix = os.path.relpath(base, root).replace(os.sep, '/')
-  return '' if prefix == '.' else f'{prefix}/'
 
 
 def _about(

@@ -18,7 +18,7 @@ import numpy as np
 
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, cutting
-from mimic_jax.data.files import Files, find_below, is_picture
+from mimic_jax.data.files import Files, find_below, is_picture, need_folder
 from mimic_jax.runtime.errors import UserError, one_of
 
 WHOLE = {'label_rule': 'argmax8'}  # options under which fewest pictures are left out
@@ -269,12 +269,7 @@ def _expected(layout: str, rule: str, parts: list[str], counts: dict[str, int]) 
 
 def _layout(root: str, parts: list[str]) -> str:
   """Returns 'official' or 'raw' by the files that are there; raises UserError saying what was looked for."""
-  if not root:
-    raise UserError("data.root is empty; source 'ferplus' needs the folder that holds FERPlus")
-  if not os.path.isdir(root):
-    raise UserError(
-      f"data.root '{root}' is not a folder; source 'ferplus' looks for FER2013Train or fer2013.csv there"
-    )
+  need_folder(root, 'ferplus', 'the folder that holds FERPlus', 'FER2013Train or fer2013.csv')
   wanted = [f'{SPLITS[s][0]}/label.csv' for s in parts]
   raw = ('fer2013.csv', 'fer2013new.csv')
   missing = [name for name in wanted if not os.path.isfile(os.path.join(root, name))]

@@ -20,7 +20,7 @@ from mimic_jax.data import held_out
 from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment
 from mimic_jax.data.faces.cutting import unread
-from mimic_jax.data.files import ENDINGS, LABEL_FILES, Files, is_picture, listed, walk
+from mimic_jax.data.files import ENDINGS, LABEL_FILES, Files, is_picture, listed, need_folder, prefix_of, walk
 from mimic_jax.runtime.errors import UserError
 
 READS = ('held_out',)
@@ -44,10 +44,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     UserError: on a missing or empty folder, on pictures beside class folders, on a class that training lacks, and on
       a data.align that would cut faces out: a folder says nothing of where they are.
   """
-  if not root:
-    raise UserError("data.root is empty; source 'folder' needs the path of a folder of pictures")
-  if not os.path.isdir(root):
-    raise UserError(f"data.root '{root}' is not a folder; source 'folder' looks for pictures there")
+  need_folder(root, 'folder', 'the path of a folder of pictures', 'pictures')
   _, align = alignment.choose(options, root, 'folder')
   side = held_out_side(split, listed(root)[0], options)
   base = split_folder(root, 'train' if side else split)
@@ -67,8 +64,7 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     raise UserError(f"no pictures in '{base}': looked for files and class folders with {_endings()} inside")
   class_names = _class_names(root, base, tuple(found))
   position = {name: k for k, name in enumerate(class_names)}
-  prefix = os.path.relpath(base, root).replace(os.sep, '/')
-  prefix = '' if prefix == '.' else prefix + '/'
+  prefix = prefix_of(root, base)
   if loose:
     ids, labels = [prefix + name for name in loose], [-1] * len(loose)
   else:

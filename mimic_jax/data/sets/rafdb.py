@@ -197,10 +197,7 @@ def _split(split: str) -> str:
 
 def _layout(root: str) -> str:
   """Returns 'official' or 'folders' by what is there; raises UserError saying what was looked for."""
-  if not root:
-    raise UserError("data.root is empty; source 'rafdb' needs the folder that holds RAF-DB")
-  if not os.path.isdir(root):
-    raise UserError(f"data.root '{root}' is not a folder; source 'rafdb' looks for EmoLabel or train there")
+  files_lib.need_folder(root, 'rafdb', 'the folder that holds RAF-DB', 'EmoLabel or train')
   lists = any(os.path.isfile(os.path.join(root, name)) for name in LISTS)
   aligned = os.path.isdir(os.path.join(root, ALIGNED))
   if lists and aligned:
