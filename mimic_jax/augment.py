@@ -226,9 +226,8 @@ def training_views(
     float32 [B, V, S, S, C].
   """
   crop_key, flip_key = jax.random.split(key)
-  rand_key, erase_key = jax.random.split(
-    jax.random.fold_in(key, 2)
-  )  # those above don't change with what is on
+  # those above don't change with what is on
+  rand_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
   if images.ndim == 4:
     images = random_resized_crop(crop_key, images, views, size, scale, ratio, interpolation)
   x = random_flip(flip_key, images.astype(jnp.float32), flip)

@@ -145,9 +145,7 @@ def stage() -> ConfigDict:
   s.steps = 0  # when not 0: the number of steps, instead of epochs
   s.batch_images = 64  # images per step over all devices, not crops
   s.accumulate = 1  # parts that a batch is computed in, one after the other: less memory
-  s.ema = (
-    0.0  # decay of a moving average of the weights, which is measured beside them as <split>_ema; 0 = none
-  )
+  s.ema = 0.0  # decay of a moving average of the weights, measured beside them as <split>_ema; 0 = none
   s.drop_path = 0.0  # of the last block; rises linearly from 0 at the first
   s.max_bad_steps = 0  # steps with non-finite gradients that are left out before the run stops
   s.data = data()
@@ -161,9 +159,7 @@ def stage() -> ConfigDict:
   s.augment.flip = 0.5  # probability
   s.augment.mean = (0.485, 0.456, 0.406)  # ImageNet's, of pixels in 0..1
   s.augment.std = (0.229, 0.224, 0.225)
-  s.augment.rand_ops = (
-    0  # RandAugment's operations on each crop, as in timm's rand-m9-mstd0.5-inc1, which has 2; 0 = off
-  )
+  s.augment.rand_ops = 0  # RandAugment's operations on each crop (timm's rand-m9-mstd0.5-inc1: 2); 0 = off
   s.augment.rand_magnitude = 9.0  # how strong they are, of 10
   s.augment.rand_std = 0.5  # standard deviation of that, drawn for each
   s.augment.erasing = 0.0  # probability that a crop gets a box of noise (random erasing, pixel mode)

@@ -10,9 +10,8 @@ from mimic_jax import landmarks
 from mimic_jax.augment import EXACT
 
 COVERED = (landmarks.MOUTH, landmarks.LEFT_EYE, landmarks.RIGHT_EYE)  # one of them is
-MARGIN = (
-  10 / 196
-)  # of the crop's side: SSL-FER's 10 pixels about a part (arXiv 2210.03853) of frames of 224, cropped to 7/8
+# of the crop's side: SSL-FER's 10 pixels about a part (arXiv 2210.03853) of frames of 224, cropped to 7/8
+MARGIN = 10 / 196
 CUT = (landmarks.EYES, landmarks.MOUTH)
 
 
@@ -79,9 +78,8 @@ def _weights(
 ) -> jax.Array:
   """Returns float32 [N, size, full]: how much each pixel gives to each output of a span [start, start + side) of which only [low, high) shows."""
   start, side, low, high = (v[:, None, None] for v in (start, side, low, high))
-  pixel = jnp.arange(-full, 2 * full, dtype=jnp.float32)[
-    None, None
-  ]  # the span may begin before the picture and end behind it
+  # the span may begin before the picture and end behind it
+  pixel = jnp.arange(-full, 2 * full, dtype=jnp.float32)[None, None]
   step = side / size
   centre = start + (jnp.arange(size, dtype=jnp.float32)[None, :, None] + 0.5) * step
   w = jnp.maximum(0.0, 1.0 - jnp.abs((pixel + 0.5 - centre) / jnp.maximum(step, 1.0)))

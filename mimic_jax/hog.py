@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-EPSILON = (
-  1e-12  # the least length that a histogram is divided by (PyTorch's normalize); one of zeros stays zero
-)
+# the least length that a histogram is divided by (PyTorch's normalize); one of zeros stays zero
+EPSILON = 1e-12
 
 
 def gradients(images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -14,14 +14,11 @@ FILE = 'landmarks.npz'  # beside pictures: 'id' str [n], 'landmarks' float32 [n,
 # Left and right are the picture's. Each runs from left to right but for the lower lids and lips, which run back.
 JAW = slice(0, 17)
 NOSE = slice(27, 36)
-LEFT_EYE, RIGHT_EYE = (
-  slice(36, 42),
-  slice(42, 48),
-)  # left corner, two of the upper lid, right corner, two of the lower
+# left corner, two of the upper lid, right corner, two of the lower
+LEFT_EYE, RIGHT_EYE = slice(36, 42), slice(42, 48)
 EYES = slice(36, 48)
-MOUTH = slice(
-  48, 68
-)  # the lips' outer edge (12 points) from the left corner over the upper lip, then the inner one (8)
+# the lips' outer edge (12 points) from the left corner over the upper lip, then the inner one (8)
+MOUTH = slice(48, 68)
 INNER = slice(17, 68)  # all but the outline
 
 

@@ -147,9 +147,8 @@ def contrastive_loss(
   errors.one_of('contrast.positives', positives, POSITIVES)
   errors.one_of('contrast.reduction', reduction, REDUCTIONS)
   candidate = ~self_mask
-  anchor_z = sharding.along_batch(
-    anchor_z
-  )  # each device has its anchors' rows of what follows, and all candidates
+  # each device has its anchors' rows of what follows, and all candidates
+  anchor_z = sharding.along_batch(anchor_z)
   # τ multiplies the rounding of the product by 14: TF32 or bfloat16 passes would show.
   cosine = jnp.matmul(
     anchor_z.astype(jnp.float32), contrast_z.astype(jnp.float32).T, precision=lax.Precision.HIGHEST

@@ -80,11 +80,8 @@ def _coordinates(operation: jax.Array, amount: jax.Array, size: int) -> tuple[ja
   right = jnp.where(_is(operation, 'translate_x'), SHIFT * size * amount, 0.0)
   below = jnp.where(_is(operation, 'translate_y'), SHIFT * size * amount, 0.0)
   at = jnp.arange(size) + 0.5
-  y, x, c = (
-    at[:, None],
-    at[None, :],
-    size / 2,
-  )  # a rotation is about the centre, a shear along the first row or column
+  # a rotation is about the centre, a shear along the first row or column
+  y, x, c = at[:, None], at[None, :], size / 2
   cos, sin = jnp.cos(turn), jnp.sin(turn)
   return (
     c + cos * (y - c) - sin * (x - c) + down * x + below,

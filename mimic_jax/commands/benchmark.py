@@ -26,9 +26,8 @@ from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 
 WARM = 2  # steps before those that count
-CLOSE = (
-  0.03  # the share between a batch that fits and one that does not at which looking for the largest ends
-)
+# the share between a batch that fits and one that does not at which looking for the largest ends
+CLOSE = 0.03
 UNITS = {'': 1, 'KiB': 2**10, 'MiB': 2**20, 'GiB': 2**30, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
@@ -162,10 +161,8 @@ def measure(run: stage_lib.Stage, steps: int, memory: int = 0) -> dict[str, Any]
   compiling = time.perf_counter() - began
   step = lambda *a: program(*a, run.program.frozen.arrays)  # noqa: E731
   alone, fed = [], []
-  for part in (
-    steps - steps // 2,
-    steps // 2,
-  ):  # in turn, since a machine may be slower at one time than at another
+  # in turn, since a machine may be slower at one time than at another
+  for part in (steps - steps // 2, steps // 2):
     once = (held for _ in range(WARM + part + 1))
     state, seconds = seconds_of(step, state, once, run.step_key, WARM)
     alone += seconds

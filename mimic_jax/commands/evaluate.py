@@ -33,11 +33,8 @@ from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation, log, neighbours, results, trained, workdir
 from mimic_jax.training.trained import Trained
 
-TRAINED = (
-  'fraction',
-  'label_noise',
-  'part_seed',
-)  # fields of the data section that are of training pictures alone
+# fields of the data section that are of training pictures alone
+TRAINED = ('fraction', 'label_noise', 'part_seed')
 STAGE = 'evaluation'  # what the folder's one stage is called
 MOST_TRAINING = 50_000  # pictures among which copies are looked for unasked: some minutes on two cores
 
@@ -184,9 +181,8 @@ def measure(
   """Runs every split through the model and adds intervals to its scores."""
   step = evaluation.make_step(model.objective.evaluate, model.template, mesh, model.frozen)
   longest = max(len(split.source) for split in found)
-  batch_images = min(
-    options.batch_images, -(-longest // mesh.size) * mesh.size
-  )  # no more padding than needed
+  # no more padding than needed
+  batch_images = min(options.batch_images, -(-longest // mesh.size) * mesh.size)
   measured = {}
   for split in found:
     measured[split.name] = evaluation.measure(

@@ -230,9 +230,8 @@ def main(argv: Sequence[str]) -> None:
   moving += [frames.of_camera(a.camera)] if a.camera >= 0 else []
   size = 1 if a.camera >= 0 else a.batch_images
   every = itertools.chain.from_iterable(moving)
-  with contextlib.suppress(
-    KeyboardInterrupt
-  ):  # a camera has no end of its own; of a video what came is written
+  # a camera has no end of its own; of a video what came is written
+  with contextlib.suppress(KeyboardInterrupt):
     while some := list(itertools.islice(every, size)):
       ids = [name for name, _ in some]
       new = rows(ask([frame for _, frame in some], ids=ids), ids)

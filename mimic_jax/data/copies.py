@@ -160,9 +160,8 @@ class Known:
       return 2 * int(min((unsure & mirrored).sum(), (unsure & ~mirrored).sum()))
 
     steps = np.round(np.arange(LEAST, SURE + 0.005, 0.01), 2)
-    threshold = next(
-      float(t) for t in steps if false_alarms(t) <= MOST_FALSE * others.sum()
-    )  # at SURE there are none
+    # at SURE there are none
+    threshold = next(float(t) for t in steps if false_alarms(t) <= MOST_FALSE * others.sum())
     kind[others & (similarity >= threshold)] = 3
     found = self._recognised(source, coefficients, threshold)
     return Copies(self._train, kind, match, similarity, mirrored, threshold, false_alarms(threshold), found)
@@ -191,9 +190,8 @@ class Known:
     picks = picks[np.linspace(0, len(picks) - 1, min(TRIALS, len(picks))).astype(int)]
     if not len(picks):
       return {}
-    before = np.concatenate(
-      [self._hashed(c[picks]) for c in (coefficients, _flipped(coefficients))], axis=1
-    )  # [P, 2 T, D]
+    # [P, 2 T, D]
+    before = np.concatenate([self._hashed(c[picks]) for c in (coefficients, _flipped(coefficients))], axis=1)
     pictures = [Image.fromarray(patiently(lambda i=i: source[int(i)])['image']) for i in picks]
     found = {}
     for name, change in CHANGES.items():

@@ -248,10 +248,8 @@ def listed(splits: Mapping[str, Source], path: str) -> dict[str, Source]:
   for number, word in _first_words(path):
     hits = 0
     for split, source in splits.items():
-      names = (
-        *_names(word),
-        *_names(re.sub(r'^\d+_', '', os.path.basename(word))),
-      )  # some lists put the class in front
+      # some lists put the class in front
+      names = (*_names(word), *_names(re.sub(r'^\d+_', '', os.path.basename(word))))
       here = next((places[split][name] for name in names if name in places[split]), set())
       hits += len(here)
       if len(here) > 1:

@@ -101,12 +101,8 @@ def open_image(path: str, max_pixels: int, data: bytes | None = None) -> Image.I
 def upright_size(image: Image.Image) -> tuple[int, int]:
   """Returns (height, width) as the picture is meant to be seen, from its header."""
   width, height = image.size
-  lies = image.format != 'TIFF' and image.getexif().get(_ORIENTATION) in (
-    5,
-    6,
-    7,
-    8,
-  )  # of TIFFs Pillow says it upright
+  # of TIFFs Pillow says it upright
+  lies = image.format != 'TIFF' and image.getexif().get(_ORIENTATION) in (5, 6, 7, 8)
   return (width, height) if lies else (height, width)
 
 

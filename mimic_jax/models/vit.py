@@ -65,9 +65,7 @@ class Config(NamedTuple):
   drop_path: float = 0.0  # of the last block; rises linearly from 0 at the first
   layer_norm_eps: float = EPSILON
   registers: int = 0  # tokens that take part in attention and are no output (arXiv 2309.16588)
-  layer_scale: float = (
-    0.0  # what each branch's factor per channel begins with (arXiv 2103.17239); 0 = there are none
-  )
+  layer_scale: float = 0.0  # what each branch's factor per channel begins with (arXiv 2103.17239); 0 = none
 
   @property
   def grid(self) -> int:

@@ -174,9 +174,7 @@ class Objective(masked_autoencoding.Objective):
     s.batch_images = 2048
     s.local_mim = ConfigDict()
     s.local_mim.mask_ratio = 0.75
-    s.local_mim.scales = (
-      SCALES  # cells to a patch's side, of each decoder; the first stands behind the lowest block
-    )
+    s.local_mim.scales = SCALES  # cells to a patch's side, of each decoder; the first: of the lowest block
     s.local_mim.bins = 9  # of orientation
     s.local_mim.decoder_dim = 256
     s.local_mim.decoder_depth = 1
@@ -295,9 +293,8 @@ class Objective(masked_autoencoding.Objective):
     pred = jnp.where(self._weights(masks)[n][:, :, None] > 0, model(images, masks)[n], true)
     side = self.config.image_size // self.cells[n]
     drawn = [hog.glyphs(x.reshape(B, side, side, 3, self.bins), self.cells[n]) for x in (pred, true)]
-    seen = jnp.where(
-      masks.mask[:, :, None], 0.0, vit.patchify(images, p)
-    )  # 0 is the mean colour of the data, a grey
+    # 0 is the mean colour of the data, a grey
+    seen = jnp.where(masks.mask[:, :, None], 0.0, vit.patchify(images, p))
     mean, std = (jnp.asarray(a[k])[None, None, None] for k in ('mean', 'std'))
     masked, original = (x * std + mean for x in (vit.unpatchify(seen, p, grid), images))
     return jnp.stack([masked, *drawn, original], axis=1)

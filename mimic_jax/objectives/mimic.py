@@ -165,9 +165,7 @@ class Objective(base.Objective):
     s.head.projection_dim = 128  # 128 for RAF-DB, 512 for FERPlus (P fig. 6)
     s.ce = ConfigDict()
     s.ce.on = 'mixed'  # mixed (algorithm 1 line 12) | clean (needs a second forward) | both (their mean)
-    s.ce.smoothing = (
-      0.0  # share of each (mixed) label that is spread over all classes; the contrast has labels as they are
-    )
+    s.ce.smoothing = 0.0  # share of each (mixed) label that is spread over all classes; not for the contrast
     s.contrast = ConfigDict()
     s.contrast.weight = 0.1  # λ; 0 = cross-entropy alone
     s.contrast.labels = 'mixed'  # mixed (eq. 11) | class (eq. 6) | instance (eq. 5) | dominant (arg max)

@@ -82,9 +82,7 @@ class Objective(mimic.Plain):
     s.scn.high = 0.7  # β, share of a batch that is the high group
     s.scn.margin = 0.15  # δ1, between the groups' mean importance
     s.scn.rank_weight = 1.0  # of the rank regularisation, as in the authors' code
-    s.scn.relabel_from = (
-      0.14  # share of the steps after which samples are relabelled (theirs: epoch 10 of 70); 1 = never
-    )
+    s.scn.relabel_from = 0.14  # share of the steps before relabelling (theirs: epoch 10 of 70); 1 = never
     s.scn.relabel_margin = 0.2  # δ2, by which the answer's probability must exceed the label's
     return s.lock()
 

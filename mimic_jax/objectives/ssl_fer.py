@@ -124,9 +124,7 @@ class Objective(base.Objective):
     s.ssl_fer.offsets = 'falling'  # which of the five distances: falling (5:4:3:2:1) | uniform | rising
     s.ssl_fer.hard_negatives = True  # HardNeg: a second pair of each clip, 3 s off; else an item is one pair
     s.ssl_fer.sampling = 'fresh'  # fresh (frames drawn each epoch) | fixed (once, as in the published code)
-    s.ssl_fer.face_swap = (
-      0.0  # FaceSwap: probability that a positive gets the outline of another clip's face; .8 there
-    )
+    s.ssl_fer.face_swap = 0.0  # FaceSwap: probability that a positive gets another clip's outline; .8 there
     s.ssl_fer.mask_fn = 'none'  # none | argmax (a row's likest negative) | threshold (all that are like it)
     s.ssl_fer.mask_fn_weights = ''  # of its frozen ResNet-18, stem 7x7: torchvision's for ImageNet
     s.ssl_fer.mask_fn_share = 0.8  # argmax: of the second term, which takes that negative for a positive

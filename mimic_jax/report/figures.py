@@ -204,9 +204,8 @@ def tsne(folder: epath.Path, compute: bool) -> tuple[np.ndarray, np.ndarray, lis
   from sklearn.manifold import TSNE  # takes a second to import, and only the last page of a run needs it
   from threadpoolctl import threadpool_limits
 
-  with threadpool_limits(
-    1
-  ):  # beside busy processes, threads that wait for each other take many times as long
+  # beside busy processes, threads that wait for each other take many times as long
+  with threadpool_limits(1):
     points = TSNE(perplexity=min(TSNE_PERPLEXITY, (len(rows) - 1) / 3), **TSNE_SETTINGS).fit_transform(
       features
     )
@@ -269,9 +268,8 @@ def _svg(figure: Figure, axes: Axes) -> str:
     matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'mimic_jax'}),
     warnings.catch_warnings(),
   ):
-    warnings.filterwarnings(
-      'ignore', 'Glyph .* missing'
-    )  # it only measures with its own font; the browser has more
+    # it only measures with its own font; the browser has more
+    warnings.filterwarnings('ignore', 'Glyph .* missing')
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
   text = buffer.getvalue()

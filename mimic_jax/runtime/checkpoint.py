@@ -306,9 +306,8 @@ def opened(
   try:
     yield checkpoints
   except BaseException as e:
-    if distributed.alike(
-      e
-    ):  # else the other processes, with which this one would wait, don't know that it ends
+    # of another error the other processes, with which this one would wait, don't know
+    if distributed.alike(e):
       try:
         if isinstance(e, Preempted | AgreedError):
           checkpoints.confirm()

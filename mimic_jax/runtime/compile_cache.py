@@ -44,9 +44,8 @@ def keep(where: str, run: str, say: Callable[[str], None]) -> None:
     return
   jax.config.update('jax_compilation_cache_dir', folder)
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
-    jax.config.update(
-      'jax_persistent_cache_min_compile_time_secs', 0.0
-    )  # the many small ones are seconds, too
+    # the many small ones are seconds, too
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   if '://' in folder:  # where XLA can not keep how it tuned for a GPU
     jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
 

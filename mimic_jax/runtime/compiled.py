@@ -12,10 +12,8 @@ KINDS = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective
 _CALL = re.compile(rf'= (.+?) ({"|".join(KINDS)})(-start)?\((.*?)\)(?:, (.*))?$', re.MULTILINE)
 # The devices of the first group, how many a group has, or the axes of a mesh that it goes along, some of them in part.
 _GROUP = re.compile(r'replica_groups=(?:\{\{([\d,]+)\}|\[\d+,(\d+)\]<=|mesh\[(.*?)\].*?\{(.*?)\})')
-_WITH_OPERANDS = (
-  'all-gather',
-  'collective-permute',
-)  # when begun apart, the result is operands, results, what else is needed
+# when begun apart, the result is operands, results, what else is needed
+_WITH_OPERANDS = ('all-gather', 'collective-permute')
 _ARRAY = re.compile(r'\b(pred|bf16|[suf]\d+(?:e\d+m\d+\w*)?)\[([\d,]*)\]')
 _COMPUTATION = re.compile(r'^(ENTRY )?%?([\w.-]+) \(.*\{$')
 _CALLED = re.compile(r'\b(body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.-]+)')

@@ -137,9 +137,8 @@ class Lease:
     if self._thread is None:
       return
     self._stop.set()
-    self._thread.join(
-      BEAT_SECONDS
-    )  # it may be in the middle of a write; a file system that hangs is not waited for
+    # it may be in the middle of a write; a file system that hangs is not waited for
+    self._thread.join(BEAT_SECONDS)
     self._thread = None
     try:
       holder = _parse(self._read() or b'')
@@ -329,6 +328,5 @@ def _parse(raw: bytes) -> Holder | None:
   kinds = {'pid': int, 'beat': int, 'time': float}
   if any(type(v) is not kinds.get(k, str) for k, v in held.items()):
     return None
-  return (
-    Holder(**held) if 0 < held['pid'] < 2**31 else None
-  )  # other numbers would mean groups of processes to kill
+  # other numbers would mean groups of processes to kill
+  return Holder(**held) if 0 < held['pid'] < 2**31 else None

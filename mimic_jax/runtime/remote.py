@@ -106,9 +106,8 @@ def _is_lasting(e: Exception) -> bool:
   if isinstance(e, FileNotFoundError | PermissionError | ValueError):
     return True
   code = str(getattr(e, 'code', ''))
-  return (code.startswith('4') and code not in ('408', '429')) or str(e).startswith(
-    'Forbidden'
-  )  # gcsfs's 403
+  # 'Forbidden' is gcsfs's 403
+  return (code.startswith('4') and code not in ('408', '429')) or str(e).startswith('Forbidden')
 
 
 def _listed(url: str) -> tuple[Any, dict[str, Mapping[str, Any]]]:

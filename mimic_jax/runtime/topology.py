@@ -59,9 +59,8 @@ def devices(name: str) -> list[jax.Device]:
   for key, value in _NOTHING_THERE.items():
     os.environ.setdefault(key, value)
   jax.config.update('jax_platforms', 'cpu')
-  jax.config.update(
-    'jax_enable_compilation_cache', False
-  )  # a program for what isn't there can't be read back
+  # a program for what isn't there can't be read back
+  jax.config.update('jax_enable_compilation_cache', False)
   try:
     return list(topologies.get_topology_desc(name, platform='tpu').devices)
   except (jax.errors.JaxRuntimeError, ValueError) as e:

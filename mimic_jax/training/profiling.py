@@ -8,9 +8,8 @@ from etils import epath
 
 from mimic_jax.runtime import distributed
 
-BEFORE = (
-  2  # steps of a start that are not traced: the first compiles, the second begins while it is looked at
-)
+# steps of a start that are not traced: the first compiles, the second begins while it is looked at
+BEFORE = 2
 
 
 class Trace:

@@ -18,10 +18,8 @@ from mimic_jax.runtime.errors import UserError, short
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 INPUT = 'images'
-NEEDS = {
-  'stablehlo': ('flatbuffers',),
-  'onnx': ('jax2onnx', 'onnxruntime'),
-}  # packages that are no requirements
+# packages that are no requirements
+NEEDS = {'stablehlo': ('flatbuffers',), 'onnx': ('jax2onnx', 'onnxruntime')}
 FILES = {form: f'model.{form}' for form in NEEDS}
 CHECKED = 3  # random pictures
 TOLERANCE = 1e-4  # of what a program says, beside the largest of ours
@@ -106,9 +104,8 @@ def _onnx(
     found = forward(images)
     return tuple(found[name] for name in names)
 
-  logging.disable(
-    logging.WARNING
-  )  # a traceback for each library that it could work with and that is not here
+  # a traceback for each library that it could work with and that is not here
+  logging.disable(logging.WARNING)
   try:
     jax2onnx.to_onnx(
       in_order, [spec], return_mode='file', output_path=path, input_names=[INPUT], output_names=names

@@ -188,9 +188,8 @@ def check_files(info: Any, parts: Sequence[Part], place: str, sizes: Mapping[str
 
 def features_of(features: Any, place: str) -> tuple[Features, str]:
   """Finds picture, label and id by type, and of several by name; returns also what a user should know."""
-  kinds = (
-    dict(sorted(features.items())) if hasattr(features, 'items') else {}
-  )  # as stored, their order varies
+  # as stored, their order varies
+  kinds = dict(sorted(features.items())) if hasattr(features, 'items') else {}
   images = [k for k, f in kinds.items() if type(f) is tfds.features.Image]
   labels = [k for k, f in kinds.items() if isinstance(f, tfds.features.ClassLabel)]
   texts = [k for k, f in kinds.items() if isinstance(f, tfds.features.Text)]

@@ -8,14 +8,11 @@ from PIL import Image
 from mimic_jax import landmarks
 from mimic_jax.data.faces import alignment
 
-PARTS = (
-  (landmarks.EYES, slice(17, 27)),
-  (landmarks.NOSE, landmarks.MOUTH),
-)  # a hull about each: eyes and brows, nose and mouth
+# a hull about each: eyes and brows, nose and mouth
+PARTS = ((landmarks.EYES, slice(17, 27)), (landmarks.NOSE, landmarks.MOUTH))
 BLUR = 0.6  # side of the Gaussian's window, in distances of the pupils
-DARK = (
-  1.0  # grey level of a blurred picture up to which there is nothing to divide by, and what is added there
-)
+# grey level of a blurred picture up to which there is nothing to divide by, and what is added there
+DARK = 1.0
 LIFT = 128.0
 
 

@@ -29,14 +29,8 @@ from mimic_jax.runtime.errors import UserError
 
 READS = ('held_out',)
 TABLE = 'labels.csv'
-OWN = (
-  'id',
-  'label',
-  'split',
-  'image',
-  'index',
-  'mask',
-)  # of a table, and of a batch, which no target may be called
+# of a table, and of a batch, which no target may be called
+OWN = ('id', 'label', 'split', 'image', 'index', 'mask')
 
 
 class Row(NamedTuple):

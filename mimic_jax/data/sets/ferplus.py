@@ -241,9 +241,8 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files | Table:
   if rows.pixels is not None:
     faces, bad = _faces([rows.pixels[i] for i in kept], [rows.places[i] for i in kept])
     return Table(ids, labels[kept], faces, bad, record)
-  side = align.get(
-    'size', SIDE
-  )  # a folder that `mimic align` made holds pictures of the size it was asked for
+  # a folder that `mimic align` made holds pictures of the size it was asked for
+  side = align.get('size', SIDE)
   most = options.get('max_pixels', 50_000_000)
   return Files(root, ids, ids, labels[kept], CLASS_NAMES, record, most, image_shape=(side, side, 3))
 

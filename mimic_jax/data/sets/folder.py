@@ -154,9 +154,8 @@ def _class_names(root: str, base: str, found: tuple[str, ...]) -> tuple[str, ...
   train = next((os.path.join(root, n) for n in listed(root)[0] if n.lower() in SPLITS['train']), base)
   if not found or os.path.samefile(train, base):
     return found
-  held = (
-    n for n in listed(train)[0] if any(map(is_picture, walk(os.path.join(train, n))))
-  )  # stops at the first
+  # stops at the first
+  held = (n for n in listed(train)[0] if any(map(is_picture, walk(os.path.join(train, n)))))
   names = tuple(_class_name(name, train) for name in held)
   unknown = [name for name in found if name not in names]
   if names and unknown:

@@ -249,9 +249,8 @@ def _by_number(folder: str) -> dict[str, str]:
   """Returns the pictures of a folder by their ids: copies have other endings, or not the release's '_aligned'."""
   names = [name for name in files_lib.listed(folder)[1] if is_picture(name)]
   found = {}
-  for name in sorted(
-    names, key=lambda name: ('_aligned' in name, name.endswith('.jpg'))
-  ):  # the release's own last
+  # the release's own last
+  for name in sorted(names, key=lambda name: ('_aligned' in name, name.endswith('.jpg'))):
     if named := _NAMED.fullmatch(os.path.splitext(name)[0]):
       found[named[1]] = name
   return found

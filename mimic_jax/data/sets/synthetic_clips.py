@@ -17,9 +17,8 @@ from mimic_jax.data.drawn import canvas, face, moving, synthetic
 from mimic_jax.data.sets import synthetic_faces
 from mimic_jax.runtime.errors import UserError
 
-READS = (
-  'fps',
-)  # nothing is drawn by it: whoever draws the frames of an item takes them to be so many a second
+# nothing is drawn by it: whoever draws the frames of an item takes them to be so many a second
+READS = ('fps',)
 
 VERSION = 1  # of everything that decides a pixel here; raise it whenever a picture changes
 
