@@ -476,25 +476,12 @@ def _begin(
   """
   place = [section.source, section.name or os.path.basename(section.root.rstrip('/')), section.split]
   subsets = [os.path.splitext(os.path.basename(path))[0] for path in options.subsets]
-  knn = f'knn{options.knn}' if options.knn else ''
   asked = {k: v for k, v in dataclasses.asdict(options).items() if options.knn or not k.startswith('knn')}
   if not asked['verification']:  # evaluations from before there was one have no such field
     del asked['verification']
-  name = '-'.join(
-    filter(
-      None,
-      [
-        model.stage_name,
-        str(model.step),
-        model.ema and 'ema',
-        *place,
-        *subsets,
-        knn,
-        options.verification and 'verification',
-      ],
-    )
-  )
-  name = re.sub(r'[^\w.+-]', '+', name)
+  how = [options.knn and f'knn{options.knn}', options.verification and 'verification']
+  words = [model.stage_name, str(model.step), model.ema and 'ema', *place, *subsets, *how]
+  name = re.sub(r'[^\w.+-]', '+', '-'.join(filter(None, words)))
   folder = epath.Path(out) if out else model.folder.parent.parent / 'evaluations' / name
   config = {
     'name': f'{model.config.name} on {section.source} {section.split}',
