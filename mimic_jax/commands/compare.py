@@ -126,18 +126,13 @@ def table_of_arms(found: dict[str, Any]) -> str:
       scores = ''.join(f'{_spread(cell[k], cell[f"{k}_sd"]):>16}' for k in 'ab')
       p = f'p = {cell["p"]:.2g}' + (f', Holm {cell["p_holm"]:.2g}' if many else '')
       lines.append(f'{words:<21}{scores}{points(cell["difference"]):>9}   {_between(cell):<17}  {p}')
-    lines.append(_of_arms(row))
+    p = row['accuracy']['p_holm']
+    sure = 'differ' if p < 0.05 else 'do not differ'
+    lines.append(f'B and A {sure} in accuracy at 5 % (p = {p:.2g}; n = {pictures["all"]:,}).')
   how, several = found['arms'][0]['method'], any(len(row['seeds']) > 1 for row in found['arms'])
   over = how['over'] + (' and seeds' if several else '; they say nothing of other seeds')
   lines += ['', f'intervals: {how["interval"]}, {how["samples"]:,} resamples of {over}']
   return '\n'.join(lines)
-
-
-def _of_arms(row: dict[str, Any]) -> str:
-  """Returns one sentence: whether B is better than A in accuracy."""
-  cell = row['accuracy']
-  sure = 'differ' if cell['p_holm'] < 0.05 else 'do not differ'
-  return f'B and A {sure} in accuracy at 5 % (p = {cell["p_holm"]:.2g}; n = {row["pictures"]["all"]:,}).'
 
 
 def _spread(mean: float, sd: float | None) -> str:

@@ -61,7 +61,9 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
       f"'{base}' holds pictures ('{loose[0]}') beside class folders ('{next(iter(found))}'); expected the one or the other"
     )
   if not loose and not found:
-    raise UserError(f"no pictures in '{base}': looked for files and class folders with {_endings()} inside")
+    raise UserError(
+      f"no pictures in '{base}': looked for files and class folders with {', '.join(sorted(ENDINGS))} inside"
+    )
   class_names = _class_names(root, base, tuple(found))
   position = {name: k for k, name in enumerate(class_names)}
   prefix = prefix_of(root, base)
@@ -101,10 +103,6 @@ def held_out_side(split: str, here: Iterable[str], options: Mapping[str, Any]) -
   side = canonical(split)
   wanted = options.get('held_out', 0) and side in ('train', 'valid')
   return side if wanted and 'valid' not in map(canonical, here) else ''
-
-
-def _endings() -> str:
-  return ', '.join(sorted(ENDINGS))
 
 
 def _of_others(base: str, files: list[str]) -> list[str]:
