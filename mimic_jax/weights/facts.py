@@ -9,7 +9,6 @@ import numpy as np
 
 from mimic_jax.models import resnet, vit
 from mimic_jax.weights.files import Contents, shown
-from mimic_jax.weights.pytorch import EMA_KEYS
 
 FROM_PRESET = 'as all of its width and depth; the file does not say'
 FROM_CONFIG = 'its config.json says so'
@@ -206,8 +205,6 @@ def of_file(tensors: Mapping[str, np.ndarray], contents: Contents, kind: str) ->
     found['trained_as'] = str(args['model'])
   found['dtypes'] = sorted(set(contents.dtypes.values()))
   found['place'] = contents.place
-  if contents.place in EMA_KEYS:
-    found['moving_average'] = True
   return found
 
 

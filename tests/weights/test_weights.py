@@ -956,14 +956,12 @@ def test_a_moving_average_is_taken_where_it_is_the_only_state_and_called_one(rng
   read = weights.read(path, 'x')
   np.testing.assert_array_equal(read.tensors['encoder/cls_token'], state['cls_token'])
   assert read.kind == 'timm ViT, a moving average of the weights'
-  assert read.facts['moving_average'] is True
   command.main(['inspect', path])
   assert f"a moving average of the weights (PyTorch, under ['{key}'])" in capsys.readouterr().out
   tensors = {k: torch.from_numpy(v) for k, v in state.items()}
   read = weights.read(save_pth(tmp_path / 'both', other, beside={key: tensors}), 'x')
   np.testing.assert_array_equal(read.tensors['encoder/cls_token'], other['cls_token'])
   assert 'average' not in read.kind
-  assert 'moving_average' not in read.facts
   save_pth(tmp_path / 'two', state, key, {'teacher': tensors})
   refused(tmp_path / 'two', rf"holds the states '{key}', 'teacher'; expected one")
 
