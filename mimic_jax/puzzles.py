@@ -18,7 +18,7 @@ FAR_SEED = 0
 def far_permutations(tiles: int) -> np.ndarray:
   """Returns FAR permutations of `tiles` (of four all 24), int32 [≤ FAR, N], far apart in Hamming distance.
 
-  Each next one is of a thousand drawn that whose least distance to those chosen is the largest, as jigsaw papers choose theirs; always the same list.
+  Each next one is, of 20,000 drawn, that whose least distance to those chosen is the largest, as jigsaw papers choose theirs; always the same list.
   """
   rng = np.random.default_rng([FAR_SEED, tiles])
   pool = np.unique(rng.permuted(np.tile(np.arange(tiles), (20_000, 1)), axis=1), axis=0)
