@@ -95,6 +95,9 @@ def test_what_a_user_gets_wrong_is_one_line(tree, rng):
   assert 'image00002.mat: has no Pose_Para' in refused(root)
   scipy.io.savemat(mat, {'Pose_Para': np.zeros((1, 7)), 'pt2d': np.zeros((2, 21))})
   assert 'has no pt3d_68 or pt2d of 68 points' in refused(root)
+  for odd in ({'Pose_Para': 'text'}, {'Pose_Para': np.zeros((1, 7)), 'pt3d_68': {'a': 1}}):
+    scipy.io.savemat(mat, odd)
+    assert 'image00002.mat: can not be read' in refused(root)
   mat.write_bytes(b'no mat')
   assert 'image00002.mat: can not be read' in refused(root)
   mat.unlink()

@@ -105,12 +105,12 @@ def _read(path: str) -> tuple[np.ndarray, np.ndarray]:
   """Returns pitch, yaw, roll in degrees, [3], and the box of the points, left, top, width, height, [4], of a .mat; raises UserError."""
   try:
     held = scipy.io.loadmat(path)
+    angles = np.asarray(held.get('Pose_Para', ()), np.float64).reshape(-1)
+    points = next((np.asarray(held[n], np.float64)[:2] for n in POINTS if n in held), np.zeros((0, 0)))
   except (*READ_ERRORS, scipy.io.matlab.MatReadError) as e:
-    raise UserError(f'{path}: can not be read ({e}); expected a .mat of version 5') from e
-  angles = np.asarray(held.get('Pose_Para', ()), np.float64).reshape(-1)
+    raise UserError(f'{path}: can not be read ({e}); expected a .mat of version 5 with numbers') from e
   if len(angles) < 3 or not np.isfinite(angles[:3]).all():
     raise UserError(f'{path}: has no Pose_Para of numbers; expected pitch, yaw, roll in radians first in it')
-  points = next((np.asarray(held[name], np.float64)[:2] for name in POINTS if name in held), np.zeros((0, 0)))
   if points.shape != (2, 68) or not np.isfinite(points).all():
     raise UserError(f'{path}: has no {" or ".join(POINTS)} of 68 points; expected x and y, a row each')
   first, last = points.min(axis=1), points.max(axis=1)
