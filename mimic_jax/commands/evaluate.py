@@ -219,9 +219,10 @@ def _verified(split: evaluation.Split, m: evaluation.Measured, options: Options)
     raise UserError(
       f"--verification: '{split.name}' has no classes; expected a set whose classes are persons, or clips of some"
     )
-  persons = metrics.dominant(m.outputs['label']) if known is None else known[m.index].astype(np.int64)
+  persons = metrics.dominant(m.outputs['label']) if known is None else known[m.index]
+  there = np.isfinite(persons)  # a table may leave a cell empty
   try:
-    return verification.measure(m.outputs['features'], persons, options.samples, options.seed)
+    return verification.measure(m.outputs['features'][there], persons[there], options.samples, options.seed)
   except UserError as e:
     raise UserError(f"--verification: '{split.name}': {e}") from e
 

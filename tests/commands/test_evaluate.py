@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -103,6 +104,15 @@ def test_pairs_of_one_class_are_told_from_pairs_of_two_by_the_cosine_of_features
   assert (found['persons'], found['pairs_of_one']) == (2, (counts * (counts - 1) // 2).sum())
   with pytest.raises(UserError, match='--knn answers with none of'):
     evaluate.main([*flags, '--knn', '3'])
+
+
+def test_a_picture_of_nobody_knows_whom_makes_no_pairs(rng):
+  person = np.array([4, 9, np.nan, 4, 9, np.nan, np.nan], np.float32)
+  source = types.SimpleNamespace(targets={'person': person}, class_names=())
+  features, index = rng.normal(size=(6, 3)), np.array([0, 1, 2, 3, 4, 5])  # the last could not be read
+  measured = evaluation.Measured({}, index, {'features': features, 'label': np.zeros(6, int)}, {})
+  found = evaluate._verified(evaluation.Split('valid', source), measured, evaluate.Options(samples=0))
+  assert [found[k] for k in ('persons', 'pictures', 'pairs_of_one', 'pairs_of_two')] == [2, 4, 2, 4]
 
 
 @pytest.fixture
