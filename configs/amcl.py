@@ -45,10 +45,8 @@ def get_config(variant: str = '') -> ConfigDict:
     p.amcl.masked = 'none'
   else:
     p.amcl.masks, p.amcl.masks_width = 'masks', g.gan.get_oneway_ref('width')
-    if masked == 'random_masks':
-      p.amcl.steps = 0
-    else:
-      p.amcl.eta = 10.0  # the gradient is of a mean over 128 rows: with .1 no mask would change
+  if masked == 'random_masks':
+    p.amcl.steps = 0
   p.batch_images = 64
   p.epochs = 80.0
   p.augment.scale = (0.5, 1.0)  # a vein is told by where it lies

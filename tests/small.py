@@ -123,7 +123,7 @@ def amcl_stage(**changes: Any) -> ConfigDict:
   s.data.source = 'synthetic_images'
   s.drop_path = 0.0
   s.amcl.dim, s.amcl.masks_width = 8, GENERATOR_WIDTH
-  s.amcl.eta = 20.0  # so that masks change
+  s.amcl.eta = 1.25  # so that masks change
   s.amcl.masks = changes.pop('amcl.masks') if 'amcl.masks' in changes else generator()
   s.update_from_flattened_dict(changes)
   return s

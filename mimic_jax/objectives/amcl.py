@@ -112,7 +112,7 @@ class Objective(base.Objective):
     s.amcl.latents = 'fresh'  # fresh (z drawn anew at each step) | table (of those that are kept, drawn from)
     s.amcl.table = 4096  # latent variables that are kept
     s.amcl.steps = 1  # K, of the latent variables before each of the encoder; 0: masks at random
-    s.amcl.eta = 0.1  # η, of these, on the gradient of the mean over all rows
+    s.amcl.eta = 0.1  # η, on the gradient of the sum over all rows: a mean's shrinks as the batch grows
     s.amcl.shell = True  # then |z| is set to √128, where the generator was trained
     s.amcl.share = (0.1, 0.6)  # of the pixels that a mask hides: beyond it the latent variables pay
     s.amcl.share_weight = 1.0  # for each share of all pixels
@@ -248,7 +248,7 @@ class Objective(base.Objective):
   def latent_steps(
     self, model: Model, views: jax.Array, z: jax.Array, key: jax.Array
   ) -> tuple[jax.Array, jax.Array]:
-    """Moves z [B, 128] up the gradient of the loss less what masks pay for hiding too little or too much, K times, and back onto the shell.
+    """Moves z [B, 128] up the gradient of 2B times the loss less what masks pay for hiding too little or too much, K times, and back onto the shell.
 
     Args:
       model: whose encoder and projector stay as they are.
@@ -273,7 +273,7 @@ class Objective(base.Objective):
     for _ in range(f['steps']):
       (_, loss), rise = jax.value_and_grad(gain, has_aux=True)(z)
       before = loss if before is None else before
-      z = z + f['eta'] * rise
+      z = z + f['eta'] * VIEWS * len(z) * rise  # of the sum over rows, from that of the mean
     if f['shell']:
       z = z * (dcgan.LATENT**0.5 * jax.lax.rsqrt(jnp.sum(z * z, axis=-1, keepdims=True)))
     return jax.lax.stop_gradient(z), jax.lax.stop_gradient(before)
