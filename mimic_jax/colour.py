@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mimic_jax import augment
 from mimic_jax.augment import EXACT
 from mimic_jax.runtime import sharding
 from mimic_jax.runtime.errors import UserError
@@ -208,3 +209,36 @@ def random_blur3(key: jax.Array, x: jax.Array, probability: float, sigma: Sequen
 def random_solarise(key: jax.Array, x: jax.Array, probability: float) -> jax.Array:
   """Solarises each picture [N, H, W, 3], from 128 on, with a probability."""
   return _some(key, x, solarise(x), probability)
+
+
+def random_views(
+  key: jax.Array,
+  images: jax.Array,
+  size: int,
+  a: Mapping[str, Any],
+  blur: Sequence[float],
+  solarise: Sequence[float],
+) -> jax.Array:
+  """Returns V views of each picture as SimCLR and MoCo v3 contrast them: crops in other colours, flipped; float32 [B, V, S, S, 3], normalised.
+
+  Args:
+    key: of the whole batch.
+    images: uint8 [B, H, W, 3]; or [B, V, S, S, 3], cropped already.
+    size: of a view, S.
+    a: the section `augment`.
+    blur, solarise: probabilities in each of the views.
+  """
+  crop_key, flip_key, *keys = jax.random.split(key, 2 + len(blur))
+  if images.ndim == 4:
+    how = (a['scale'], a['ratio'], a['interpolation'])
+    images = augment.random_resized_crop(crop_key, images, len(blur), size, *how)
+  views = []
+  for v, view_key in enumerate(keys):
+    jitter_key, grey_key, blur_key, solarise_key = jax.random.split(view_key, 4)
+    x = images[:, v].astype(jnp.float32)
+    x = random_jitter(jitter_key, x, a['jitter_probability'], a['jitter'])
+    x = random_grayscale(grey_key, x, a['grayscale'])
+    x = random_blur(blur_key, x, blur[v], a['blur_sigma'])
+    views.append(random_solarise(solarise_key, x, solarise[v]))
+  flipped = augment.random_flip(flip_key, jnp.stack(views, axis=1), a['flip'])
+  return augment.normalise(flipped, a['mean'], a['std'])

@@ -355,21 +355,7 @@ class Objective(base.Objective):
   def _views(self, images: jax.Array, key: jax.Array) -> jax.Array:
     """Returns the views of uint8 [B, H, W, 3] or [B, 2, S, S, 3], cropped already, as float32 [B, 2, S, S, 3], normalised."""
     a = self.stage['augment']
-    crop_key, flip_key, *keys = jax.random.split(key, 2 + VIEWS)
-    if images.ndim == 4:
-      size, how = self.config.image_size, (a['scale'], a['ratio'], a['interpolation'])
-      images = augment.random_resized_crop(crop_key, images, VIEWS, size, *how)
-    coloured = [self._coloured(k, images[:, v].astype(jnp.float32)) for v, k in enumerate(keys)]
-    flipped = augment.random_flip(flip_key, jnp.stack(coloured, axis=1), a['flip'])
-    return augment.normalise(flipped, a['mean'], a['std'])
-
-  def _coloured(self, key: jax.Array, x: jax.Array) -> jax.Array:
-    """Returns crops float32 [B, S, S, 3], 0..255, in other colours."""
-    a = self.stage['augment']
-    jitter_key, grey_key, blur_key = jax.random.split(key, 3)
-    x = colour.random_jitter(jitter_key, x, a['jitter_probability'], a['jitter'])
-    x = colour.random_grayscale(grey_key, x, a['grayscale'])
-    return colour.random_blur(blur_key, x, a['blur'], a['blur_sigma'])
+    return colour.random_views(key, images, self.config.image_size, a, [a['blur']] * VIEWS, [0.0] * VIEWS)
 
 
 def share_penalty(masks: jax.Array, share: tuple[float, float]) -> jax.Array:

@@ -251,23 +251,7 @@ class Objective(base.Objective):
   def _views(self, images: jax.Array, key: jax.Array) -> jax.Array:
     """Returns the views of uint8 [B, H, W, 3] or [B, 2, S, S, 3], cropped already, as float32 [B, 2, S, S, 3], normalised."""
     a = self.stage['augment']
-    crop_key, flip_key, *keys = jax.random.split(key, 2 + VIEWS)
-    if images.ndim == 4:
-      size, how = self.config.image_size, (a['scale'], a['ratio'], a['interpolation'])
-      images = augment.random_resized_crop(crop_key, images, VIEWS, size, *how)
-    coloured = [self._coloured(k, images[:, v].astype(jnp.float32), v) for v, k in enumerate(keys)]
-    return augment.normalise(
-      augment.random_flip(flip_key, jnp.stack(coloured, axis=1), a['flip']), a['mean'], a['std']
-    )
-
-  def _coloured(self, key: jax.Array, x: jax.Array, view: int) -> jax.Array:
-    """Returns crops float32 [B, S, S, 3], 0..255, in other colours, as the view of this number has it."""
-    a = self.stage['augment']
-    jitter_key, grey_key, blur_key, solarise_key = jax.random.split(key, 4)
-    x = colour.random_jitter(jitter_key, x, a['jitter_probability'], a['jitter'])
-    x = colour.random_grayscale(grey_key, x, a['grayscale'])
-    x = colour.random_blur(blur_key, x, a['blur'][view], a['blur_sigma'])
-    return colour.random_solarise(solarise_key, x, a['solarise'][view])
+    return colour.random_views(key, images, self.config.image_size, a, a['blur'], a['solarise'])
 
   def _fixed_views(self, images: jax.Array, index: jax.Array) -> jax.Array:
     """Returns `_views` of whole pictures in which a row depends on its index alone, whatever the batch."""
