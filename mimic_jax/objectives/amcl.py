@@ -195,7 +195,7 @@ class Objective(base.Objective):
     f = self.stage['amcl']
     network = lambda key: dcgan.Generator(f['masks_width'], nnx.Rngs(key))  # noqa: E731
     part = lambda path: ('needed', ('generator', *path))  # noqa: E731
-    return {'generator': base.Frozen(f['masks'], 'amcl.masks', network, part)}
+    return {'generator': base.Frozen(f['masks'], 'amcl.masks', network, part, measured=False)}
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """Two views of each picture.

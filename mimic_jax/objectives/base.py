@@ -62,12 +62,14 @@ class Frozen(NamedTuple):
     field: of the stage's section that holds the path, for errors.
     init: key → the network; of shapes only.
     initial: what it takes from the file, as `Objective.initial`.
+    measured: whether `evaluate`, `answers` or `look` use it; without, whoever reads a checkpoint of the stage does not need its file.
   """
 
   path: str
   field: str
   init: Callable[[jax.Array], nnx.Module]
   initial: Callable[[Path], str | tuple[str, Path]] = lambda path: 'needed'
+  measured: bool = True
 
 
 def check_idle(stage: Mapping[str, Any], usual: Mapping[str, Any], rules: Iterable[tuple[Any, ...]]) -> None:

@@ -269,7 +269,7 @@ class Objective(base.Objective):
       return {}
     config = self._perceptual_config
     network = lambda key: Perceptual(config, nnx.Rngs(key))  # noqa: E731
-    return {'perceptual': base.Frozen(self.h['perceptual'], 'hmtl.perceptual', network)}
+    return {'perceptual': base.Frozen(self.h['perceptual'], 'hmtl.perceptual', network, measured=False)}
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """One crop of each picture with its label or targets: as the supervised head."""

@@ -217,7 +217,7 @@ class Objective(base.Objective):
       return {}
     path, config = self.stage['ssl_fer']['mask_fn_weights'], self._parts_config
     network = lambda key: PartsNetwork(config, nnx.Rngs(key))  # noqa: E731
-    return {'parts_network': base.Frozen(path, 'ssl_fer.mask_fn_weights', network)}
+    return {'parts_network': base.Frozen(path, 'ssl_fer.mask_fn_weights', network, measured=False)}
 
   def augment(self, batch: Batch, key: jax.Array) -> Batch:
     """A view of each frame, and for MaskFN its eyes and mouth before they are covered or coloured.

@@ -259,10 +259,12 @@ class FrozenNetworks(NamedTuple):
     return model
 
 
-def frozen_shapes(objective: Objective, mesh: Mesh) -> FrozenNetworks:
-  """Returns the networks that an objective has from files, without reading any."""
+def frozen_shapes(objective: Objective, mesh: Mesh, measured: bool = False) -> FrozenNetworks:
+  """Returns the networks that an objective has from files, without reading any; `measured`: those alone that are."""
   templates, arrays = {}, {}
   for name, network in objective.frozen().items():
+    if measured and not network.measured:
+      continue
     example = nnx.eval_shape(network.init, jax.random.key(0))
     templates[name], *shapes = models.split(example, lambda path: True)
     place = jax.tree.map(lambda _: sharding.replicated(mesh), tuple(shapes))
@@ -280,7 +282,11 @@ def fresh_frozen(objective: Objective, mesh: Mesh) -> FrozenNetworks:
 
 
 def read_frozen(
-  objective: Objective, field: str, mesh: Mesh, stages: Mapping[str, str] | None = None
+  objective: Objective,
+  field: str,
+  mesh: Mesh,
+  stages: Mapping[str, str] | None = None,
+  measured: bool = False,
 ) -> FrozenNetworks:
   """Reads the networks that an objective has from files; their random keys and counters are fresh ones.
 
@@ -289,12 +295,14 @@ def read_frozen(
     field: the config's field that holds the stage, for errors.
     mesh: of the devices.
     stages: folders of the run's earlier stages by name: a network's path that is such a name means what that stage made.
+    measured: whether to read those alone that an evaluation needs.
 
   Raises:
     UserError: naming the field, when a file is missing, can't be read or does not fit.
   """
-  networks = frozen_shapes(objective, mesh)
-  for name, network in objective.frozen().items():
+  networks, frozen = frozen_shapes(objective, mesh, measured), objective.frozen()
+  for name in networks.templates:
+    network = frozen[name]
     where = f'{field}.{network.field}'
     arrays = networks.arrays[name]
     target = {k.split('/', 1)[1]: v for k, v in checkpoint.flatten(arrays).items() if is_weight(v)}

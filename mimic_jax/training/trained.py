@@ -151,7 +151,7 @@ def load(path: str, mesh: Mesh, field: str = '--checkpoint', ema: bool = False) 
       trees[tree][flat] = array
   put = _everywhere(trees, mesh)
   stages = stage_lib.earlier(config, name, folder.parent.parent)
-  frozen = step_lib.read_frozen(objective, f'config.{name}', mesh, stages)
+  frozen = step_lib.read_frozen(objective, f'config.{name}', mesh, stages, measured=True)
   return Trained(
     folder, step, config, name, reading, objective, template, put[weights], put['rest'], frozen, ema
   )

@@ -1,5 +1,7 @@
 """AMCL's contrast: a step of z and a step of the encoder against a PyTorch loop, what neither may touch, where the masks are from, what is refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -217,13 +219,13 @@ def test_the_generator_is_that_of_an_earlier_stage_of_the_run(tmp_path):
   for name, x in {**params, **rest}.items():
     (array,) = (written[k] for k in (f'params/generator/{name}', f'rest/generator/{name}') if k in written)
     np.testing.assert_array_equal(x, array, err_msg=name)
-  # and so it is for whoever reads the stage's checkpoint
+  # whoever reads the stage's checkpoint needs no generator
   state = stage.program.init(jax.random.key(0))
   meta = {'stage': 'pretrain', 'config': config.to_dict(), 'reading': stage.reading()}
   with checkpoint.opened(stage.folder) as checkpoints:
     checkpoints.save(1, {k: state[k] for k in ('params', 'rest')}, meta)
-  again = trained.load(str(tmp_path / 'pretrain'), mesh).frozen.arrays['generator']
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(again), jax.device_get(held))
+  shutil.rmtree(tmp_path / 'masks')
+  assert trained.load(str(tmp_path / 'pretrain'), mesh).frozen.arrays == {}
   fresh = step_lib.fresh_frozen(stage.objective, mesh).arrays['generator']
   assert jax.tree.structure(fresh) == jax.tree.structure(held)
 
