@@ -125,6 +125,9 @@ def splits(model: Trained, section: Mapping[str, Any], options: Options) -> list
   if not names:
     raise UserError("data.split is ''; expected one or more splits, comma-separated")
   wholes = {name: data.build(section['source'], section['root'], name, section) for name in names}
+  said = f"--data.source is '{section['source']}'"
+  for whole in wholes.values():
+    evaluation.check_targets(whole, model.objective.targets, model.stage.objective, said)
   parts = {stem: selection.listed(wholes, path) for stem, path in zip(stems, options.subsets)}
   found = []
   for name, whole in wholes.items():

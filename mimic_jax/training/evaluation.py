@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from mimic_jax.data import copies as copies_lib
 from mimic_jax.data import pipeline, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.objectives import Objective
+from mimic_jax.objectives.base import Target
 from mimic_jax.runtime import distributed, feed, preemption, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import step as step_lib
@@ -92,6 +94,23 @@ def splits_of(
       source = selection.for_classes(source, class_names, f"{field}.eval.splits: '{name}' of {kind}")
     splits.append(Split(name, source))
   return splits
+
+
+def check_targets(
+  source: source_lib.Source, targets: Mapping[str, Target], objective: str, said: str
+) -> None:
+  """Raises UserError when a source lacks a target that an objective needs; `said` is which source, as "FIELD is 'VALUE'"."""
+  offered = source_lib.targets_of(source) if targets else {}
+  for name, target in targets.items():
+    if name not in offered:
+      there = ', '.join(offered) or 'nothing beside the label'
+      warnings = source.record().get('warnings', ())
+      there += next((f' ({w})' for w in warnings if re.search(rf'\b{re.escape(name)}\b', w)), '')
+      raise UserError(f"{said}, which offers {there}; objective '{objective}' needs '{name}'")
+    if (shape := np.shape(offered[name])[1:]) != target.shape:
+      raise UserError(
+        f"{said}, whose '{name}' has shape {shape}; objective '{objective}' needs {target.shape}"
+      )
 
 
 def find_copies(splits: Sequence[Split], train: source_lib.Source) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -117,18 +116,10 @@ class Stage:
 
   def _check_offers(self, source: Any, field: str, value: str, grouped: bool = True) -> None:
     """Raises UserError when a source lacks what the objective needs of it."""
-    needs = f"objective '{self.stage['objective']}' needs"
-    targets = self.objective.targets
-    offered = source_lib.targets_of(source) if targets else {}
-    for name, target in targets.items():
-      if name not in offered:
-        there = ', '.join(offered) or 'nothing beside the label'
-        raise UserError(f"{field} is '{value}', which offers {there}; {needs} '{name}'")
-      if (shape := np.shape(offered[name])[1:]) != target.shape:
-        raise UserError(f"{field} is '{value}', whose '{name}' has shape {shape}; {needs} {target.shape}")
+    evaluation.check_targets(source, self.objective.targets, self.stage['objective'], f"{field} is '{value}'")
     if grouped and self.objective.pictures > 1 and not hasattr(source, 'group'):
       raise UserError(
-        f"{field} is '{value}', whose pictures are in no groups; {needs} groups of {self.objective.pictures}"
+        f"{field} is '{value}', whose pictures are in no groups; objective '{self.stage['objective']}' needs groups of {self.objective.pictures}"
       )
 
   def prepare(self, made_up: bool = False) -> None:

@@ -10,7 +10,9 @@ from PIL import Image
 
 from mimic_jax import config, data
 from mimic_jax.data import pipeline, source
+from mimic_jax.objectives import base
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation
 
 NAMES = ('surprise', 'fear', 'disgust', 'happiness', 'sadness', 'anger', 'neutral')
 LIST = 'EmoLabel/list_patition_label.txt'
@@ -458,7 +460,14 @@ def test_an_attribute_file_that_is_not_as_the_layout_says_is_named_and_none_are_
   def said():
     source = build(tmp_path)
     assert source.targets == {}
-    return source.record()['warnings'][-1]
+    why = source.record()['warnings'][-1]
+    with pytest.raises(UserError) as e:
+      evaluation.check_targets(source, {'age': base.Target()}, 'hmtl', "data.source is 'rafdb'")
+    lacks = (
+      f"data.source is 'rafdb', which offers nothing beside the label ({why}); objective 'hmtl' needs 'age'"
+    )
+    assert str(e.value) == lacks
+    return why
 
   rows = draw(rng)
   write_official(tmp_path, rows)

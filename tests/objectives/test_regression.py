@@ -228,6 +228,9 @@ def test_a_run_is_measured_reported_evaluated_and_exported(tmp_path, capsys):
   assert f'CCC {found["ccc_valence"]:.3f}, RMSE ' in ''.join(capsys.readouterr())
   main.main(['evaluate', '--checkpoint', str(run), '--data.size=32'])
   assert 'ccc valence' in capsys.readouterr().out
+  lacks = "--data.source is 'synthetic_images', which offers nothing beside the label; objective 'regression' needs 'valence'"
+  with pytest.raises(UserError, match=lacks):
+    main.main(['evaluate', '--checkpoint', str(run), '--data.source=synthetic_images'])
   main.main(['export', '--checkpoint', str(run), '--format', 'stablehlo', '--out', str(tmp_path / 'out')])
   program = jax.export.deserialize(bytearray((tmp_path / 'out' / 'model.stablehlo').read_bytes()))
   assert {'valence', 'arousal'} <= program.call(np.zeros((2, 16, 16, 3), np.float32)).keys()
