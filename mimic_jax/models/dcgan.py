@@ -18,6 +18,7 @@ LEAST_SIDE = 4  # of the smallest map
 STEPS = 4  # halvings of the side, or doublings
 SLOPE = 0.2  # of the critic's leaky ReLU
 STD = 0.02
+SEEN = 2.0  # the last bias, as it begins: a pixel is seen where no channel hides it
 
 
 def halved(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -38,7 +39,7 @@ class Kernel(nnx.Module):
 
 
 class Generator(nnx.Module):
-  """Five transposed convolutions from z to a mask, 1 → 4 → 8 → 16 → 32 → 64 pixels, of 8, 4, 2 and 1 times `width` channels and one."""
+  """Five transposed convolutions from z to a mask, 1 → 4 → 8 → 16 → 32 → 64 pixels, of 8, 4, 2 and 1 times `width` channels and one, which has a bias."""
 
   def __init__(self, width: int, rngs: nnx.Rngs):
     features = [width * 2**k for k in reversed(range(STEPS))]
@@ -46,6 +47,7 @@ class Generator(nnx.Module):
     self.norms = nnx.List([resnet.batch_norm(f, 'float32', rngs) for f in features])
     pairs = zip(features, [*features[1:], 1], strict=True)
     self.layers = nnx.List([Kernel(a, b, rngs) for a, b in pairs])
+    self.bias = nnx.Param(jnp.full(1, SEEN))
 
   def __call__(self, z: jax.Array, running: bool) -> jax.Array:
     """Maps z, float32 [B, 128], to masks, float32 [B, 64, 64] of 0..1; `running`: with the running statistics, else with this batch's."""
@@ -53,7 +55,7 @@ class Generator(nnx.Module):
     for norm, layer in zip(self.norms, self.layers, strict=True):
       x = jax.nn.relu(norm(x, use_running_average=running))
       x = sharding.along_batch(decoder.doubled(x, layer.kernel[...]))
-    return jax.nn.sigmoid(x[..., 0])
+    return jax.nn.sigmoid(x[..., 0] + self.bias[...][None, None])
 
 
 class Critic(nnx.Module):

@@ -52,6 +52,7 @@ def torch_players(torch, flat):
   generator = [up('generator/first', 1, 0)]
   for k in range(4):
     generator += [norm(f'generator/norms/{k}'), nn.ReLU(), up(f'generator/layers/{k}', 2, 1)]
+  generator[-1].bias = nn.Parameter(torch.tensor(flat['generator/bias']))
   critic = [down('critic/layers/0', 2, 1), nn.LeakyReLU(0.2)]
   for k in range(1, 4):
     critic += [down(f'critic/layers/{k}', 2, 1), norm(f'critic/norms/{k - 1}'), nn.LeakyReLU(0.2)]
@@ -61,7 +62,7 @@ def torch_players(torch, flat):
 
 def gradients_of(torch, players):
   """Returns the gradient of each parameter by our names and in our order of axes."""
-  found = {}
+  found = {'generator/bias': players[0][-2].bias.grad.numpy()}
   for who, player in zip(('generator', 'critic'), players):
     norms = layers = 0
     for module in player:
@@ -149,6 +150,13 @@ def test_networks_with_running_statistics_are_pytorch_s(player, rng):
   with torch.no_grad():
     expected = there(torch.tensor(wide, dtype=torch.float64)).numpy().squeeze()
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_generator_begins_with_masks_that_hide_little(rng):
+  graph, state = nnx.split(dcgan.Generator(2, nnx.Rngs(int(rng.integers(2**31)))))
+  z = jnp.asarray(rng.normal(size=(B, dcgan.LATENT)), jnp.float32)
+  masks = jax.jit(lambda state: nnx.merge(graph, state)(z, running=False))(state)
+  assert 0.1 < float(1 - masks.mean()) < 0.2  # 1 - sigmoid(2) = .12
 
 
 def test_the_maps_have_the_channels_of_the_page():
