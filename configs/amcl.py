@@ -49,6 +49,8 @@ def get_config(variant: str = '') -> ConfigDict:
     p.amcl.masks, p.amcl.masks_width = 'masks', g.gan.get_oneway_ref('width')
   if masked == 'random_masks':
     p.amcl.steps = 0
+  elif masked == 'adversarial':
+    p.amcl.eta = 1.0  # ten times what .1 does to the loss; 3 does no more
   p.batch_images = 64
   p.epochs = 80.0
   p.augment.scale = (0.5, 1.0)  # a vein is told by where it lies
