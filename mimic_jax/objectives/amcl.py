@@ -64,6 +64,7 @@ class Objective(base.Objective):
 
   CITES: ClassVar = amcl_masks.Objective.CITES
   pairs = True
+  pool = POOL
   CHOICES: ClassVar = {'amcl.masked': MASKED, 'amcl.latents': LATENTS, 'amcl.edges': EDGES}
   RANGES: ClassVar = {
     'amcl.dim': (1, INF),
@@ -306,15 +307,10 @@ class Objective(base.Objective):
     # no row of the padding is a candidate; one of it, without its positive, adds 0
     kept = jnp.repeat(mask, VIEWS)
     loss = self._contrast(rows, ~kept[None], 'sum')
-    a = self.stage['augment']
-    whole = augment.evaluation_view(
-      batch['image'], self.config.image_size, a['interpolation'], a['mean'], a['std']
-    )
-    return {'sums': {'loss': (loss, jnp.sum(kept))}, 'outputs': self.answers(model, whole)}
-
-  def answers(self, model: Model, images: jax.Array) -> dict[str, jax.Array]:
-    """Returns the encoder's features, of a ViT its class token behind the last norm: what the projector gets."""
-    return {'features': model.encoder.features(images, pool=POOL)}
+    return {
+      'sums': {'loss': (loss, jnp.sum(kept))},
+      'outputs': self.answers(model, self._seen(batch['image'])),
+    }
 
   def draw(self, model: Model, batch: Mapping[str, Any], key: jax.Array) -> dict[str, Drawing]:
     """Returns the two views of a few pictures, masked as in training but by latent variables that no step has moved."""

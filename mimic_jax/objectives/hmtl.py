@@ -425,8 +425,7 @@ class Objective(base.Objective):
     self, template: models.Template, params: Any, rest: Any, images: jax.Array, key: jax.Array
   ) -> jax.Array:
     """Returns normalised pictures, float32 [B, 2 or 3, S, S, 3]: as they are, as the task has them, painted."""
-    a = self.stage['augment']
-    x = augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
+    x = self._seen(images)
     seen, _ = self._made(key, x)
     if self.task == 'puzzle':
       return jnp.stack([x, seen], axis=1)

@@ -229,10 +229,6 @@ class Objective(base.Objective):
     said = jax.nn.sigmoid(z) if self.kind == 'binary' else z
     return {name: said[:, k] for k, name in enumerate(self.names)}
 
-  def _seen(self, images: jax.Array) -> jax.Array:
-    a = self.stage['augment']
-    return augment.evaluation_view(images, self.config.image_size, a['interpolation'], a['mean'], a['std'])
-
   def _answered(
     self, template: models.Template, params: Any, rest: Any, batch: Batch
   ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
