@@ -10,7 +10,7 @@ A second word is what is compared with: `random_masks` (of the same generator, n
 The networks are small ones for two cores: a ResNet-18 of a quarter of the width at 48 × 48, a GAN of an eighth. As published: --config.model.image_size=224
 --config.model.dim=0 --config.masks.gan.width=64, and more epochs.
 Reaches, published: ahead of SimCLR, VICReg and ADIOS on three sets of palm veins, which are not public; not measured here.
-Cost, CPU time (2026-12-01): a step of masks .23 s (640 of them), of pretrain 1.34 s (200); compiling these two 48 s and 68 s. The whole has not been run.
+Cost, one CPU core with nothing beside (2026-12-01), compiling included: masks 2.8 minutes, pretrain 4.7, finetune 1. What came: docs/neighbours.md.
 """
 
 from ml_collections import ConfigDict
