@@ -62,7 +62,7 @@ def _ours(c: ConfigDict, f: ConfigDict) -> None:
   c.model.preset, c.model.image_size, c.model.dtype = 'resnet18', 48, 'float32'
   f.init = c.get_ref('init')
   f.data.label_rule = 'soft'
-  f.epochs = 8.0
+  f.epochs = 6.0
   f.drop_path = 0.0
   f.head.projection_dim = 128
   f.augment.scale = (0.7, 1.0)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from flax import nnx
 
 from mimic_jax.models import flops
@@ -20,7 +19,6 @@ STEMS = ('auto', '7x7', '3x3')
 SMALL = 96  # pixels below which 'auto' takes the 3 × 3 stem, of stride 1: half the published stem's shrinking
 STAGES = (1, 2, 4, 8)  # widths of the four, in those of the first
 WIDTH = 64  # of the first, as published
-WINOGRAD = 8  # pixels of a side, and channels, from which it is faster
 
 
 class Config(NamedTuple):
@@ -87,51 +85,6 @@ class Config(NamedTuple):
     return Encoder(self, rngs)
 
 
-def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """Convolves x [B, H, W, C] with kernel [k, k, C, D], k odd, padded by (k − 1) / 2 as PyTorch's ResNet pads.
-
-  On a CPU, where XLA's own convolution takes ten times as long, 3 × 3 kernels of stride 1 go Winograd's way in float32; for others the windows
-  are gathered by shifted slices and multiplied once.
-
-  Returns:
-    [B, ⌈H / stride⌉, ⌈W / stride⌉, D].
-  """
-  k, p = kernel.shape[0], kernel.shape[0] // 2
-  if jax.default_backend() != 'cpu':
-    padding = [(p, p)] * 2
-    return jax.lax.conv_general_dilated(
-      x, kernel, (stride, stride), padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
-  h, w = (-(-n // stride) for n in x.shape[1:3])
-  if (
-    (k, stride, x.dtype) == (3, 1, jnp.float32) and not (h % 2 or w % 2) and min(h, w, x.shape[3]) >= WINOGRAD
-  ):
-    return _winograd(x, kernel)
-  x = jnp.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
-  end_h, end_w = (stride * (n - 1) + 1 for n in (h, w))
-  windows = [x[:, i : i + end_h : stride, j : j + end_w : stride] for i in range(k) for j in range(k)]
-  return jnp.concatenate(windows, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
-
-
-def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
-  """As `convolve`, 2 × 2 outputs at a time of 4 × 4 inputs, in 16 products of numbers for 36: F(2 × 2, 3 × 3) of arXiv 1509.09308 §4.1."""
-  h, w = x.shape[1] // 2, x.shape[2] // 2
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-  def tiles(d: list[jax.Array]) -> list[jax.Array]:  # Bᵀ d
-    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
-
-  rows = tiles([x[:, a : a + 2 * h - 1 : 2] for a in range(4)])
-  places = jnp.stack([t for row in rows for t in tiles([row[:, :, b : b + 2 * w - 1 : 2] for b in range(4)])])
-  g = jnp.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], x.dtype)
-  kernels = rearrange(jnp.einsum('ai,bj,ijcd->abcd', g, g, kernel), 'a b c d -> (a b) c d')
-  m = jnp.einsum('pnc,pcd->pnd', rearrange(places, 'p b h w c -> p (b h w) c'), kernels)
-  m = rearrange(m, '(r s) (b h w) d -> r s b h w d', r=4, h=h, w=w)
-  m = jnp.stack([m[0] + m[1] + m[2], m[1] - m[2] - m[3]])  # Aᵀ m
-  m = jnp.stack([m[:, 0] + m[:, 1] + m[:, 2], m[:, 1] - m[:, 2] - m[:, 3]])
-  return rearrange(m, 's r b h w d -> b (h r) (w s) d')
-
-
 class Conv(nnx.Module):
   """A convolution without bias, its kernel [k, k, in, out] from a normal of variance 2 / (k² · out)."""
 
@@ -141,8 +94,12 @@ class Conv(nnx.Module):
     self.kernel = nnx.Param(init(rngs.params(), (size, size, in_features, out_features), jnp.float32))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, in] to [B, H / stride, W / stride, out]."""
-    return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype), self.stride)
+    """Maps [B, H, W, in] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out], padded by (k − 1) / 2 as PyTorch's ResNet pads."""
+    kernel = self.kernel[...].astype(self.dtype)
+    strides, padding = (self.stride,) * 2, [(kernel.shape[0] // 2,) * 2] * 2
+    return jax.lax.conv_general_dilated(
+      x.astype(self.dtype), kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
 
 
 def batch_norm(features: int, dtype: str, rngs: nnx.Rngs, affine: bool = True) -> nnx.BatchNorm:

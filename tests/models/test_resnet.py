@@ -29,32 +29,6 @@ def section(**fields):
   return small.model_section(**fields)
 
 
-@pytest.mark.parametrize(
-  ('size', 'stride', 'sides'),
-  [
-    (3, 1, (6, 7)),
-    (3, 1, (8, 10)),
-    (3, 2, (7, 8)),
-    (3, 2, (8, 8)),
-    (7, 2, (9, 10)),
-    (1, 2, (6, 7)),
-    (1, 1, (5, 6)),
-  ],
-)
-def test_the_convolution_is_that_of_loops_and_of_xla_on_any_platform(rng, monkeypatch, size, stride, sides):
-  x, kernel = rng.normal(size=(2, *sides, 8)), rng.normal(size=(size, size, 8, 4))
-  p, (h, w) = size // 2, (-(-side // stride) for side in sides)
-  padded, want = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0))), np.zeros((2, h, w, 4))
-  for i in range(h):
-    for j in range(w):
-      window = padded[:, i * stride : i * stride + size, j * stride : j * stride + size]
-      want[:, i, j] = np.einsum('bklc,klcd->bd', window, kernel)
-  x, kernel = jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32)
-  np.testing.assert_allclose(resnet.convolve(x, kernel, stride), want, rtol=1e-4, atol=1e-4)
-  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
-  np.testing.assert_allclose(resnet.convolve(x, kernel, stride), want, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(('preset', 'stem'), [('resnet18', '3x3'), ('resnet18', '7x7'), ('resnet50', '7x7')])
 def test_published_weights_give_pytorchs_features(rng, tmp_path, preset, stem):
   torch = pytest.importorskip('torch')
