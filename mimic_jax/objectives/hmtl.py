@@ -23,7 +23,6 @@ from mimic_jax.runtime.errors import UserError
 
 TASKS = ('puzzle', 'inpaint', 'none')
 SUPERVISED_ON = ('plain', 'puzzled', 'both')
-WIDTHS = (256, 128, 64, 32, 16)  # channels of a ResNet's painter
 DECODER_MLP_RATIO = 4.0
 DEPTHS = 4  # at which a frozen network's features are compared
 ROWS = 8  # pictures drawn for the report
@@ -109,8 +108,8 @@ class Objective(base.Objective):
       ''  # weights of a frozen network that compares painting and original; '' = pixels alone
     )
     s.hmtl.perceptual_preset = 'resnet18'  # what that is; a resnet with stem 7x7
-    s.hmtl.decoder_dim = 128  # of a ViT's decoder, MAE's; a ResNet has transposed convolutions
-    s.hmtl.decoder_depth = 2
+    s.hmtl.decoder_dim = 256  # of what paints: of a ViT's decoder, MAE's; of the first transposed convolution of a ResNet's, each next has half
+    s.hmtl.decoder_depth = 2  # of a ViT's
     s.hmtl.decoder_heads = 4
     return s.lock()
 
@@ -147,9 +146,9 @@ class Objective(base.Objective):
       'grid': of_tiles,
       **dict.fromkeys(('permutations', 'gap'), task == 'puzzle'),
       'allow_seams': task == 'puzzle' and self.is_vit,
-      **dict.fromkeys(('hole', 'perceptual'), task == 'inpaint'),
+      **dict.fromkeys(('hole', 'perceptual', 'decoder_dim'), task == 'inpaint'),
       'perceptual_preset': task == 'inpaint' and bool(h['perceptual']),
-      **{f'decoder_{k}': task == 'inpaint' and self.is_vit for k in ('dim', 'depth', 'heads')},
+      **{f'decoder_{k}': task == 'inpaint' and self.is_vit for k in ('depth', 'heads')},
     }
     fields = [('hmtl', name, effect) for name, effect in used.items()]
     fields += [('regression', name, not classes) for name in ('loss', 'scale')]
@@ -186,6 +185,8 @@ class Objective(base.Objective):
       raise UserError(
         f'model.image_size is {size}; expected a multiple of {self.config.shrinks} for hmtl.task inpaint with a ResNet'
       )
+    elif (dim := h['decoder_dim']) < 1 or dim % (halved := self.config.shrinks // 2):
+      raise UserError(f'hmtl.decoder_dim is {dim}; expected a positive multiple of {halved}')
     if h['perceptual']:
       c = self._perceptual_config
       if isinstance(c, vit.Config) and size % c.patch_size:
@@ -211,7 +212,7 @@ class Objective(base.Objective):
 
   @property
   def _widths(self) -> tuple[int, ...]:
-    return WIDTHS[: (self.config.shrinks - 1).bit_length()]
+    return tuple(self.h['decoder_dim'] >> n for n in range((self.config.shrinks - 1).bit_length()))
 
   @property
   def _views(self) -> int:

@@ -256,6 +256,7 @@ def test_the_report_shows_the_task(task, titles, rng):
     ({}, {'hmtl.task': 'none', 'hmtl.weight': 0.3}, r'hmtl\.weight is 0\.3; expected 1\.0'),
     ({}, {'hmtl.task': 'inpaint', 'hmtl.gap': 1}, r'hmtl\.gap is 1; expected 0'),
     ({**RESNET, 'image_size': 40}, {'hmtl.task': 'inpaint'}, r'image_size is 40; expected a multiple of 16'),
+    (RESNET, {'hmtl.task': 'inpaint', 'hmtl.decoder_dim': 12}, r'decoder_dim is 12; expected a positive multiple of 8'),
     ({}, {'regression.scale': 2.0}, r'regression\.scale is 2\.0; expected 1\.0'),
     ({}, {'regression.targets': 'yaw', 'mix.probability': 0.5}, r'mix\.probability is 0\.5; expected 0\.0'),
   ],
