@@ -1,16 +1,16 @@
-"""AMCL (arXiv 2401.08079): a GAN of masks, contrast under masks that it chooses to make hard, a classifier; three stages of one run.
+"""AMCL (arXiv 2401.08079): a GAN of masks, contrast under masks that make it hard, a classifier; three stages of one run.
 
   python -m mimic_jax.main --config configs/amcl.py
   python -m mimic_jax.main --config configs/amcl.py:folder --config.data.root=/data/palms
   mimic evaluate --checkpoint runs/amcl --verification --data.split=test
 
-Data: drawn veins by default, 40 persons with four training pictures each, which pretrain and finetune both see, the second with labels; in `folder`
-train/<person>/ and valid/<person>/ with pictures of any size (without valid a tenth is held out). The masks are drawn in either case.
-A second word is what is compared with: `random_masks` (of the same generator, no latent step), `simclr` (no masks, and no first stage).
-The networks are small ones for two cores: a ResNet-18 of a quarter of the width at 48 × 48, a GAN of an eighth. As published: --config.model.image_size=224
+Data: drawn veins by default, 40 persons with four training pictures each. Stages pretrain and finetune see the same pictures, the second with labels.
+With the word `folder`: train/<person>/ and valid/<person>/ with pictures of any size (without valid a tenth is held out). The masks are always drawn.
+A second word takes what it is compared with: `random_masks` (of the same generator, no latent step), `simclr` (no masks, no first stage).
+The networks are small, for two cores: a ResNet-18 of a quarter of the width at 48 × 48, a GAN of an eighth. As published: --config.model.image_size=224
 --config.model.dim=0 --config.masks.gan.width=64, and more epochs.
-Reaches, published: ahead of SimCLR, VICReg and ADIOS on three sets of palm veins, which are not public; not measured here.
-Cost, one CPU core with nothing beside (2026-12-01), compiling included: masks 2.8 minutes, pretrain 4.7, finetune 1. What came: docs/neighbours.md.
+Reaches, published: ahead of SimCLR, VICReg and ADIOS on three sets of palm veins that are not public; on drawn veins: docs/neighbours.md.
+Cost, one CPU core with nothing beside (2026-12-01), compiling included: masks 2.8 minutes, pretrain 4.7, finetune 1.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
   python -m mimic_jax.main --config configs/finetune_folder.py:vitb16 --config.data.root=/data/mine --config.init=W
 
-Words: vits16, vitb16, vitl16, with the paper's hyper-parameters at 224 × 224; `init`, the same with the sizes, the pixels' mean and
-std that W has, whatever it is (a DINOv2 ViT-B/14, a ResNet-50); `small` (default), a ViT for a small machine at 64 × 64.
-W is a weight file that `mimic weights inspect W` knows or a run's folder, of small a `pretrain_folder:small` run's; '' = from
-scratch (then set finetune.optim.layer_decay=1).
+Words: vits16, vitb16, vitl16, with the paper's hyper-parameters at 224 × 224; `init`, the same with the sizes, pixel mean and std
+that W has, whatever it is (a DINOv2 ViT-B/14, a ResNet-50); `small` (default), a ViT for a small machine at 64 × 64.
+W is a weight file that `mimic weights inspect W` knows, or a run's folder (with `small` that of a `pretrain_folder:small` run);
+'' = from scratch (then set finetune.optim.layer_decay=1).
 Data: train/<class>/ and valid/<class>/ with pictures of any size and mode; the classes are the folders' names. With the word `csv`:
 train.csv and valid.csv, or labels.csv, with columns id (a picture's path from there) and label. Without a valid split a tenth
 of the training pictures is held out for it (data.held_out). docs/data.md says more of each.

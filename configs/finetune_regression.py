@@ -1,4 +1,4 @@
-"""Regression: valence and arousal, the angles of a head, attributes that are 0 or 1; HMTL's heads without its self-supervised task.
+"""Regression of valence and arousal, the angles of a head, or attributes that are 0 or 1.
 
   python -m mimic_jax.main --config configs/finetune_regression.py:vitb16,affectnet --config.data.root=/data/affectnet --config.init=W
   python -m mimic_jax.main --config configs/finetune_regression.py:resnet18,pose --config.data.root=/data/pose --config.init=W
@@ -6,11 +6,11 @@
 
 W: as in finetune_affectnet.py; '' = scratch (then set finetune.optim.layer_decay=1).
 Words: vitb16 (default), resnet18 at 224 × 224, `init` (the sizes that W has), small (a ViT at 32 × 32); then what is learned: affectnet (valence and
-arousal by 1 − CCC), pose (300W-LP, measured on AFLW2000: yaw, pitch and roll by their absolute error in degrees), drawn (faces that are drawn,
-valence and arousal), drawn_pose, drawn_glasses (0 or 1).
+arousal by 1 − CCC), pose (300W-LP, measured on AFLW2000: yaw, pitch and roll by their absolute error in degrees), drawn (valence and arousal of
+drawn faces), drawn_pose, drawn_glasses (0 or 1).
 Measured: CCC, RMSE, mean absolute error, Pearson's correlation and sign agreement of each target, with intervals over pictures.
-Cost: `small,drawn` 60 epochs of 1,024 pictures: 15 of them took 3 minutes on two busy cores and reached a CCC of .58 (valence) and .64 (arousal) on one seed (2026-12-01).
-Others need a GPU; not measured here.
+Cost: `small,drawn` is 60 epochs of 1,024 pictures. 15 of them took 3 minutes on two busy cores and reached a CCC of .58 (valence) and .64 (arousal),
+one seed (2026-12-01). Others need a GPU; not measured here.
 """
 
 from ml_collections import ConfigDict

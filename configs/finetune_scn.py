@@ -1,11 +1,11 @@
-"""Fine-tuning with SCN, which weighs and relabels samples that it doubts (Wang et al. 2020, arXiv 2002.10392).
+"""Fine-tuning with SCN, which weighs samples and relabels those that it doubts (Wang et al. 2020, arXiv 2002.10392).
 
   python -m mimic_jax.main --config configs/finetune_scn.py:resnet18,rafdb --config.data.root=/data/rafdb --config.init=W
 
 W: a torchvision or timm ResNet-18, for the other sizes as in finetune_folder.py; '' = from scratch (then set finetune.optim.layer_decay=1).
 SCN's abstract: 88.14 % on RAF-DB, 89.35 % on FERPlus, 60.23 % on AffectNet (P quotes 87.03, 88.01, 63.40); not measured here.
 Words: resnet18 (default), vits16, vitb16 at 224 × 224; `init`, the sizes that W has; then the set: rafdb (default), ferplus, affectnet, folder, csv.
-What is SCN's stands under finetune.scn; optimiser and crops are those of finetune_rafdb.py,ce (one crop, no mixing, no contrast).
+SCN's own fields stand under finetune.scn; optimiser and crops are those of finetune_rafdb with the word ce (one crop, no mixing, no contrast).
 predictions.npz holds the `importance` of each picture.
 """
 

@@ -1,16 +1,19 @@
-"""HMTL (arXiv 2105.06421): a self-supervised task, puzzling or in-painting, beside the supervised one, on the same encoder, in training only.
+"""HMTL (arXiv 2105.06421): in training, a self-supervised task (puzzling or in-painting) beside the supervised one, on the same encoder.
 
   python -m mimic_jax.main --config configs/hmtl.py:resnet18,affectnet,puzzle --config.data.root=/data/affectnet
   python -m mimic_jax.main --config configs/hmtl.py:small,ferplus,inpaint,fifth --config.data.root=/data/ferplus
   python -m mimic_jax.main --config configs/hmtl.py:small,drawn
 
-Words: resnet18 (default), resnet50, vitb16 at 224 × 224, `init` (the sizes that --config.init=W has), small (a ResNet-18 at 48 × 48); the set: affectnet (8
-classes, default), ferplus, rafdb, folder, drawn, pose (300W-LP and AFLW2000), drawn_pose; the task: puzzle (default), inpaint, none (supervised alone); `fifth`: 20 % of
-the training pictures, of each class the same; and how much they are changed: crops (default: zoom, shift, flip), flips (flip alone), rand (and RandAugment: rotation, shear,
-colours), strong (and erasing, Mixup and CutMix). Of poses no more than crops.
-From scratch; with W set finetune.optim.layer_decay, as in finetune_ferplus.py.
-Reaches, published, AffectNet-8, EfficientNet-B0 (not had here): supervised 60.34, + puzzling 61.09, + in-painting 61.72; with 20 %: 52.46, + in-painting 55.36.
-Cost: not measured; of a step some twice the supervised one's, since plain and puzzled pictures are both encoded.
+Words, at most one of each line:
+  size      resnet18 (default), resnet50, vitb16 at 224 × 224; `init` (the sizes that --config.init=W has); small (a ResNet-18 at 48 × 48)
+  set       affectnet (8 classes, default), ferplus, rafdb, folder, drawn, pose (300W-LP and AFLW2000), drawn_pose
+  task      puzzle (default), inpaint, none (supervised alone)
+  share     `fifth`: 20 % of each class's training pictures
+  strength  of the augmentation: flips (flips alone), crops (default: zoom, shift, flip), rand (crops and RandAugment: rotation, shear, colours),
+            strong (rand, erasing, Mixup and CutMix); with poses only flips or crops
+It begins from scratch; with W set finetune.optim.layer_decay (MIMIC's paper has .65 for MAE's ViTs).
+Reaches, published, AffectNet-8, EfficientNet-B0 (not built here): supervised 60.34, + puzzling 61.09, + in-painting 61.72; with 20 %: 52.46, + in-painting 55.36.
+Cost: not measured; a step costs about twice the supervised one, since plain and puzzled pictures are both encoded.
 """
 
 from ml_collections import ConfigDict

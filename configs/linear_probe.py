@@ -2,10 +2,10 @@
 
   python -m mimic_jax.main --config configs/linear_probe.py:vitb16,rafdb --config.data.root=/data/rafdb --config.init=W
 
-W: as in finetune_folder.py; without it the features are those of a random encoder. The encoder is neither trained nor differentiated. MAE's
-probe (arXiv 2111.06377 appendix A.1) where it fits: BatchNorm without factors before the classifier, no weight decay, 90 epochs with 10 of
-warm-up, the class token. Other than there: Adam at 1e-3 and 256 pictures a batch for LARS at .1 · batch / 256 and 16,384, and crops
-of .67 to 1 of a picture for .08 to 1, which leaves no expression of a face.
+W: as in finetune_folder.py; without it the features are those of a random encoder. The encoder is neither trained nor differentiated.
+As MAE's probe (arXiv 2111.06377 appendix A.1): BatchNorm without factors before the classifier, no weight decay, 90 epochs with 10 of
+warm-up, the class token. Different from it: Adam at 1e-3 with 256 pictures a batch, not LARS at .1 · batch / 256 with 16,384; crops
+of .67 to 1 of a picture, not .08 to 1, which would cut the expression off a face.
 Words: vits16, vitb16 (default), vitl16 at 224 × 224; `init`, the sizes that W has; then the set: folder (default), csv, rafdb, ferplus, affectnet.
 A ResNet has no class token: --config.probe.head.pool=gap. Cost: a third of a fine-tuning step of one crop; not measured here.
 `mimic evaluate --knn 20` asks the same of W without training anything.

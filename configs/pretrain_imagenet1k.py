@@ -3,13 +3,13 @@
   mimic prepare --dataset imagenet --raw /data/imagenet --out /data/tfds
   python -m mimic_jax.main --config configs/pretrain_imagenet1k.py:vitb16 --config.data.root=/data/tfds
 
-Data: ArrayRecord as TFDS lays it out; the first command makes it of train/<class>/*.JPEG, without TensorFlow, keeping every
-byte: as much disk again (147 GB), and the time to read all files once. TFDS's own, prepared in that format, will do:
---config.pretrain.data.name=imagenet2012:5.1.0. The second word `folder` reads the tree itself, in the same batches:
+Data: ArrayRecord as TFDS lays it out. The first command makes it of train/<class>/*.JPEG, without TensorFlow, keeping every
+byte: it takes as much disk again (147 GB), and the time to read all files once. TFDS's own, prepared in that format, is read
+with --config.pretrain.data.name=imagenet2012:5.1.0. The second word `folder` reads the tree itself, in the same batches:
 
   python -m mimic_jax.main --config configs/pretrain_imagenet1k.py:vitb16,folder --config.data.root=/data/imagenet
 
-where a flat folder will do, too; labels are not used. MAE's analysis also reports 400 and 800 epochs:
+The folder may also be flat; labels are not used. MAE's analysis also reports 400 and 800 epochs:
 --config.pretrain.epochs=400. Reaches, published by MAE with its own fine-tuning on ImageNet: ViT-B 83.6, ViT-L 85.9.
 Host memory: a batch of 4096 is 0.6 GB as uint8, and each of the 4 reader processes holds a few: 10 GB.
 Cost: 500,000 steps of 4096 pictures: for a TPU pod or several 8-GPU machines; not measured here. On fewer devices the batch is computed

@@ -7,7 +7,7 @@
 
 Data: as configs/pretrain_imagenet1k.py and configs/pretrain_folder.py; labels are not used. Its authors also run 100 epochs:
 --config.pretrain.epochs=100 --config.pretrain.optim.warmup_epochs=10. Reaches, published with its own fine-tuning on ImageNet:
-84.0. Their ViT-L has 18 bins, blr 1.5e-4, batch 4096, 800 epochs, and a bias in the Sobel filters, which is not had here.
+84.0. Their ViT-L has 18 bins, blr 1.5e-4, batch 4096, 800 epochs, and a bias in the Sobel filters, which is not built here.
 Cost: 1,000,000 steps of 2048 pictures: for several machines; not measured here. On fewer devices the batch is computed in
 parts: --config.pretrain.accumulate=8. `small`: 64 × 64 pixels; --config.pretrain.epochs sets the time.
 """

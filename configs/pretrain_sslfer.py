@@ -2,17 +2,21 @@
 
   mimic align /data/voxceleb --landmarks 68
   python -m mimic_jax.main --config configs/pretrain_sslfer.py --config.data.root=/data/voxceleb
-  python -m mimic_jax.main --config configs/pretrain_sslfer.py:resnet50,mask_fn --config.data.root=/data/voxceleb \
+  python -m mimic_jax.main --config configs/pretrain_sslfer.py:resnet50,mask_fn --config.data.root=/data/voxceleb \\
     --config.pretrain.ssl_fer.mask_fn_weights=resnet18-f37072fd.pth
   python -m mimic_jax.main --config configs/pretrain_sslfer.py:small
 
 Data: clips as root/train/<person>/<clip>/<frame>.jpg, 25/6 frames per second as its authors cut VoxCeleb1 (for researchers); the first command
-writes the frames' 68 points beside them. Of another rate: --config.pretrain.data.fps. `small` draws its clips.
-Words: `no_time` (a positive is the same frame: SimCLR's), `no_hard` (no second pair of a clip; twice the clips then in a step and twice the epochs, so as many pictures and steps),
-`swap` (positives with the outline of another face), `mask_fn` or `mask_fn_threshold` (negatives that look alike are left out, by a frozen ResNet-18).
+writes the frames' 68 points beside them. For another rate set --config.pretrain.data.fps. `small` draws its clips.
+Words: resnet50 (default), vitb16, small (a narrow ResNet-18 at 56 × 56); `no_time` (a positive is the same frame, as in SimCLR); `no_hard` (no second
+pair of a clip, but twice the clips in a step and twice the epochs: as many pictures and steps); `swap` (positives with the outline of another face);
+`mask_fn` or `mask_fn_threshold` (negatives that look alike are left out, by a frozen ResNet-18).
 Reaches, published, on AffectNet-8 with a linear classifier: 59.3 with all, SimCLR 57.7.
 Cost: 300 epochs of all clips, 512 pictures of 112 × 112 in each step; not measured here. `small`: 800 steps of 128 pictures; a step
-took 1.5 s of CPU time (2026-12-01). Then: --config=linear_probe:init,affectnet --config.init=RUN.
+took 1.5 s of CPU time (2026-12-01). The linear classifier on it, RUN being its folder:
+
+  python -m mimic_jax.main --config linear_probe:init,affectnet --config.data.root=/data/affectnet --config.init=RUN \\
+    --config.model.image_size=112 --config.probe.head.pool=gap --config.probe.data.classes=8
 """
 
 from ml_collections import ConfigDict

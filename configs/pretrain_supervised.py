@@ -1,4 +1,4 @@
-"""Supervised pre-training on ImageNet-1K (or any pictures with labels): DeiT-B's recipe, what the paper's Table II compares with.
+"""Supervised pre-training on ImageNet-1K (or any pictures with labels) by DeiT-B's recipe; the paper's Table II compares with it.
 
   mimic prepare --dataset imagenet --raw /data/imagenet --out /data/tfds
   python -m mimic_jax.main --config configs/pretrain_supervised.py:vitb16 --config.data.root=/data/tfds
@@ -7,12 +7,12 @@ Data: as pretrain_imagenet1k has it, with labels; the second word `folder` reads
 
   python -m mimic_jax.main --config configs/pretrain_supervised.py:vitb16,folder --config.data.root=/data/imagenet
 
-Reaches, published by DeiT: ViT-B 81.8 % on ImageNet's validation split, on the middle of each picture; it is measured on whole pictures here.
-Fine-tuning takes the encoder: --config=finetune_ferplus --config.init=runs/pretrain_supervised. The class token is classified here
-(head.pool=cls, as DeiT does); fine-tuning pools the patch tokens behind a fresh norm unless --config.finetune.head.pool=cls.
+Reaches, published by DeiT: ViT-B 81.8 % on ImageNet's validation split, on the middle of each picture; here whole pictures are measured.
+Fine-tuning takes the encoder: --config=finetune_ferplus --config.init=runs/pretrain_supervised_vitb16. The class token is classified here
+(head.pool=cls, as DeiT does). Fine-tuning pools the patch tokens behind a fresh norm, unless --config.finetune.head.pool=cls.
 Cost: 375,000 steps of 1024 pictures: for 8 GPUs or a TPU slice; not measured here. `small` is a ViT for 32 × 32 pictures in class folders
-on a small machine; --config.pretrain.epochs sets the time. Smaller still (model.patch_size=8, dim=96, depth=3), 600 steps on general photos of 200
-classes took 10 minutes of two busy cores and reached 3.9 %, eight times chance:
+on a small machine; --config.pretrain.epochs sets the time. A still smaller one (model.patch_size=8, dim=96, depth=3) took 10 minutes of two busy
+cores for 600 steps on general photos of 200 classes and reached 3.9 %, eight times chance:
 
   python -m mimic_jax.main --config configs/pretrain_supervised.py:small,folder --config.data.root=/pictures
 """

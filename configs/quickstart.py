@@ -5,7 +5,7 @@
 What it does: pre-trains a small ViT by filling in masked pictures of 6,144 drawn faces, without labels; fine-tunes it on 640
 others with their labels (seven expressions) by cross-entropy + mix-supervised contrast; fine-tunes the same ViT from scratch
 with the same budget; writes report.html.
-What it shows: where labels and steps are few and pictures of the same kind are many, stage one pays. What it doesn't: the paper
+What it shows: stage one helps where labels and steps are few and pictures of the same kind are many. What it doesn't show: the paper
 pre-trains on general pictures without faces, and these are cartoons.
 Variant `:minute` is a cut of it for a quick check.
 Cost and results: README.md, docs/reproduction.md.

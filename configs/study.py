@@ -3,11 +3,11 @@
   python -m mimic_jax.main --config study:small,mae,pretrain --config.data.root=/data/photos --workdir W
   python -m mimic_jax.main --config study:small,ferplus,mae,mscl --config.data.root=/data/ferplus --config.init=W
 
-Words: the scale (tiny: 32 × 32 pixels, minutes on two cores; small: 48 × 48, three hours there; paper: the configs of the papers), the
-set, how it begins (scratch or a pre-training; mae_faces is MAE on the training faces of the set), `pretrain` or what it is
-fine-tuned with (mimic_jax/objectives/mimic.py METHODS, or an objective: linear_probe, scn), and base or large.
-At the first two scales all pre-trainings see the same pictures in the same number of updates, and fine-tuning mixes half of the batches. What has one
-view (`ce`, scn) has twice the pictures a batch in twice the epochs: as many crops and updates as the others.
+Words: the scale (tiny: 32 × 32 pixels, a study takes minutes on two cores; small: 48 × 48, hours there; paper: the configs of the papers);
+the set; how it begins (scratch or a pre-training; mae_faces is MAE on the training faces of the set); `pretrain`, or what it is
+fine-tuned with (mimic_jax/objectives/mimic.py METHODS, or an objective: linear_probe, scn); base or large.
+At scales tiny and small all pre-trainings see the same pictures in the same number of updates, and fine-tuning mixes half of the batches. Methods with
+one crop (`ce`, scn) have twice the pictures a batch in twice the epochs: as many crops and updates as the others.
 Cost and results: docs/reproduction.md.
 """
 
