@@ -95,7 +95,8 @@ class Conv(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, in] to [B, ⌈H / stride⌉, ⌈W / stride⌉, out], padded by (k − 1) / 2 as PyTorch's ResNet pads."""
-    kernel = self.kernel[...].astype(self.dtype)
+    # split over fsdp, XLA may gather the batch's features rather than a large kernel
+    kernel = sharding.everywhere(self.kernel[...].astype(self.dtype))
     strides, padding = (self.stride,) * 2, [(kernel.shape[0] // 2,) * 2] * 2
     return jax.lax.conv_general_dilated(
       x.astype(self.dtype), kernel, strides, padding, dimension_numbers=('NHWC', 'HWIO', 'NHWC')

@@ -109,7 +109,7 @@ def along_batch(x: jax.Array) -> jax.Array:
 
 
 def everywhere(x: jax.Array) -> jax.Array:
-  """Returns x, made whole on every device rather than split where it is used; for what is small and made of a key."""
+  """Returns x, whole on every device where it is used: a kernel, or what is small and made of a key."""
   mesh = jax.sharding.get_abstract_mesh()
   return x if mesh.empty else jax.lax.with_sharding_constraint(x, PartitionSpec())
 
