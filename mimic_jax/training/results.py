@@ -32,9 +32,10 @@ def show(run: Stage, state: dict[str, Any], *, every: float = 0.0) -> None:
 
 def _draw(run: Stage, state: dict[str, Any]) -> None:
   """Saves what the objective shows of its model; every process must call it, one draws."""
-  state = {**state, **{k: sharding.local(state[k], run.mesh) for k in ('params', 'rest')}}
+  # the devices of other processes can't take part in what one does alone
+  own = sharding.local((state['params'], state['rest'], run.program.frozen.arrays), run.mesh)
   if distributed.is_main():
-    for name, drawing in run.draw(state).items():
+    for name, drawing in run.draw(*own).items():
       save_drawing(run.folder / 'pictures', name, drawing)
 
 

@@ -264,11 +264,10 @@ class Stage:
         found[split.name + suffix] = measured
     return found
 
-  def draw(self, state: step_lib.State) -> dict[str, Any]:
-    """Returns what the objective shows of its model."""
-    frozen = self.program.frozen
-    model = models.merge(self.program.template, state['params'], state['rest'])
-    return self.objective.draw(frozen.attached(model, frozen.arrays), self.sample, self.draw_key)
+  def draw(self, params: Any, rest: Any, frozen: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what the objective shows of its model; `frozen` are the arrays of its frozen networks."""
+    model = models.merge(self.program.template, params, rest)
+    return self.objective.draw(self.program.frozen.attached(model, frozen), self.sample, self.draw_key)
 
 
 def check_same_data(run: Stage, old: str, new: str, split: str = '') -> None:

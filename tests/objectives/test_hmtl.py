@@ -15,9 +15,9 @@ from mimic_jax.models import decoder
 from mimic_jax.objectives import hmtl, mimic, regression
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import results, trained
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
-from mimic_jax.training import trained
 from tests import peers, small
 
 CLASSES = ('a', 'b', 'c')
@@ -243,6 +243,22 @@ def test_the_report_shows_the_task(task, titles, rng):
   assert drawn['task'].columns == titles
   assert drawn['task'].images.shape == (3, len(titles), 16, 16, 3)
   assert 'attention' in drawn
+
+
+def test_one_process_of_several_draws_with_networks_on_its_own_devices(monkeypatch, tmp_path):
+  fresh = lambda objective, field, mesh: step_lib.fresh_frozen(objective, mesh)  # noqa: E731
+  monkeypatch.setattr(step_lib, 'read_frozen', fresh)
+  # as of a mesh whose second device is another process's
+  monkeypatch.setattr(sharding, 'local', lambda tree, mesh: jax.device_put(tree, jax.devices()[0]))
+  config = FrozenConfigDict(small.run_config(only=small.inpaint_stage(**{'hmtl.perceptual': 'w'})))
+  stage = stage_lib.Stage(config, 'only', epath.Path(tmp_path), sharding.make_mesh(devices=jax.devices()[:2]))
+  stage.prepare()
+  drawn = []
+  monkeypatch.setattr(stage.objective, 'draw', lambda model, batch, key: drawn.append(model) or {})
+  results._draw(stage, stage.program.init(jax.random.key(0)))
+  state = nnx.state(drawn[0])
+  assert 'perceptual' in state
+  assert {d for x in jax.tree.leaves(state) for d in x.sharding.device_set} == {jax.devices()[0]}
 
 
 @pytest.mark.parametrize(
