@@ -78,9 +78,14 @@ def splits_of(
     field: the stage's, for errors.
 
   Raises:
-    UserError: on what a source finds wrong, and on a split that shares no class with the model.
+    UserError: on 'train', on what a source finds wrong, and on a split that shares no class with the model.
   """
   names = split_names(stage['eval']['splits'], f'{field}.eval.splits')
+  if 'train' in names:
+    raise UserError(
+      f"{field}.eval.splits is '{stage['eval']['splits']}', and the figures of the training itself are called 'train'; expected other splits: "
+      'mimic evaluate --data.split=train measures it'
+    )
   kind, root = (
     stage['eval'][f] or data.first(stage['data']['source'], stage['data'][f]) for f in ('source', 'root')
   )

@@ -303,7 +303,7 @@ def test_copies_of_training_pictures_are_counted_and_left_out(tmp_path, capsys):
   config = small.run_config(
     finetune=small.mimic_stage(steps=1, **{'data.size': 5, 'eval.source': 'synthetic_faces'})
   )
-  config.finetune.eval.splits = 'train'
+  config.finetune.eval.splits = ''
   config.finetune.eval.size = 13
   folder = epath.Path(tmp_path / 'run')
   config = FrozenConfigDict(config)

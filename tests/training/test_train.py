@@ -205,6 +205,14 @@ def test_pictures_of_many_sizes_or_a_bad_one_can_not_lie_on_the_devices(tmp_path
     pipeline.whole(Broken(source, {3: bad}), threads=2)
 
 
+def test_a_split_is_not_called_as_the_training_itself_is(tmp_path):
+  config = small.run_config(finetune=small.mimic_stage(**{'eval.splits': 'valid,train'}))
+  with pytest.raises(
+    UserError, match=r"^config\.finetune\.eval\.splits is 'valid,train', .* --data\.split=train"
+  ):
+    run(config, tmp_path / 'run')
+
+
 class Broken:
   """A source of which some pictures can't be read."""
 
