@@ -1,7 +1,8 @@
 """Classification by the k nearest neighbours on a model's features: what it knows of a set's classes with nothing trained.
 
 The weighted votes of Wu et al. (2018, arXiv 1805.01978 §3.4), as DINO (arXiv 2104.14294) has them with k = 20: of the pictures of a bank the
-k with the largest cosine similarity s vote for their class with exp(s / τ), τ = .07.
+k with the largest cosine similarity s vote for their class with exp(s / τ), τ = .07; here divided by the nearest's, which changes no share and
+can't overflow.
 """
 
 import dataclasses
@@ -48,7 +49,7 @@ class Bank(nnx.Module):
     self.labels = nnx.Variable(jnp.asarray(shares))
 
   def votes(self, features: jax.Array, k: int, temperature: float) -> jax.Array:
-    """Returns what each class gets of the k nearest neighbours, float32 [N, K].
+    """Returns what each class gets of the k nearest neighbours, float32 [N, K]; the nearest has one vote.
 
     Args:
       features: float [N, D].
@@ -71,7 +72,7 @@ class Bank(nnx.Module):
     firsts = blocks.shape[1] * jnp.arange(len(blocks))
     none = (jnp.full((len(features), k), -jnp.inf), jnp.zeros((len(features), k), firsts.dtype))
     (cosine, ids), _ = jax.lax.scan(nearest, none, (blocks, firsts))
-    return jnp.einsum('nk,nkc->nc', jnp.exp(cosine / temperature), self.labels[...][ids])
+    return jnp.einsum('nk,nkc->nc', jnp.exp((cosine - cosine[:, :1]) / temperature), self.labels[...][ids])
 
 
 class Neighbours:

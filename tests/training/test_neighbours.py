@@ -22,7 +22,7 @@ def test_votes_are_those_of_the_nearest_by_cosine(block, soft, rng):
   for i, q in enumerate(asked):
     cosine = [q @ b / np.sqrt((q @ q) * (b @ b)) for b in bank]
     for j in sorted(range(N), key=lambda j: -cosine[j])[:NEIGHBOURS]:
-      want[i] += np.exp(cosine[j] / 0.07) * shares[j]
+      want[i] += np.exp((cosine[j] - max(cosine)) / 0.07) * shares[j]
   held = neighbours.Bank(bank, label, K, block)
   found = held.votes(jnp.asarray(asked, jnp.float32), NEIGHBOURS, 0.07)
   np.testing.assert_allclose(found, want, rtol=2e-4)
@@ -35,6 +35,13 @@ def test_at_an_infinite_temperature_each_neighbour_has_one_vote_as_in_scikit_lea
   want = np.zeros((9, K))
   want[:, theirs.classes_] = NEIGHBOURS * theirs.predict_proba(asked)
   np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+def test_at_a_temperature_near_0_the_nearest_alone_votes(rng):
+  bank, label, asked = rng.normal(size=(N, D)), rng.integers(0, K, N), rng.normal(size=(9, D))
+  nearest = KNeighborsClassifier(1, metric='cosine').fit(bank, label).predict(asked)
+  found = neighbours.Bank(bank, label, K, 8).votes(jnp.asarray(asked, jnp.float32), NEIGHBOURS, 1e-9)
+  np.testing.assert_array_equal(found, np.eye(K)[nearest])
 
 
 def test_of_two_that_are_as_near_the_first_votes():
