@@ -317,13 +317,13 @@ def add_intervals(
   try:
     if len(ids) < 2:
       raise UserError('one picture')
-    clusters = uncertainty.identities(ids, identity)
-  except UserError as e:  # of a listed part: nothing to draw from
+    clusters, m = uncertainty.identities(ids, identity), measured.outputs
+    measured.metrics['intervals'] = (
+      uncertainty.intervals(m['label'], m['logits'], class_names, clusters, samples, seed)
+      if classified
+      else uncertainty.of_targets(m, clusters, samples, seed)
+    )
+  except (
+    UserError
+  ) as e:  # of a listed part, or where one person's pictures alone have a target: nothing to draw from
     measured.metrics['why_no_intervals'] = str(e)
-    return
-  if not classified:
-    measured.metrics['intervals'] = uncertainty.of_targets(measured.outputs, clusters, samples, seed)
-    return
-  measured.metrics['intervals'] = uncertainty.intervals(
-    measured.outputs['label'], measured.outputs['logits'], class_names, clusters, samples, seed
-  )

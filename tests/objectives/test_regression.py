@@ -1,6 +1,7 @@
 """Regression: losses against PyTorch, scores against loops and SciPy, intervals against resampling by hand, mirrored angles, what is refused."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from flax import nnx
 from mimic_jax import losses, main, metrics, models, objectives, uncertainty
 from mimic_jax.objectives import regression
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation
 from tests import small
 
 
@@ -129,6 +131,17 @@ def test_intervals_are_those_of_resampling_by_hand(clustered, rng):
   assert (got['low'], got['high']) == pytest.approx((low, high), abs=0.3 * (high - low))
   assert found['method']['units'] == len(units)
   assert found['method']['over'] == ('identities' if clustered else 'pictures')
+
+
+def test_a_target_that_one_person_alone_has_gets_no_interval_and_ends_nothing(rng):
+  ids = [f'{chr(65 + k // 2)}nn_Lee_{k:04}.jpg' for k in range(48)]
+  x, y = rng.normal(size=(2, 48, 1))
+  y[2:] = np.nan
+  measured = evaluation.Measured({}, np.arange(48), outputs_of(x, y), {})
+  evaluation.add_intervals(measured, evaluation.Split('valid', types.SimpleNamespace(id=ids.__getitem__)), ())
+  assert measured.metrics == {
+    'why_no_intervals': 'all 2 pictures are of one identity; expected at least two to draw from'
+  }
 
 
 def test_what_turns_round_in_the_mirror_goes_along_with_the_picture(rng):
