@@ -126,7 +126,7 @@ def make_run(folder, rng, ended=('pretrain', 'finetune')):
     result = {'stage': name, 'objective': 'o', 'init': '', 'steps': 100, 'total_steps': 100, 'seconds': 90.0}
     result |= {'metrics': {'valid': scores}, 'images_per_second': 321.4}
     if name == 'finetune':
-      result |= {'best_on_test': {'epoch': 7, 'accuracy': 0.98765}}
+      result |= {'best_on_held_out': {'epoch': 7, 'accuracy': 0.98765}}
     held[name] = result
     if name in ended:
       (folder / name / 'result.json').write_text(json.dumps(result))
