@@ -4,17 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mimic_jax import uncertainty
-from mimic_jax.report import tables
+from mimic_jax.report import citations, tables
 from mimic_jax.report.run import Run, Stage
 
-# What is known of a set's terms (data.source) and of published weights' (their kind has it, weights/layouts.py).
+# What is known of a set's terms and of published weights' (their kind has it, weights/layouts.py).
 DATA_TERMS = {
   'ferplus': "labels MIT (Microsoft's FERPlus); the pictures are FER2013's, from the web, for research",
   'rafdb': 'for non-commercial research, by agreement with its authors',
   'affectnet': 'for non-commercial research, by agreement with its authors',
-  'synthetic_faces': 'drawn by mimic_jax, free',
-  'synthetic_images': 'drawn by mimic_jax, free',
-  'synthetic_clips': 'drawn by mimic_jax, free',
 }
 WEIGHTS_TERMS = {
   'MAE': 'CC-BY-NC 4.0 where they are the released ones: not for commercial use, and what is fine-tuned from them inherits that',
@@ -22,6 +19,7 @@ WEIGHTS_TERMS = {
   'DeiT': 'Apache-2.0 where they are the released ones',
   'DINO': 'Apache-2.0 where they are the released ones',  # DINOv2, too
 }
+DRAWN = 'drawn by mimic_jax, free'
 UNKNOWN = 'not known here; see where they are from'
 LIMITS = """\
 - For research on facial expressions, and for pictures like those it was trained on, cut out as they were.
@@ -143,7 +141,6 @@ def _licences(run: Run | None, stage: Stage | None, kinds: Sequence[str]) -> dic
   for kind in kinds:
     known = next((terms for name, terms in WEIGHTS_TERMS.items() if name in kind), UNKNOWN)
     rows[f'initial weights ({kind})'] = known
-  source = _records(run, stage).get('train', {}).get('source') if stage else None
-  for name in str(source).split(',') if source else ():
-    rows[f'data ({name})'] = DATA_TERMS.get(name, UNKNOWN)
+  for name, _ in citations.sets(_records(run, stage).get('train', {})) if stage else ():
+    rows[f'data ({name})'] = DATA_TERMS.get(name, DRAWN if name.startswith('synthetic_') else UNKNOWN)
   return rows or {'weights': UNKNOWN}

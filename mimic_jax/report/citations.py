@@ -1,5 +1,6 @@
 """What a run stands on, as BibTeX: the paper, its pre-training, the sets, and published weights."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -90,14 +91,12 @@ ENTRIES = {
     'note': 'arXiv:2303.05251',
   },
 }
-OF_SOURCE = {
+OF_SET = {
   'rafdb': ('li2017reliable',),
   'ferplus': ('barsoum2016training', 'goodfellow2013challenges'),
   'affectnet': ('mollahosseini2019affectnet',),
+  'imagenet': ('russakovsky2015imagenet',),  # of `mimic prepare`
   'imagenet2012': ('russakovsky2015imagenet',),
-  'synthetic_faces': (),
-  'synthetic_images': (),
-  'synthetic_clips': (),
 }
 # what stands in the kind of weights (weights/layouts.py), the first that does
 OF_WEIGHTS = {
@@ -107,6 +106,13 @@ OF_WEIGHTS = {
   'LocalMIM': 'wang2023masked',
   'DeiT': 'touvron2021training',
 }
+
+
+def sets(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+  """Returns of a source's record, or of each of several, the set's name without a version, and its root; [] of what is no source's."""
+  parts = record.get('parts', [record])
+  named = ((p.get('name' if p.get('source') == 'tfds' else 'source', ''), p.get('root', '')) for p in parts)
+  return [(re.split('[/:]', name)[0], root) for name, root in named if name]
 
 
 def of_run(
@@ -121,12 +127,10 @@ def of_run(
   """
   keys, unknown = ['zhang2024mimic', *of_objectives], []
   for stage in record.get('data', {}).values():
-    for held in stage.values():
-      source = held.get('name') if held.get('source') == 'tfds' else held.get('source')
-      if source in OF_SOURCE:
-        keys += OF_SOURCE[source]
-      elif source:
-        unknown.append(f'data: {source}, {held.get("root") or "no root"}')
+    for name, root in (one for held in stage.values() for one in sets(held)):
+      keys += OF_SET.get(name, ())
+      if name not in OF_SET and not name.startswith('synthetic_'):
+        unknown.append(f'data: {name}, {root or "no root"}')
   for stage, held in record.get('weights', {}).items():
     kind = held.get('kind', '')
     known = [key for word, key in OF_WEIGHTS.items() if word in kind]

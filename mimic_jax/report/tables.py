@@ -311,7 +311,12 @@ def _about_copies(run: Run) -> str:
 def _best(run: Run) -> str:
   """Returns the accuracies of chosen epochs, under their own names, or ''."""
   rows = [
-    [esc(stage.name), f'<code>{esc(name)}</code>', percent(held.get('accuracy')), number(held.get('epoch'), 'g')]
+    [
+      esc(stage.name),
+      f'<code>{esc(name)}</code>',
+      percent(held.get('accuracy')),
+      number(held.get('epoch'), 'g'),
+    ]
     for stage in run.stages
     for name, held in stage.result.items()
     if name.startswith('best_on_') and isinstance(held, dict)

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from etils import epath
 
 from mimic_jax import objectives
 from mimic_jax.commands import cite
-from mimic_jax.report import citations
+from mimic_jax.report import card, citations
+from mimic_jax.report import run as runs
 from mimic_jax.runtime.errors import UserError
 
 
@@ -52,16 +54,31 @@ def test_the_paper_the_sets_and_the_weights_are_cited_each_once(
   run = made(tmp_path / 'many' / 'seed3', config, record)
   cite.main([run])
   text = capsys.readouterr().out
-  of_data = [key for name in data for key in citations.OF_SOURCE.get(name, ())]
+  of_data = [key for name in data for key in citations.OF_SET.get(name, ())]
   assert sorted(cited(text)) == sorted(['zhang2024mimic', *keys, *of_data])
   assert [line for line in text.splitlines() if line.startswith('%')] == comments
   cite.main([str(tmp_path / 'many')])
   assert capsys.readouterr().out == text
 
 
+def test_sets_read_through_tfds_or_beside_others_are_known_and_drawn_ones_need_no_entry(tmp_path, capsys):
+  parts = [{'source': 'tfds', 'name': 'rafdb:1.0.0'}, {'source': 'ferplus'}, {'source': 'synthetic_veins'}]
+  train = {'source': 'tfds,ferplus,synthetic_veins', 'parts': parts}
+  record = {'data': {'finetune': {'train': train, 'valid': {'source': 'tfds', 'name': 'imagenet:1.0.0'}}}}
+  cite.main([made(tmp_path / 'run', FINETUNE, record)])
+  text = capsys.readouterr().out
+  of_data = ['li2017reliable', 'barsoum2016training', 'goodfellow2013challenges', 'russakovsky2015imagenet']
+  assert sorted(cited(text)) == sorted(['zhang2024mimic', *of_data])
+  assert '% no entry' not in text
+  run = runs.read(epath.Path(tmp_path / 'run'))
+  terms = card._licences(run, run.stages[0], [])
+  known = {f'data ({name})': card.DATA_TERMS[name] for name in ('rafdb', 'ferplus')}
+  assert terms == {**known, 'data (synthetic_veins)': card.DRAWN}
+
+
 def test_entries_are_balanced_and_all_of_them_can_be_reached():
   reached = {'zhang2024mimic', *citations.OF_WEIGHTS.values()}
-  assert {key for keys in citations.OF_SOURCE.values() for key in keys} | reached == set(citations.ENTRIES)
+  assert {key for keys in citations.OF_SET.values() for key in keys} | reached == set(citations.ENTRIES)
   of_objectives = {k: v for n in objectives.names() for k, v in objectives.find(n).CITES.items()}
   for key, entry in (citations.ENTRIES | of_objectives).items():
     text = citations.bibtex(key, entry)
