@@ -224,7 +224,7 @@ class Objective(base.Objective):
     return uses
 
   def inputs(self) -> dict[str, base.Crops]:
-    """Two crops of a picture."""
+    """Crops of a picture, `views` of them."""
     return {'image': base.Crops(self.views)}
 
   def flops_per_image(self) -> float:

@@ -16,7 +16,7 @@ def figures(
   """Returns 'model_tflops_per_second' and 'mfu', the share of the peak; None where one is not known.
 
   Args:
-    rate: items of a batch per second.
+    rate: pictures per second, of which an item of a batch may hold several.
     objective: of the stage.
     mesh: of its devices.
     peak: of all of them, in operations per second; None = by their data sheet.
