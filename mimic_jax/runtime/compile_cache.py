@@ -4,6 +4,7 @@ JAX finds them by a hash of the program, its own version, the XLA flags and the 
 that is damaged or half written is compiled anew, with a warning.
 """
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -66,8 +67,9 @@ def _opened(where: str, run: str) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / probe).write_text('')
     for file in folder.glob('*-cache'):
-      if file.stat().mtime < time.time() - KEPT_SECONDS:
-        file.unlink(missing_ok=True)
+      with contextlib.suppress(FileNotFoundError):  # another run that begins now was faster
+        if file.stat().mtime < time.time() - KEPT_SECONDS:
+          file.unlink()
   except OSError as e:
     return {'folder': '', 'why': f'{folder} can not be written ({e.strerror or e})'}
   return {'folder': str(folder), 'probe': probe, 'why': ''}
