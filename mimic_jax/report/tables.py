@@ -428,5 +428,5 @@ def warnings(value: Any, where: str = '') -> Iterator[str]:
       for text in held if isinstance(held, list) else [held]:
         if text:
           yield f'{where}: {text}' if where else str(text)
-    else:
+    elif key != 'parts':  # of several sources, whose record has all their warnings
       yield from warnings(held, f'{where} / {key}' if where else str(key))

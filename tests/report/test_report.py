@@ -172,6 +172,12 @@ def test_the_page_has_every_stage_and_its_numbers_and_what_has_a_score_comes_fir
   assert '98.77 %' not in text[: text.index('Epochs chosen by accuracy')]
 
 
+def test_a_warning_of_one_of_several_sources_stands_once():
+  part = {'source': 'a', 'warnings': ['old']}
+  record = {'data': {'finetune': {'train': {'parts': [part, {'source': 'b'}], 'warnings': ['old']}}}}
+  assert list(tables.warnings(record)) == ['data / finetune / train: old']
+
+
 def test_pictures_stand_on_the_page_as_webp_once_each_with_ids_to_copy(tmp_path, rng):
   make_run(tmp_path, rng)
   page.write(tmp_path)
