@@ -76,10 +76,12 @@ def _begin(
   """Returns the step, the state and what checkpoints carry: of the newest that is whole, or of a new stage."""
   fingerprint = source_lib.fingerprint(run.records['train'])
   measured = {s.name: source_lib.fingerprint(run.records[s.name]) for s in run.splits}
+  frozen = stage_lib.frozen_sums(run)
   distributed.check_same(
     {
       f'the fingerprint of config.{run.name}.data': fingerprint,
       **{f"the fingerprint of config.{run.name}.eval's '{k}'": v for k, v in measured.items()},
+      **{f"the fingerprint of {run.name}'s frozen '{k}'": v for k, v in frozen.items()},
     }
   )
   clock.lap('data')
@@ -91,6 +93,7 @@ def _begin(
       'config': workdir.as_dict(run.config),
       'data': fingerprint,
       'measured': measured,
+      'frozen': frozen,
       'random': stage_lib.random_numbers(),
       'origin': origin,
       'seconds': 0.0,
@@ -103,6 +106,7 @@ def _begin(
       stage_lib.check_same_data(run, meta['data'], fingerprint)
       for split, now in measured.items():
         stage_lib.check_same_data(run, meta.get('measured', {}).get(split, now), now, split)
+      stage_lib.check_same_frozen(run, meta.get('frozen', {}), frozen)
       stage_lib.check_same_random(meta)
   clock.lap('restore')
   return step, state, meta

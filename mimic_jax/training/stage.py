@@ -1,6 +1,7 @@
 """A stage: from its section of the config to what the loop needs at hand."""
 
 import contextlib
+import hashlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from mimic_jax import data, models, objectives
 from mimic_jax.data import pipeline, sampling, selection
 from mimic_jax.data import source as source_lib
 from mimic_jax.objectives.base import Crops
-from mimic_jax.runtime import checkpoint, distributed, sharding
+from mimic_jax.runtime import checkpoint, checksum, distributed, sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import evaluation
 from mimic_jax.training import step as step_lib
@@ -279,6 +280,22 @@ def check_same_data(run: Stage, old: str, new: str, split: str = '') -> None:
     raise UserError(
       f"config.{run.name}.{field} '{run.stage[section][key]}' no longer holds {what} (fingerprint {new}; expected {old})"
     )
+
+
+def frozen_sums(run: Stage) -> dict[str, str]:
+  """Returns a fingerprint of each of a stage's frozen networks, by its name; every process must call it."""
+  sums = {k: checksum.of_arrays(checkpoint.flatten(v)) for k, v in run.program.frozen.arrays.items()}
+  return {k: hashlib.sha256(repr(sorted(v.items())).encode()).hexdigest()[:16] for k, v in sums.items()}
+
+
+def check_same_frozen(run: Stage, old: Mapping[str, str], new: Mapping[str, str]) -> None:
+  """Raises UserError unless two `frozen_sums` of a stage are one; older checkpoints have none."""
+  for name, network in run.objective.frozen().items():
+    if old.get(name, new[name]) != new[name]:
+      raise UserError(
+        f"config.{run.name}.{network.field} '{network.path}' no longer holds the network this run began with (fingerprint {new[name]}; "
+        f'expected {old[name]})'
+      )
 
 
 def random_numbers() -> str:

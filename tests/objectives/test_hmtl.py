@@ -15,7 +15,7 @@ from mimic_jax.models import decoder
 from mimic_jax.objectives import hmtl, mimic, regression
 from mimic_jax.runtime import checkpoint, sharding
 from mimic_jax.runtime.errors import UserError
-from mimic_jax.training import results, trained
+from mimic_jax.training import loop, results, start, trained
 from mimic_jax.training import stage as stage_lib
 from mimic_jax.training import step as step_lib
 from tests import peers, small
@@ -243,6 +243,28 @@ def test_the_report_shows_the_task(task, titles, rng):
   assert drawn['task'].columns == titles
   assert drawn['task'].images.shape == (3, len(titles), 16, 16, 3)
   assert 'attention' in drawn
+
+
+def test_a_run_does_not_go_on_with_another_frozen_network(monkeypatch, tmp_path):
+  def begun(more: float) -> int:
+    def read(objective, field, mesh):
+      networks = step_lib.fresh_frozen(objective, mesh)
+      add = lambda x: x + more if step_lib.is_weight(x) else x  # noqa: E731
+      return networks._replace(arrays=jax.tree.map(add, networks.arrays))
+
+    monkeypatch.setattr(step_lib, 'read_frozen', read)
+    config = FrozenConfigDict(small.run_config(only=small.inpaint_stage(**{'hmtl.perceptual': 'w'})))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    stage = stage_lib.Stage(config, 'only', epath.Path(tmp_path), mesh)
+    stage.prepare()
+    with checkpoint.opened(stage.folder, 1) as checkpoints:
+      step, state, meta = loop._begin(stage, checkpoints, start.Clock())
+      checkpoints.save(1, state, meta)
+    return step
+
+  assert [begun(0.0), begun(0.0)] == [0, 1]
+  with pytest.raises(UserError, match=r"config\.only\.hmtl\.perceptual 'w' no longer holds the network"):
+    begun(1.0)
 
 
 def test_one_process_of_several_draws_with_networks_on_its_own_devices(monkeypatch, tmp_path):
