@@ -35,6 +35,14 @@ METHODS = {
   'scl_dominant': {'contrast.labels': 'dominant'},
 }
 
+# For base.check_idle, beside all of a section whose own switch is 0.
+_WITHOUT_EFFECT = (
+  *((f'contrast.{name}', 'contrast.positives', 'soft', 'argmax') for name in ('threshold', 'distance')),
+  *((name, 'mix.probability', 0) for name in ('ce.on', 'contrast.anchors', 'contrast.candidates')),
+  *((f'mix.{name}', 'mix.switch_probability', 0) for name in ('cutmix_alpha', 'box', 'cutmix_label')),
+  ('mix.mixup_alpha', 'mix.switch_probability', 1),
+)
+
 ON_MIXED = (
   'Training figures are on random crops, mixed with the chance of mix.probability and scored against the mixed label; those '
   'of a split are on whole pictures. The two are not to be compared.'
@@ -203,6 +211,11 @@ class Objective(base.Objective):
     self._mixed_views = jax.jit(self._mix_for_drawing)
     self._attended = jax.jit(self._attention, static_argnums=0)
     check_pool(stage, model, self.config)
+    usual = type(self).defaults()
+    if 'contrast' in usual:  # else these fields are not the user's
+      switched = (('contrast', 'weight'), ('mix', 'probability'))
+      whole = [(f'{s}.{name}', f'{s}.{on}', 0) for s, on in switched for name in usual[s] if name != on]
+      base.check_idle(stage, usual, [*whole, *_WITHOUT_EFFECT])
     if self.weight > 0 and self.views < 2 and self.contrast['labels'] == 'instance':
       raise UserError(
         'views is 1; expected 2 for contrast.labels = instance (an image has no other view to be near)'

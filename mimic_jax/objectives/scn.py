@@ -19,6 +19,12 @@ from mimic_jax.objectives.base import Batch
 from mimic_jax.runtime import sharding
 from mimic_jax.runtime.errors import UserError
 
+# For base.check_idle.
+_WITHOUT_EFFECT = (
+  ('scn.margin', 'scn.rank_weight', 0),
+  ('scn.relabel_margin', 'scn.relabel_from', 1),
+)
+
 
 class Classifier(heads.Classifier):
   """A Linear whose logits are multiplied by the sample's importance (§3.2), in training and in evaluation, as the authors' code has it."""
@@ -89,6 +95,7 @@ class Objective(mimic.Plain):
   def __init__(self, stage: Mapping[str, Any], model: Mapping[str, Any], class_names: tuple[str, ...]):
     super().__init__(stage, model, class_names)
     self.pairs = True  # the groups are of a batch
+    base.check_idle(stage, type(self).defaults(), _WITHOUT_EFFECT)
     high, images = stage['scn']['high'], stage['batch_images']
     if not 1 <= int(high * images) < images:
       raise UserError(

@@ -160,6 +160,24 @@ def test_evaluation_leaves_padding_out_of_the_sums(rng):
   [
     ({'views': 1, 'contrast.labels': 'instance'}, 'views is 1; expected 2'),
     ({'batch_images': 1}, 'batch_images is 1; expected at least 2'),
+    (
+      {'contrast.weight': 0.0, 'contrast.temperature': 0.1},
+      r'temperature is 0.1, and contrast.weight 0.0; expected 0.07',
+    ),
+    (
+      {'contrast.positives': 'soft', 'contrast.threshold': 0.25},
+      "threshold is 0.25, and contrast.positives 'soft'",
+    ),
+    ({'mix.probability': 0.0, 'mix.partner': 'flip'}, "mix.partner is 'flip', and mix.probability 0.0"),
+    ({'mix.probability': 0.0, 'ce.on': 'clean'}, "ce.on is 'clean', and mix.probability 0.0"),
+    (
+      {'mix.switch_probability': 0.0, 'mix.box': 'sample'},
+      "mix.box is 'sample', and mix.switch_probability 0.0",
+    ),
+    (
+      {'mix.switch_probability': 1.0, 'mix.mixup_alpha': 1.0},
+      'mixup_alpha is 1.0, and mix.switch_probability 1.0',
+    ),
   ],
 )
 def test_settings_that_can_not_work_are_refused(changes, words):

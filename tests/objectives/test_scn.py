@@ -91,3 +91,18 @@ def test_the_importance_is_an_answer_and_multiplies_the_logits(rng):
 def test_a_batch_too_small_for_two_groups_is_refused():
   with pytest.raises(UserError, match=r'scn.high is 0.7 with batch_images 1, which leaves a group empty'):
     objectives.make(small.scn_stage(batch_images=1), small.model_section(), ('a', 'b'), 'objective')
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    (
+      {'scn.rank_weight': 0.0, 'scn.margin': 0.3},
+      'scn.margin is 0.3, and scn.rank_weight 0.0; expected 0.15',
+    ),
+    ({'scn.relabel_from': 1.0, 'scn.relabel_margin': 0.1}, 'relabel_margin is 0.1, and scn.relabel_from 1.0'),
+  ],
+)
+def test_what_has_no_effect_is_refused(changes, said):
+  with pytest.raises(UserError, match=said):
+    objectives.make(small.scn_stage(**changes), small.model_section(), ('a', 'b'), 'objective')
