@@ -137,6 +137,16 @@ def test_without_what_is_drawn_a_view_is_the_picture_and_parts_are_where_the_poi
   np.testing.assert_allclose(shown, image[0, 1, top:bottom, left:right].mean(axis=(0, 1)), atol=12)
 
 
+def test_the_frozen_network_sees_pixels_as_imagenet_has_them_whatever_the_encoder_sees(rng):
+  batch = {'image': rng.integers(0, 256, (2, 4, 32, 32, 3), np.uint8)}
+  batch['landmarks'] = rng.uniform(4, 28, (2, 4, 68, 2)).astype(np.float32)
+  half = {'augment.mean': (0.5, 0.5, 0.5), 'augment.std': (0.5, 0.5, 0.5)}
+  fields = {'ssl_fer.mask_fn': 'argmax', 'ssl_fer.mask_fn_weights': 'w'}
+  a, b = (objective(**fields, **more).augment(batch, jax.random.key(0)) for more in ({}, half))
+  np.testing.assert_array_equal(a['parts'], b['parts'])
+  assert np.abs(np.asarray(a['image']) - np.asarray(b['image'])).max() > 0.1
+
+
 def test_the_covered_part_follows_the_flip():
   """A face whose left eye is red: flipped, it is on the right, and the ellipse that covers it with it."""
   learner = objective(
