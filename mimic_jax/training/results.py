@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mimic_jax import metrics
 from mimic_jax.data import copies
 from mimic_jax.report import page, sheets
 from mimic_jax.report import run as runs
@@ -17,7 +18,7 @@ from mimic_jax.runtime import chips, distributed, files, sharding
 from mimic_jax.training import evaluation, speed, workdir
 from mimic_jax.training.stage import Stage
 
-MOST_FEATURES = 2000  # rows kept for the t-SNE
+MOST_FEATURES = 2000  # rows kept for the t-SNE, evenly spread: a folder's first are of one class
 
 
 def show(run: Stage, state: dict[str, Any], *, every: float = 0.0) -> None:
@@ -176,11 +177,12 @@ def save_outputs(
       **named,
     )
   if 'features' in first:
-    label = first['label']
+    label = metrics.dominant(first['label'])
+    rows = np.linspace(0, len(label) - 1, min(MOST_FEATURES, len(label))).round().astype(int)
     save_npz(
       folder / 'features.npz',
-      features=first['features'][:MOST_FEATURES],
-      label=(label if label.ndim == 1 else np.argmax(label, axis=1))[:MOST_FEATURES],
+      features=first['features'][rows],
+      label=label[rows],
       class_names=np.array(class_names),
     )
 

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from mimic_jax import data
 from mimic_jax.data import selection
 from mimic_jax.report import sheets
-from mimic_jax.training import evaluation
+from mimic_jax.training import evaluation, results
 
 NAMES = ('anger', 'fear', 'joy')
 
@@ -82,3 +83,14 @@ def test_a_source_smaller_than_the_sample_is_padded(folder):
   batch = evaluation.sample_batch(few, 16, 'bilinear')
   assert batch['mask'].tolist() == [True, True] + [False] * 6
   assert batch['label'].tolist() == [0, 2] + [-1] * 6
+
+
+def test_the_features_that_are_kept_are_of_all_classes_of_a_folder(tmp_path):
+  n = 3 * results.MOST_FEATURES
+  outputs = {'features': np.arange(n)[:, None], 'label': np.repeat([0, 1, 2], n // 3)}
+  split = evaluation.Split('valid', None)
+  measured = evaluation.Measured({}, np.arange(n), outputs, {})
+  results.save_outputs(epath.Path(tmp_path), [split], {'valid': measured}, NAMES)
+  with np.load(tmp_path / 'features.npz') as held:
+    assert np.bincount(held['label']) == pytest.approx(results.MOST_FEATURES / 3, abs=1)
+    np.testing.assert_array_equal(held['label'], held['features'][:, 0] // results.MOST_FEATURES)
