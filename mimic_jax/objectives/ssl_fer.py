@@ -331,9 +331,7 @@ class Objective(base.Objective):
     parts = None
     if self._masks:
       cuts = jnp.stack([face_parts.cut(x, points, part, PART_SIZE) for part in face_parts.CUT], axis=1)
-      usual = (
-        defaults.stage().augment
-      )  # ImageNet's, as the frozen network's weights are, whatever the encoder's
+      usual = defaults.stage().augment  # ImageNet's, as the frozen network's are
       parts = augment.normalise(cuts, usual.mean, usual.std)
     flipped = jax.random.bernoulli(flip_key, a['flip'], x.shape[:1])
     x = jnp.where(flipped[:, None, None, None], x[:, :, ::-1], x)

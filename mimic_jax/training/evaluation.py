@@ -323,7 +323,5 @@ def add_intervals(
       if classified
       else uncertainty.of_targets(m, clusters, samples, seed)
     )
-  except (
-    UserError
-  ) as e:  # of a listed part, or where one person's pictures alone have a target: nothing to draw from
+  except UserError as e:  # nothing to draw from: of a listed part, or a target of one person's pictures alone
     measured.metrics['why_no_intervals'] = str(e)
