@@ -1,5 +1,6 @@
 """Labels in tables: what is read, and what is wrong with a table named by file and line."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,7 +9,9 @@ from PIL import Image
 
 from mimic_jax import data
 from mimic_jax.data import held_out
+from mimic_jax.objectives.base import Target
 from mimic_jax.runtime.errors import UserError
+from mimic_jax.training import evaluation
 
 
 @pytest.fixture
@@ -94,6 +97,7 @@ def test_a_table_without_a_valid_split_has_one_held_out(rng, root):
     ('a.png,x\nb.png,y', r'train.csv:1: the first row is a.png, x; expected names of columns'),
     ('id;label\na.png;x', r'train.csv:1: the first row is id;label; expected'),
     ('id,label,id\n', r'train.csv:1: .*once each'),
+    ('id,label,Age,age\na.png,x,1,2', r'train.csv:1: the first row is id, label, age, age; expected .*once each'),
     ('id,label\n', r'train.csv: has no rows but the first'),
     ('id,label\na.png,x\ngone.png,y', r'gone.png: does not exist, but .*train.csv:3 names it'),
     ('id,label\n\n../a.png,x', r"train.csv:3: the id is '../a.png'; expected the path of a picture in the table's folder"),
@@ -148,3 +152,25 @@ def test_columns_of_numbers_are_targets_and_an_empty_cell_is_unknown(root, monke
   rest = data.build('csv', str(root), 'train', {'held_out': 0.1})
   assert [rest.id(i) for i in (0, 1)] == ['b.png', 'deep/c.png']
   np.testing.assert_array_equal(rest.targets['age'], [7, np.nan])
+
+
+@pytest.mark.parametrize(
+  ('rows', 'said'),
+  [
+    ('a.png,x,0.5,1\nb.png,y,n/a,2', r"train.csv:3: the valence of 'b.png' is 'n/a'; expected a number, or nothing"),
+    ('a.png,x,0.5,1\nb.png,y,inf,2', r"train.csv:3: the valence of 'b.png' is 'inf'; expected a number"),
+    ('a.png,x,0.5,1\nb.png,y,,2\na.png,x,-0.5,1', r"train.csv:4: the valence of 'a.png' is '-0.5', and '0.5' in .*train.csv:2; expected one"),
+    ('a.png,x,,1\nb.png,y,,2\na.png,x,0.5,1', r"train.csv:4: the valence of 'a.png' is '0.5', and '' in .*train.csv:2; expected one"),
+  ],
+)  # fmt: skip
+def test_a_column_of_numbers_with_a_cell_that_is_none_or_differs_is_no_target_and_the_cell_is_named(
+  root, rows, said
+):
+  source = data.build('csv', table(root, f'id,label,valence,age\n{rows}'), 'train', {})
+  assert [source.id(i) for i in range(len(source))] == ['a.png', 'b.png']
+  np.testing.assert_array_equal(source.targets['age'], [1, 2])
+  (warning,) = source.record()['warnings']
+  assert re.search(f'^without valence: .*{said}', warning)
+  with pytest.raises(UserError, match="'regression' needs 'valence'") as e:
+    evaluation.check_targets(source, {'valence': Target()}, 'regression', "data.source is 'csv'")
+  assert warning in str(e.value)

@@ -4,12 +4,13 @@
     root/labels.csv, or a root that is a table itself      one for all: with a column 'split', or all of it is 'train'
 
 The first row has the columns' names, among them 'id' and 'label'; others that hold numbers, or nothing, are targets by their names (a split has those of its
-own table), and what else there is is passed over. UTF-8, commas. Classes are sorted by name. Where there is no valid split, data.held_out makes one of a share of the training pictures
+own table), and what else there is is passed over, with a warning where some of it is numbers. UTF-8, commas. Classes are sorted by name. Where there is no valid split, data.held_out makes one of a share of the training pictures
 (data/held_out.py).
 """
 
 import csv
 import io
+import math
 import os
 import posixpath
 import re
@@ -40,6 +41,7 @@ class Row(NamedTuple):
   label: str
   place: str
   more: Mapping[str, str]  # what stands in other columns
+  first: 'Row | None'  # of a picture that is named again
 
 
 def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
@@ -58,7 +60,8 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
     raise UserError(
       f"no split '{split}' in '{root}', whose tables have {', '.join(splits)}; expected one of them"
     )
-  rows = splits[wanted]
+  every = splits[wanted]
+  rows = [row for row in every if row.first is None]
   class_names = tuple(sorted({row.label for row in splits.get('train', rows)}))
   position = {name: k for k, name in enumerate(class_names)}
   for row in rows:
@@ -72,13 +75,13 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   kept, left_out = cutting.to_keep(place, paths, there, lambda k: rows[k].place, policy)
   labels = np.array([position[rows[k].label] for k in kept], np.int32)
   ids = [paths[k] for k in kept]
-  targets = _numbers([rows[k].more for k in kept])
-  about, warnings = {'left_out': left_out}, []
+  targets, warnings = _numbers(every, ids)
+  about: dict[str, Any] = {'left_out': left_out}
   if side:
     kept, held = held_out.part(side, place, ids, labels, class_names, options)
     ids, labels = [ids[k] for k in kept], labels[kept]
     targets = {name: values[kept] for name, values in targets.items()}
-    about['held_out'], warnings = held, [held_out.note(held)]
+    about['held_out'], warnings = held, [*warnings, held_out.note(held)]
   record = {
     'source': 'csv',
     'root': root,
@@ -95,17 +98,40 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Files:
   return Files(place, ids, ids, labels, class_names, record, most, targets=targets)
 
 
-def _numbers(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-  """Returns the columns that hold numbers, float32 [n], NaN where a cell is empty; not those that are empty altogether."""
-  found = {}
-  for name in rows[0] if rows else ():
-    try:
-      values = np.array([float(row[name] or 'nan') for row in rows], np.float32)
-    except ValueError:
+def _numbers(rows: Sequence[Row], paths: Sequence[str]) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Returns the columns that hold numbers, float32 [n] of the pictures at `paths`, NaN where a cell is empty; not those that are empty altogether.
+
+  And a warning, naming the cell, about each that is no target though it holds numbers: another of its cells is none, or a picture has two.
+  """
+  found, warnings = {}, []
+  for name in rows[0].more:
+    numbers = {row.place: _number(row.more[name]) for row in rows}
+    if not any(n is not None and math.isfinite(n) for n in numbers.values()):
       continue
-    if np.isfinite(values).any():
-      found[name] = values
-  return found
+    values = {}
+    for row in rows:
+      number, first = numbers[row.place], row.first or row
+      if number is None:
+        odd = f"'{row.more[name]}'; expected a number, or nothing where none is known"
+      elif str(number) != str(numbers[first.place]):  # NaN is like NaN
+        odd = f"'{row.more[name]}', and '{first.more[name]}' in {first.place}; expected one for each picture"
+      else:
+        values[row.path] = number
+        continue
+      warnings.append(f"without {name}: {row.place}: the {name} of '{row.path}' is {odd}")
+      break
+    else:
+      found[name] = np.array([values[path] for path in paths], np.float32)
+  return {name: v for name, v in found.items() if np.isfinite(v).any()}, warnings
+
+
+def _number(text: str) -> float | None:
+  """Returns a cell's number, NaN of an empty one, None of any other."""
+  try:
+    value = float(text or 'nan')
+  except ValueError:
+    return None
+  return None if abs(value) > np.finfo(np.float32).max else value
 
 
 def fetch(root: str, split: str, options: Mapping[str, Any]) -> str:
@@ -144,16 +170,15 @@ def _splits(root: str) -> tuple[str, dict[str, list[Row]]]:
 
 
 def _rows(table: str, split: str = '') -> dict[str, list[Row]]:
-  """Returns the rows of a table by split, which is the one given or what the column 'split' says, each picture once."""
+  """Returns the rows of a table by split, which is the one given or what the column 'split' says."""
   lines = _lines(table)
   header = [name.strip().lower() for name in lines[0][1]] if lines else []
-  for column in ('id', 'label'):
-    if header.count(column) != 1:
-      raise UserError(
-        f'{table}:1: the first row is {_some(header) or "empty"}; expected names of columns, among them id and label, once each'
-      )
+  if not {'id', 'label'} <= set(header) or any(name and header.count(name) > 1 for name in header):
+    raise UserError(
+      f'{table}:1: the first row is {_some(header) or "empty"}; expected names of columns, among them id and label, once each'
+    )
   found: dict[str, list[Row]] = {}
-  known: dict[str, tuple[str, str, str]] = {}  # path → label, split, place
+  known: dict[str, tuple[Row, str]] = {}  # path → its first row and split
   for number, fields in lines[1:]:
     if not any(fields):
       continue
@@ -166,13 +191,15 @@ def _rows(table: str, split: str = '') -> dict[str, list[Row]]:
     for column, value in (('label', label), ('split', to)):
       if not value:
         raise UserError(f"{place}: the {column} of '{said['id']}' is empty; expected one")
-    if (other := known.setdefault(path, (label, to, place)))[2] == place:
-      more = {name: value for name, value in said.items() if name and name not in OWN}
-      found.setdefault(to, []).append(Row(path, label, place, more))
-    elif other[:2] != (label, to):
+    more = {name: value for name, value in said.items() if name and name not in OWN}
+    first, of = known.get(path, (None, to))
+    if first and (first.label, of) != (label, to):
       raise UserError(
-        f"{place}: '{path}' is {label} of {to}, and {other[0]} of {other[1]} in {other[2]}; expected each picture once"
+        f"{place}: '{path}' is {label} of {to}, and {first.label} of {of} in {first.place}; expected each picture once"
       )
+    row = Row(path, label, place, more, first)
+    known.setdefault(path, (row, to))
+    found.setdefault(to, []).append(row)
   if not found:
     raise UserError(f'{table}: has no rows but the first; expected a picture in each')
   return found
