@@ -101,7 +101,7 @@ def data_section(model: Trained, flags: Sequence[str]) -> ConfigDict:
     return changed
   usual = defaults.data()
   section.update(
-    {k: usual[k] for k in ('name', 'classes', 'held_out', 'label_rule', 'align', 'align_size', 'root')}
+    {k: usual[k] for k in (*data.OF_SOME, 'held_out', 'label_rule', 'align', 'align_size', 'root')}
   )
   return config_lib.overridden(section.lock(), flags, 'data')
 

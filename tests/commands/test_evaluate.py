@@ -296,6 +296,14 @@ def test_with_another_source_its_reading_is_at_its_default(run):
   assert evaluate.data_section(model, []).name == 'mine'
   other = evaluate.data_section(model, ['--data.source=rafdb', '--data.root=/b'])
   assert (other.name, other.align, other.root) == ('', 'auto', '/b')
+  clips = {
+    **config.finetune.to_dict(),
+    'data': {**changed, 'source': 'synthetic_clips', 'fps': 25.0, 'name': ''},
+  }
+  model = dataclasses.replace(model, config=FrozenConfigDict({**config.to_dict(), 'finetune': clips}))
+  assert evaluate.data_section(model, []).fps == 25
+  # a folder does not read it, and would refuse it
+  assert data.unread('folder', evaluate.data_section(model, ['--data.source=folder', '--data.root=/b'])) == []
 
 
 def test_copies_of_training_pictures_are_counted_and_left_out(tmp_path, capsys):
