@@ -2,12 +2,14 @@
 
 import importlib
 import pkgutil
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mimic_jax.data import classes, held_out, selection, sets
 from mimic_jax.data.options import OF_SOME, defaults
+from mimic_jax.data.sets import folder
 from mimic_jax.data.source import Cached, Concat, Source
 from mimic_jax.runtime import remote
 from mimic_jax.runtime.errors import UserError, one_of
@@ -93,16 +95,22 @@ def _named(source: str, root: str) -> list[tuple[str, str]]:
 
 def _one(name: str, path: str, split: str, options: Mapping[str, Any]) -> Source:
   module = _module(name)
+  share = options.get('held_out', 0) if 'held_out' not in getattr(module, 'READS', ()) else 0
+  side = folder.canonical(split)
+  divided = share and side in ('train', 'held_out')
+  if share and not divided and re.search(r'\b(train|training|all)\b', split):
+    raise UserError(
+      f"data.split is '{split}', and data.held_out is {share:g} of split 'train'; expected 'train', or data.held_out=0"
+    )
+  split = 'train' if divided else split
   if is_remote(path):
     if hasattr(module, 'fetch'):
       path = module.fetch(path, split, options)
     else:
       path = remote.fetched(path, 'data.root')
-  share = options.get('held_out', 0) if 'held_out' not in getattr(module, 'READS', ()) else 0
-  if share and split in ('train', 'held_out'):
-    part = held_out.of_source(module.build(path, 'train', options), split, share, options.get('threads', 8))
-  else:
-    part = module.build(path, split, options)
+  part = module.build(path, split, options)
+  if divided:
+    part = held_out.of_source(part, side, share, options.get('threads', 8))
   return Cached(part) if options.get('cache', False) else part
 
 

@@ -68,8 +68,12 @@ def of_source(source: sources.Source, kind: str, share: float, threads: int) -> 
     threads: to read with.
 
   Raises:
-    UserError: where nothing is held out, or all.
+    UserError: on groups of pictures, which a share would tear apart, and where nothing is held out, or all.
   """
+  if hasattr(source, 'group'):
+    raise UserError(
+      f'data.held_out is {share:g}, and the pictures are in groups; expected 0 and a split of other persons'
+    )
   hashes = files.in_chunks(lambda those: [source.content_hash(i) for i in those], range(len(source)), threads)
   held = np.array([_fraction(h) for h in hashes]) < share
   if held.all() or not held.any():

@@ -241,7 +241,6 @@ def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
   loose = tree(tmp_path / 'l', {'x': 1})
   assert "x/0.png' is in no clip of a person" in said(str(loose), 'train', {})
   fine = tree(tmp_path / 'f', {'x/1': 2})
-  assert 'data.held_out is 0.1' in said(str(fine), 'train', {'held_out': 0.1})
   assert "no split 'test'" in said(str(fine), 'test', {})
   np.savez(fine / landmarks.FILE, id=['train/x/1/0.png'], landmarks=np.zeros((1, 5, 2)), maker='m')
   assert 'shapes (1,) and (1, 5, 2); expected (n,) and (n, 68, 2)' in said(str(fine), 'train', {})

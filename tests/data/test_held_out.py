@@ -109,3 +109,44 @@ def test_a_set_with_a_valid_split_of_its_own_has_held_out_beside_it():
   assert held.record()['held_out']['train'] == len(train)
   with pytest.raises(UserError, match=r'data.held_out is 1e-09 and holds out 0 of 60 pictures'):
     data.build('synthetic_faces', '', 'train', {**options, 'held_out': 1e-9})
+
+
+@pytest.mark.parametrize(
+  ('source', 'options'), [('synthetic_clips', {'size': 64, 'draw_size': 16, 'draw_seed': 0}), ('clips', {})]
+)
+def test_clips_are_not_torn_apart(rng, tmp_path, source, options):
+  if source == 'clips':
+    fill(tmp_path / 'ann', 60, rng)
+  with pytest.raises(
+    UserError, match=r'data.held_out is 0.1, and the pictures are in groups; expected 0 and'
+  ):
+    data.build(source, str(tmp_path), 'train', TENTH | options)
+
+
+def test_whatever_the_training_split_is_called_it_lacks_what_is_held_out(rng, tmp_path):
+  fill(tmp_path, 60, rng)
+  for k in range(3):
+    (tmp_path / 'train').mkdir(exist_ok=True)
+    (tmp_path / f'c{k}').rename(tmp_path / 'train' / f'{k + 1}')
+  held, *trained = (
+    {s.id(i) for i in range(len(s))}
+    for s in (
+      data.build('rafdb', str(tmp_path), split, {'held_out': 0.3})
+      for split in ('held_out', 'train', 'training')
+    )
+  )
+  assert trained[0] == trained[1]
+  assert held
+  assert not held & trained[0]
+
+
+@pytest.mark.parametrize(
+  ('source', 'split'),
+  [('ferplus', 'train+valid'), ('tfds', 'train[:90%]'), ('tfds', 'valid+training'), ('tfds', 'all')],
+)
+def test_a_split_that_holds_training_pictures_and_others_can_not_lack_what_is_held_out(source, split):
+  with pytest.raises(UserError) as e:
+    data.build(source, '/nowhere', split, TENTH)
+  assert str(e.value).startswith(
+    f"data.split is '{split}', and data.held_out is 0.1 of split 'train'; expected"
+  )

@@ -283,6 +283,13 @@ def test_a_set_in_an_object_store_gives_the_same_batches_and_brings_only_its_spl
   assert_same_batches(*map(eval_batches, folders), 1)
   again = data.build('tfds', 'gs://bucket/sets', 'train', {'name': 'one'})
   assert (again.record(), store.read()) == (ours.record(), 0)
+  sides = [
+    data.build('tfds', 'gs://bucket/sets', split, {'name': 'one', 'held_out': 0.4})
+    for split in ('train', 'held_out')
+  ]
+  ids = [side.id(i) for side in sides for i in range(len(side))]
+  assert sorted(ids) == sorted(ours.id(i) for i in range(len(ours)))
+  assert store.read() == 0
 
 
 def test_a_shard_that_the_store_lacks_or_holds_cut_short_is_named(rng, store):

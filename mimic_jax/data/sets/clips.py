@@ -25,8 +25,7 @@ from mimic_jax.data.files import Files, is_picture, need_folder, prefix_of, walk
 from mimic_jax.data.sets import folder
 from mimic_jax.runtime.errors import UserError
 
-READS = ('fps', 'held_out')  # the second to refuse it: a share of the frames would tear the clips apart
-
+READS = ('fps',)
 
 _FPS = options_lib.defaults().fps
 
@@ -50,13 +49,9 @@ def build(root: str, split: str, options: Mapping[str, Any]) -> Clips | videos.V
   They offer 'person' and 'clip', their numbers in this order, and 'landmarks' where their file is there.
 
   Raises:
-    UserError: on a missing or empty folder, on pictures that are in no clip of a person, and on fields that clips don't read.
+    UserError: on a missing or empty folder, on pictures that are in no clip of a person.
   """
   need_folder(root, 'clips', 'the path of a folder of <person>/<clip>/<frame>', '<person>/<clip>/<frame>')
-  if options.get('held_out', 0):
-    raise UserError(
-      f"data.held_out is {options['held_out']}, which source 'clips' does not read; expected 0 and a split of other persons"
-    )
   _, align = alignment.choose(options, root, 'clips')
   base = folder.split_folder(root, split)
   found = list(walk(base))
