@@ -49,6 +49,8 @@ class Selected:
     self._labels = labels
     self.class_names = tuple(source.class_names) if columns is None else tuple(class_names)
     self.image_shape = source.image_shape
+    if hasattr(source, 'file_bytes') and hasattr(source, 'read'):  # what Cached goes by
+      self.file_bytes = self._file_bytes
     self.classes_absent = tuple(n for n, old in zip(class_names, columns or ()) if old < 0)
     if columns is not None:
       self._new = np.full(len(source.class_names), -1, np.int64)
@@ -67,11 +69,19 @@ class Selected:
   def __getitem__(self, i: int) -> dict[str, Any]:
     return {**self._source[self._at(i)], 'label': self.label(i)}
 
+  def read(self, i: int, data: bytes) -> dict[str, Any]:
+    return {**self._source.read(self._at(i), data), 'label': self.label(i)}
+
   def _at(self, i: int) -> int:
     return int(self._index[i])
 
-  def open(self, i: int) -> Image.Image:
+  def open(self, i: int, data: bytes | None = None) -> Image.Image:
+    if data is not None:
+      return self._source.open(self._at(i), data)
     return sources.open_picture(self._source, self._at(i))
+
+  def _file_bytes(self, i: int) -> bytes:
+    return self._source.file_bytes(self._at(i))
 
   def id(self, i: int) -> str:
     return self._source.id(self._at(i))

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from mimic_jax import augment, data
-from mimic_jax.data import pipeline, source
+from mimic_jax.data import pipeline, selection, source
 from mimic_jax.runtime.errors import UserError
 
 BIG = 10**7
@@ -172,6 +172,13 @@ def test_threads_prefetch_and_cache_change_nothing(files):
   expected = take(train(folder(files), threads=1, prefetch=1), 8)
   same(take(train(folder(files), threads=5, prefetch=7), 8), expected)
   same(take(train(folder(files, cache=True)), 8), expected)
+
+
+def test_a_cache_of_a_part_changes_nothing_either(files):
+  part = selection.Selected(folder(files), np.arange(1, 12))
+  cached = pickle.loads(pickle.dumps(source.Cached(part)))
+  same(take(train(cached), 8), take(train(part), 8))
+  same(take(evaluate(cached), 3), take(evaluate(part), 3))
 
 
 def test_worker_processes_change_nothing(files):
