@@ -31,6 +31,7 @@ from tqdm import tqdm
 from mimic_jax import landmarks
 from mimic_jax.data import files as files_lib
 from mimic_jax.data import source as sources
+from mimic_jax.data.bad_image import POLICIES, BadImage, patiently
 from mimic_jax.data.faces import DETECTORS, NAMES, Detector, alignment, dlib68, five
 from mimic_jax.data.faces.mtcnn import Face
 from mimic_jax.data.files import ENDINGS, LABEL_FILES
@@ -40,7 +41,6 @@ from mimic_jax.runtime.errors import UserError, one_of
 F = TypeVar('F', Face, dlib68.Found)
 FINDERS = {68: dlib68, 5: five}  # what --landmarks may be: who has a Finder and a name
 ON_MISSING = ('centre', 'keep_out', 'error')
-ON_BAD_IMAGE = ('error', 'skip')
 CHOICE = 'of several faces the one with the largest area − 2 · (distance from the centre of the picture)²'
 
 PROGRESS = 'align.progress.jsonl'  # in DST while it is unfinished: a line for each picture done
@@ -168,7 +168,7 @@ def find_landmarks(folder: str, kind: int, on_bad_image: str, max_pixels: int, w
   Raises:
     UserError: on a folder without pictures or with such a file, and on a bad picture where that is an error. The same command goes on then.
   """
-  one_of('--on_bad_image', on_bad_image, ON_BAD_IMAGE)
+  one_of('--on_bad_image', on_bad_image, POLICIES)
   _check_numbers(workers, max_pixels)
   maker, path = FINDERS[kind].name(), os.path.join(folder, landmarks.FILE)
   if not os.path.isdir(folder):
@@ -217,14 +217,10 @@ class _Points:
 
   def __call__(self, name: str) -> dict[str, Any]:
     """Returns {'id', 'maker', 'points': [[x, y], …], None where there is no face}."""
-    path, faces = os.path.join(self._folder, name), ()
-    try:
-      with sources.open_image(path, self._max_pixels) as opened, sources.reading(path):
-        image = sources.to_rgb(sources.upright(opened))
+    faces = ()
+    with contextlib.suppress(BadImage):
+      image = _read(os.path.join(self._folder, name), self._max_pixels, self._on_bad_image)
       faces = self._finder(image)
-    except sources.BadImage as e:
-      if self._on_bad_image == 'error':
-        raise UserError(f'{e}; expected a picture (--on_bad_image skip goes on without it)') from None
     points = choose_face(faces, *image.size).points.tolist() if faces else None
     return {'id': name, 'maker': self._maker, 'points': points}
 
@@ -325,6 +321,30 @@ def save(image: Image.Image, path: str) -> None:
   os.replace(beside, path)
 
 
+def _read(path: str, max_pixels: int, on_bad_image: str) -> Image.Image:
+  """Returns a picture upright and as RGB.
+
+  Raises:
+    BadImage: for one that can't be read, where on_bad_image is 'skip'.
+    UserError: where that is an error, and where the system fails to bring it: the file may be fine.
+  """
+
+  def read() -> Image.Image:
+    with sources.open_image(path, max_pixels) as opened, sources.reading(path):
+      return sources.to_rgb(sources.upright(opened))
+
+  try:
+    return patiently(read)
+  except BadImage as e:
+    if e.transient:
+      raise UserError(
+        f'{e}; expected a disk or file server that answers (the same command goes on)'
+      ) from None
+    if on_bad_image == 'error':
+      raise UserError(f'{e}; expected a picture (--on_bad_image skip leaves it out)') from None
+    raise
+
+
 class _Aligner:
   """Makes one picture after the other."""
 
@@ -335,11 +355,8 @@ class _Aligner:
     """Returns {'id', 'faces': number found} or {'id', 'bad': why}."""
     job, path = self._job, os.path.join(self._job.src, name)
     try:
-      with sources.open_image(path, job.max_pixels) as opened, sources.reading(path):
-        image = sources.to_rgb(sources.upright(opened))
-    except sources.BadImage as e:
-      if job.on_bad_image == 'error':
-        raise UserError(f'{e}; expected a picture (--on_bad_image skip leaves it out)') from None
+      image = _read(path, job.max_pixels, job.on_bad_image)
+    except BadImage as e:
       return {'id': name, 'bad': e.why}
     faces = self._detector(image)
     result = cut(image, faces, job.align, job.size)
@@ -425,7 +442,7 @@ def _outcomes(make: Callable[[], Work], names: Sequence[str], workers: int) -> I
 
 def _check(job: Job, workers: int) -> None:
   one_of('--on_missing', job.on_missing, ON_MISSING)
-  one_of('--on_bad_image', job.on_bad_image, ON_BAD_IMAGE)
+  one_of('--on_bad_image', job.on_bad_image, POLICIES)
   if job.align.kind == 'none':
     raise UserError("--align is 'none', which changes nothing; expected box(margin) or five_point(template)")
   if job.align.kind == 'five_point' and not 16 <= job.size <= 4096:

@@ -15,6 +15,8 @@ from PIL import Image, ImageOps
 
 from mimic_jax import data
 from mimic_jax.commands import align as command
+from mimic_jax.data import bad_image
+from mimic_jax.data import source as sources
 from mimic_jax.data.faces import alignment, mtcnn
 from mimic_jax.data.faces.alignment import Align
 from mimic_jax.runtime import cli
@@ -544,6 +546,28 @@ def test_a_bad_picture_is_an_error_or_left_out(tree, tmp_path):
   assert list(made['unreadable']) == ['train/a/0.jpg']
   assert (made['pictures'], (tmp_path / 'b/train/a/0.jpg').exists()) == (4, False)
   assert '1 unreadable (left out)' in command._summary(made, 'dst')
+
+
+@pytest.mark.parametrize('times', [2, 99])
+def test_what_the_system_fails_to_bring_is_tried_again_and_never_left_out(tree, tmp_path, monkeypatch, times):
+  monkeypatch.setattr(bad_image, 'PAUSES', (0, 0))
+  opened, left = sources.open_image, [times]
+
+  def fails(path, *args):
+    if path.endswith('1.jpg') and left[0]:
+      left[0] -= 1
+      raise sources.BadImage(path, 'could not be read (stale)', transient=True)
+    return opened(path, *args)
+
+  monkeypatch.setattr(sources, 'open_image', fails)
+  if times == 2:
+    made = run(tree, tmp_path / 'dst', on_bad_image='skip')
+    assert (made['pictures'], made['unreadable']) == (4, {})
+    return
+  with pytest.raises(UserError, match=r'stale\); tried 3 times; expected a disk or file server that answers'):
+    run(tree, tmp_path / 'dst', on_bad_image='skip')
+  left[0] = 0
+  assert run(tree, tmp_path / 'dst', on_bad_image='skip')['unreadable'] == {}
 
 
 def test_folders_that_can_not_be_used_are_refused(tree, tmp_path):

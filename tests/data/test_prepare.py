@@ -20,9 +20,9 @@ from PIL import Image
 
 from mimic_jax import config, data
 from mimic_jax.commands import prepare
-from mimic_jax.data import pipeline
+from mimic_jax.data import bad_image, pipeline
 from mimic_jax.data import source as sources
-from mimic_jax.data.arrayrecord import builders, shards
+from mimic_jax.data.arrayrecord import builders, prepared, shards
 from mimic_jax.runtime import sharding
 from mimic_jax.runtime.errors import UserError
 from mimic_jax.training import stage as stage_lib
@@ -290,6 +290,27 @@ def test_a_set_in_an_object_store_gives_the_same_batches_and_brings_only_its_spl
   ids = [side.id(i) for side in sides for i in range(len(side))]
   assert sorted(ids) == sorted(ours.id(i) for i in range(len(ours)))
   assert store.read() == 0
+
+
+def test_a_picture_that_the_system_fails_to_bring_is_never_left_out(rng, tmp_path, monkeypatch):
+  write_folder(rng, tmp_path / 'raw')
+  monkeypatch.setattr(bad_image, 'PAUSES', (0, 0))
+  taken, arguments = builders.take, ('folder', str(tmp_path / 'raw'), str(tmp_path / 'out'))
+
+  def fails(source, i, *rest):
+    if i == 2:
+      raise sources.BadImage('x.png', 'could not be read (stale)', transient=True)
+    return taken(source, i, *rest)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(builders, 'take', fails)
+    with pytest.raises(
+      UserError, match=r'stale\); tried 3 times; expected a disk or file server that answers'
+    ):
+      prepare.prepare(*arguments, options={'on_bad_image': 'skip'})
+  made = prepared.read_record(prepare.prepare(*arguments, options={'on_bad_image': 'skip'}))
+  counts = {split: made['splits'][split]['record']['count'] for split in ('train', 'valid')}
+  assert counts == {s: len(data.build('folder', arguments[1], s, {})) for s in ('train', 'valid')}
 
 
 def test_a_shard_that_the_store_lacks_or_holds_cut_short_is_named(rng, store):

@@ -26,6 +26,7 @@ from mimic_jax import data
 from mimic_jax.data import source as sources
 from mimic_jax.data.arrayrecord import prepared
 from mimic_jax.data.arrayrecord.shards import Content, Taken, alone, begin, hash_is_of_file, in_order, take
+from mimic_jax.data.bad_image import patiently
 from mimic_jax.data.options import defaults
 from mimic_jax.data.sets import folder
 from mimic_jax.data.source import BadImage, Source
@@ -157,17 +158,21 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return {'image': taken.encoded, 'id': name, **label, **taken.targets}
 
   def _read(self, split: str, index: Sequence[int]) -> Iterator[tuple[int, Taken | BadImage]]:
-    """Yields pictures in order, read by threads; a bad one if on_bad_image is 'skip', else it is raised."""
+    """Yields pictures in order, read by threads; a bad one if on_bad_image is 'skip', else it is raised, as is one that the system fails to bring."""
     source = self.sources[split]
     of_file = hash_is_of_file(source, index)
 
     def read(i: int) -> Taken | BadImage:
       try:
-        return take(source, i, self.targets, of_file)
+        return patiently(lambda: take(source, i, self.targets, of_file))
       except BadImage as e:
         return e
 
     for i, taken in zip(index, in_order(read, index, self.options['threads'])):
+      if isinstance(taken, BadImage) and taken.transient:
+        raise UserError(
+          f'{taken}; expected a disk or file server that answers (the same command goes on from there)'
+        )
       if isinstance(taken, BadImage) and self.options['on_bad_image'] == 'error':
         raise UserError(f'{taken}; expected a picture (--on_bad_image skip leaves it out)')
       yield i, taken
