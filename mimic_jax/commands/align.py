@@ -500,8 +500,10 @@ def _begin(dst: str, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
       f"DST '{dst}' is not empty; expected a new or empty folder, or an alignment left unfinished"
     )
   if begun.get('finished'):
+    points = os.path.exists(os.path.join(dst, LANDMARKS_PROGRESS))
     raise UserError(
       f"DST '{dst}' holds a finished alignment ({begun.get('align')}); expected a new or empty folder"
+      + (f' (`mimic align {dst} --landmarks …` goes on with its points)' if points else '')
     )
   for name in _SETTINGS:
     if begun.get(name) != settings.get(name):
