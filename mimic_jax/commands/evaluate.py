@@ -222,6 +222,10 @@ def _verified(split: evaluation.Split, m: evaluation.Measured, options: Options)
     raise UserError(
       f"--verification: '{split.name}' has no classes; expected a set whose classes are persons, or clips of some"
     )
+  if known is not None and 'parts' in split.source.record():
+    raise UserError(
+      f"--verification: '{split.name}' is of several sources, each of which numbers its persons; expected one source"
+    )
   persons = metrics.dominant(m.outputs['label']) if known is None else known[m.index]
   there = np.isfinite(persons)  # a table may leave a cell empty
   try:

@@ -108,11 +108,20 @@ def test_pairs_of_one_class_are_told_from_pairs_of_two_by_the_cosine_of_features
 
 def test_a_picture_of_nobody_knows_whom_makes_no_pairs(rng):
   person = np.array([4, 9, np.nan, 4, 9, np.nan, np.nan], np.float32)
-  source = types.SimpleNamespace(targets={'person': person}, class_names=())
+  source = types.SimpleNamespace(targets={'person': person}, class_names=(), record=dict)
   features, index = rng.normal(size=(6, 3)), np.array([0, 1, 2, 3, 4, 5])  # the last could not be read
   measured = evaluation.Measured({}, index, {'features': features, 'label': np.zeros(6, int)}, {})
   found = evaluate._verified(evaluation.Split('valid', source), measured, evaluate.Options(samples=0))
   assert [found[k] for k in ('persons', 'pictures', 'pairs_of_one', 'pairs_of_two')] == [2, 4, 2, 4]
+
+
+def test_the_first_persons_of_two_sets_are_not_one(rng):
+  options = {'size': 32, 'draw_size': 16, 'draw_seed': 0}
+  source = data.build('synthetic_clips,synthetic_clips', ',', 'valid', options)
+  outputs = {'features': rng.normal(size=(64, 3)), 'label': np.zeros(64, int)}
+  measured = evaluation.Measured({}, np.arange(64), outputs, {})
+  with pytest.raises(UserError, match="'valid' is of several sources, each of which numbers its persons"):
+    evaluate._verified(evaluation.Split('valid', source), measured, evaluate.Options(samples=0))
 
 
 @pytest.fixture

@@ -599,7 +599,7 @@ def test_folders_that_can_not_be_used_are_refused(tree, tmp_path):
   with pytest.raises(UserError, match=r'holds a finished alignment \(box\(0\.5\)\)'):
     run(tree, dst)
   (dst / command.LANDMARKS_PROGRESS).write_text('')
-  with pytest.raises(UserError, match='`mimic align .*dst --landmarks …` goes on with its points'):
+  with pytest.raises(UserError, match=r'`mimic align .*dst --landmarks …` goes on with its points'):
     run(tree, dst)
   with pytest.raises(UserError, match=r'is itself aligned \(box\(0\.5\)\)'):
     run(dst, tmp_path / 'twice')
