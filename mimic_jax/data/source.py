@@ -202,11 +202,8 @@ def class_counts(classes: np.ndarray, class_names: Sequence[str]) -> dict[str, i
 
 def fingerprint(record: Mapping[str, Any]) -> str:
   """Returns a short name of a source's record for checkpoints: it changes when a picture comes, goes or gets another label or other points."""
-  parts = [
-    record['split_hash'],
-    record['count'],
-    *([record['landmarks_hash']] if 'landmarks_hash' in record else ()),
-  ]
+  points = [r['landmarks_hash'] for r in record.get('parts', [record]) if 'landmarks_hash' in r]
+  parts = [record['split_hash'], record['count'], *points]
   return hashlib.sha256(' '.join(map(str, parts)).encode()).hexdigest()[:16]
 
 

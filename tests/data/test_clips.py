@@ -218,13 +218,16 @@ def test_of_a_clip_that_cannot_be_read_the_next_one_stands_in(tmp_path):
 
 
 def test_other_points_are_other_data(tmp_path, rng):
-  root, prints = tree(tmp_path, {'x/1': 2}), []
+  root, prints, joined = tree(tmp_path, {'x/1': 2}), [], []
   for _ in range(2):
     points = rng.uniform(0, 20, (2, 68, 2))
     np.savez(root / landmarks.FILE, id=['train/x/1/0.png', 'train/x/1/1.png'], landmarks=points, maker='m')
-    prints.append(sources.fingerprint(clips.build(str(root), 'train', {}).record()))
+    source = clips.build(str(root), 'train', {})
+    prints.append(sources.fingerprint(source.record()))
+    joined.append(sources.fingerprint(sources.Concat([source, source]).record()))
   (root / landmarks.FILE).unlink()
   assert len({*prints, sources.fingerprint(clips.build(str(root), 'train', {}).record())}) == 3
+  assert joined[0] != joined[1]
 
 
 def test_what_is_no_tree_of_clips_is_refused_in_a_line(tmp_path):
