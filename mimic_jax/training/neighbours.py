@@ -16,6 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from mimic_jax import data, models
+from mimic_jax.data.sets import folder
 from mimic_jax.data.source import Source
 from mimic_jax.models import heads
 from mimic_jax.runtime import sharding
@@ -75,6 +76,11 @@ class Bank(nnx.Module):
     return jnp.einsum('nk,nkc->nc', jnp.exp((cosine - cosine[:, :1]) / temperature), self.labels[...][ids])
 
 
+def _summands(split: str) -> set[str]:
+  """Returns the splits that a sum of some is of, without their synonyms."""
+  return {folder.canonical(part) for part in split.split('+')}
+
+
 class Neighbours:
   """What stands for a model's objective where its neighbours answer: all that an evaluation asks of one.
 
@@ -96,7 +102,8 @@ class Neighbours:
     own = model.stage.data
     split = own.split if data.first(own.source, own.source) == section['source'] else data.defaults().split
     self._what = f"the '{split}' pictures of {section['source']}"
-    if split in evaluation.split_names(section['split'], 'data.split'):
+    measured = evaluation.split_names(section['split'], 'data.split')
+    if _summands(split) & set().union(*map(_summands, measured)):
       raise UserError(
         f"data.split is '{section['split']}', and --knn looks for neighbours in {self._what}; expected other splits alone"
       )

@@ -525,6 +525,8 @@ def test_the_nearest_training_pictures_answer_by_the_features_of_an_encoder_with
   [
     (['--knn=25', *FACES], "--knn is 25, and the 'train' pictures of synthetic_faces are 24; expected at most"),
     (['--knn=3', *FACES, '--data.split=valid,train'], "data.split is 'valid,train', and --knn looks for neighbours in"),
+    (['--knn=3', *FACES, '--data.split=training'], "data.split is 'training', and --knn looks for neighbours in"),
+    (['--knn=3', *FACES, '--data.split=val+train'], "data.split is 'val+train', and --knn looks for neighbours in"),
     (['--knn=-1', *FACES], '--knn is -1; expected a number of neighbours'),
     (['--knn_temperature=1', *FACES], '--knn_temperature has no effect without --knn'),
     (['--knn=3', '--knn_temperature=nan', *FACES], '--knn_temperature is nan; expected a number above 0'),
