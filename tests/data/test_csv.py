@@ -154,6 +154,11 @@ def test_columns_of_numbers_are_targets_and_an_empty_cell_is_unknown(root, monke
   np.testing.assert_array_equal(rest.targets['age'], [7, np.nan])
 
 
+def test_no_target_has_the_name_of_what_a_batch_holds_anyway(root):
+  source = data.build('csv', table(root, 'id,label,mask,bad,age\na.png,x,1,2,3'), 'train', {})
+  assert list(source.targets) == ['age']
+
+
 @pytest.mark.parametrize(
   ('rows', 'said'),
   [

@@ -31,7 +31,7 @@ from mimic_jax.runtime.errors import UserError
 READS = ('held_out',)
 TABLE = 'labels.csv'
 # of a table, and of a batch, which no target may be called
-OWN = ('id', 'label', 'split', 'image', 'index', 'mask')
+OWN = ('id', 'label', 'split', 'image', 'index', 'mask', 'bad')
 
 
 class Row(NamedTuple):
