@@ -17,6 +17,15 @@ def unread(paths: Sequence[str], why: str) -> list[str]:
   return [f'not read, since {why}: {paths[0]}{more}'] if paths else []
 
 
+def columns(path: str, header: Sequence[str], names: Sequence[str]) -> list[int]:
+  """Returns where the named columns are; raises UserError where one is missing."""
+  header = [h.strip() for h in header]
+  for name in names:
+    if name not in header:
+      raise UserError(f"{path}:1: no column '{name}'; expected {', '.join(names)}")
+  return [header.index(name) for name in names]
+
+
 def to_keep(
   root: str, paths: Sequence[str], on_disk: Sequence[bool], place: Callable[[int], str], on_bad_image: str
 ) -> tuple[np.ndarray, dict[str, int]]:

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mimic_jax.data import files as files_lib
-from mimic_jax.data.faces import alignment
+from mimic_jax.data.faces import alignment, cutting
 from mimic_jax.runtime.errors import READ_ERRORS, UserError
 from mimic_jax.runtime.files import cache_folder
 
@@ -278,7 +278,7 @@ def _read_table(path: str) -> Index:
           continue
         fields = [v.strip().strip('"') for v in text.rstrip('\n').split(',')]
         if not columns:
-          columns, width = _columns(path, fields), len(fields)
+          columns, width = cutting.columns(path, fields, COLUMNS), len(fields)
           continue
         try:
           name, row, five = _row(fields, columns, width)
@@ -312,14 +312,6 @@ def _read_table(path: str) -> Index:
     [],
     [],
   )
-
-
-def _columns(path: str, header: list[str]) -> list[int]:
-  """Returns where the named columns are; raises UserError where one is missing."""
-  for name in COLUMNS:
-    if name not in header:
-      raise UserError(f"{path}:1: no column '{name}'; expected {','.join(COLUMNS)}")
-  return [header.index(name) for name in COLUMNS]
 
 
 def _row(fields: list[str], columns: list[int], width: int) -> tuple[str, list[float], np.ndarray]:

@@ -333,15 +333,6 @@ def _read_official(root: str, parts: list[str]) -> Rows:
   return Rows(ids, np.array(votes), None, places, '+'.join(f'{SPLITS[s][0]}/label.csv' for s in parts))
 
 
-def _columns(path: str, header: list[str], names: tuple[str, ...]) -> list[int]:
-  """Returns where the named columns are; raises UserError where one is missing."""
-  header = [h.strip() for h in header]
-  for name in names:
-    if name not in header:
-      raise UserError(f"{path}:1: no column '{name}'; expected {', '.join(names)}")
-  return [header.index(name) for name in names]
-
-
 def _read_raw(root: str, parts: list[str]) -> Rows:
   pixel_path, vote_path = (os.path.join(root, name) for name in ('fer2013.csv', 'fer2013new.csv'))
   pictures, labels = _table(pixel_path), _table(vote_path)
@@ -349,8 +340,8 @@ def _read_raw(root: str, parts: list[str]) -> Rows:
     raise UserError(
       f'{vote_path} has {len(labels) - 1} rows and {pixel_path} {len(pictures) - 1}; expected as many, row for row'
     )
-  at = _columns(pixel_path, pictures[0][1], ('emotion', 'pixels', 'Usage'))
-  vote_at = _columns(vote_path, labels[0][1], ('Usage', 'Image name', *COLUMNS))
+  at = cutting.columns(pixel_path, pictures[0][1], ('emotion', 'pixels', 'Usage'))
+  vote_at = cutting.columns(vote_path, labels[0][1], ('Usage', 'Image name', *COLUMNS))
   folder_of = {usage: folder for folder, usage in SPLITS.values()}
   wanted = {SPLITS[s][1] for s in parts}
   ids, votes, pixels, places = [], [], [], []
