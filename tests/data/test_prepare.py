@@ -436,6 +436,27 @@ def test_what_was_begun_with_other_pictures_is_begun_anew(rng, tmp_path, capfd):
   assert len(data.build('tfds', str(tmp_path / 'out'), 'valid', {'name': 'folder'})[0]['image']) == 9
 
 
+def test_what_was_begun_without_the_targets_of_now_is_begun_anew(rng, tmp_path, monkeypatch):
+  raw, rows = tmp_path / 'raw', test_rafdb.draw(rng)
+  test_rafdb.write_official(raw, rows)
+
+  def take(source, i, *rest):
+    if source.id(i) == 'test_00003':
+      raise KeyboardInterrupt
+    return shards.take(source, i, *rest)
+
+  with monkeypatch.context() as patched:
+    patched.setattr(builders, 'take', take)
+    patched.setattr(builders.Pictures, '_number_of_files', lambda self, split: 1)
+    with pytest.raises(KeyboardInterrupt):
+      prepare.prepare('rafdb', str(raw), str(tmp_path / 'out'))
+  held = test_rafdb.write_attributes(raw, rows, rng)
+  prepare.prepare('rafdb', str(raw), str(tmp_path / 'out'))
+  for split in ('train', 'test'):
+    s = data.build('tfds', str(tmp_path / 'out'), split, {'name': 'rafdb'})
+    assert s.targets['age'].tolist() == [held[s.id(i)][2] for i in range(len(s))]
+
+
 def test_a_set_that_is_there_is_used_or_kept(rng, tmp_path, capfd):
   raw, out = tmp_path / 'raw', tmp_path / 'out'
   write_ferplus(rng, raw, 'official')

@@ -180,7 +180,11 @@ class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _download_and_prepare(self, dl_manager: Any, download_config: Any) -> None:
     """Writes all splits into self.data_path, which TFDS moves to its place when this returns."""
     work = self._unfinished()
-    begun = {'plan': self.plan(), 'files': {s: self._number_of_files(s) for s in self.sources}}
+    begun = {
+      'plan': self.plan(),
+      'files': {s: self._number_of_files(s) for s in self.sources},
+      'targets': self.targets,
+    }
     begin(work, json.loads(json.dumps(begun)), self._say)
     for split, files in begun['files'].items():
       self._write_files(split, files)
