@@ -27,6 +27,7 @@ from PIL import Image
 from mimic_jax import serving
 from mimic_jax.data import files as files_lib
 from mimic_jax.data.faces import DETECTORS, alignment
+from mimic_jax.data.videos import is_video
 from mimic_jax.report.drawing import overlay
 from mimic_jax.runtime import cli, files
 from mimic_jax.runtime.errors import UserError, one_of
@@ -51,7 +52,7 @@ def find(names: Sequence[str]) -> tuple[list[str], list[str]]:
   for name in names:
     if os.path.isdir(name):
       inside = [os.path.join(name, f) for f in files_lib.files(name)]
-      inside = [f for f in inside if files_lib.is_picture(f) or frames.is_video(f)]
+      inside = [f for f in inside if files_lib.is_picture(f) or is_video(f)]
       if not inside:
         raise UserError(f"no pictures in '{name}' or below; expected files such as .jpg, .png or .mp4")
       found += inside
@@ -62,7 +63,7 @@ def find(names: Sequence[str]) -> tuple[list[str], list[str]]:
     else:
       raise UserError(f"'{name}' does not exist; expected a picture, a folder, a pattern or a video")
   found = list(dict.fromkeys(found))
-  return [f for f in found if not frames.is_video(f)], [f for f in found if frames.is_video(f)]
+  return [f for f in found if not is_video(f)], [f for f in found if is_video(f)]
 
 
 def parts(given: Sequence[str], size: int) -> Iterator[Sequence[str]]:

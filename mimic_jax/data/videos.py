@@ -12,7 +12,9 @@ from mimic_jax.data.bad_image import BadImage, patiently, reading
 from mimic_jax.data.files import in_chunks
 from mimic_jax.runtime.errors import UserError
 
-ENDINGS = frozenset(['.mp4', '.m4v', '.mov', '.mkv', '.webm', '.avi'])
+ENDINGS = frozenset(
+  ['.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp']
+)
 
 
 def is_video(path: str) -> bool:

@@ -8,15 +8,6 @@ import numpy as np
 
 from mimic_jax.runtime.errors import UserError
 
-ENDINGS = frozenset(
-  ['.mp4', '.m4v', '.mov', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.wmv', '.flv', '.3gp']
-)
-
-
-def is_video(path: str) -> bool:
-  """Says whether a file is a video by its ending."""
-  return os.path.splitext(path)[1].lower() in ENDINGS
-
 
 def of_video(path: str, per_second: float) -> Iterator[tuple[str, np.ndarray]]:
   """Yields frames with their names, 'clip.mp4@1.20s'.
