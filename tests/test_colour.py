@@ -126,8 +126,8 @@ def test_blur_takes_as_much_of_the_width_whatever_it_is(rng):
     x = jnp.zeros((64, 1, side, 3)).at[:, :, side // 2].set(1.0)
     y = np.asarray(colour.random_blur(key, x, 1.0, (10.0, 20.0)), np.float64)[:, 0, :, 0]
     spread = np.sqrt((y * (np.arange(side) - side // 2) ** 2).sum(1) / y.sum(1)) / side * 224
-    assert 9.9 < spread.min() < 11
-    assert 19 < spread.max() < 20.1
+    assert 9.9 < spread.min() < 12
+    assert 18 < spread.max() < 20.1
 
 
 def test_three_pixels_are_blurred_as_scipy_does_with_mirrored_edges(pixels, rng):
