@@ -1,4 +1,4 @@
-"""Every field of a config with its default, its unit and where it is from. The files in configs/ start here and change a few.
+"""Fields that all configs share, with default, unit and where each is from; an objective's own are in objectives/. The files in configs/ start here.
 
 P is the paper (arXiv 2401.07245), MAE is arXiv 2111.06377, [D] marks a reading of ours where P is silent
 (docs/method.md says why). Off is written '' or 0, never None: None can't be overridden on the command line. Sections are locked: a config that
