@@ -59,7 +59,7 @@ def get_config(variant: str = '') -> ConfigDict:
 
 
 def _ours(c: ConfigDict, f: ConfigDict) -> None:
-  """A ResNet-18 with a 3 × 3 stem at 48 × 48, from scratch, an hour of two CPU cores."""
+  """A ResNet-18 with a 3 × 3 stem at 48 × 48, from scratch, two core-hours."""
   c.model.preset, c.model.image_size, c.model.dtype = 'resnet18', 48, 'float32'
   f.init = c.get_ref('init')
   f.data.label_rule = 'soft'

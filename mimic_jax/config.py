@@ -215,7 +215,7 @@ def check_values(section: Mapping[str, Any], prefix: str, objective: str = '') -
     for key in (last_two, last):
       if key in choices:
         one_of(name, value, choices[key])
-      if key in ranges and not isinstance(value, (int, float)):
+      if key in ranges and (not isinstance(value, (int, float)) or math.isinf(value)):
         raise UserError(f"{name} is '{value}'; expected a number")
       if key in ranges and not ranges[key][0] <= value <= ranges[key][1]:
         low, high = ranges[key]
@@ -243,7 +243,7 @@ def check(config: Mapping[str, Any]) -> None:
     check_values(value, f'config.{name}', value['objective'])
   for stage in stages(config):
     s = config[stage]
-    if not (s['steps'] or s['epochs']) or math.isinf(s['epochs']):
+    if not (s['steps'] or s['epochs']):
       raise UserError(
         f'config.{stage}.epochs is {s["epochs"]}; expected a number above 0, or config.{stage}.steps'
       )

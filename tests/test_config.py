@@ -170,6 +170,7 @@ def test_a_file_that_is_no_config_is_one_line(tmp_path):
     (['--config=quickstart', '--config.finetune.optim.lrr=1'], ["no field 'lrr'", "did you mean 'lr'"]),
     (['--config=quickstart', '--config.optim.lr=1'], ["no field 'optim'", 'optim.lr']),
     (['--config=quickstart', '--config.finetune.optim.lr=fast'], ['config.finetune.optim.lr', "'fast'"]),
+    (['--config=quickstart', '--config.finetune.optim.lr=inf'], ["config.finetune.optim.lr is 'inf'", 'a number']),
     (['--config=quickstart', '--config.finetune.batch_images=0'], ['config.finetune.batch_images is 0', 'at least 1']),
     (['--config=quickstart', '--config.finetune.mix.partner=shfit'], ['config.finetune.mix.partner', "did you mean 'shift'"]),
     (['--config=quickstart', '--config.finetune.contrast.distance=L1'], ['contrast.distance', "did you mean 'l1'"]),
